@@ -1,0 +1,51 @@
+# make demo, make test: each does all its own set-up. PYTHON=python3 uses an existing interpreter instead of .venv.
+VENV := .venv
+ifdef PYTHON
+PY := $(PYTHON)
+READY :=
+else
+PY := $(VENV)/bin/python
+READY := $(VENV)/ready
+endif
+BASE_PYTHON ?= python3
+
+.PHONY: help setup demo test lint test-long test-gpu bench results clean
+
+help:
+	@echo "make demo       digits: ANN -> LQ-ANN -> fused -> SNN, with a table and a figure (under 5 minutes on 2 cores)"
+	@echo "make test       lint and the test suite (under 10 minutes on 2 cores)"
+	@echo "make test-long  the checks that take longer: the ImageNet commands of the README"
+	@echo "make test-gpu   the checks that need a CUDA GPU"
+	@echo "make bench      training step of the SNN against the ANN; the data pipeline"
+	@echo "make setup      only the virtual environment in .venv"
+
+$(VENV)/ready: requirements.txt
+	$(BASE_PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(BASE_PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -q -r requirements.txt
+	touch $@
+
+setup: $(READY)
+
+demo: $(READY)
+	$(PY) demo.py
+
+lint: $(READY)
+	$(PY) -m ruff check .
+	$(PY) -m pylint --score=n ann_ddp.py snn_ddp.py absorb_bn.py energy.py demo.py models engine analysis benchmarks
+
+test: lint
+	$(PY) -m pytest
+
+test-long: $(READY)
+	$(PY) -m pytest -m long
+
+test-gpu: $(READY)
+	$(PY) -m pytest -m gpu
+
+bench: $(READY)
+	$(PY) -m benchmarks.step
+	$(PY) -m benchmarks.data
+
+clean:
+	rm -rf runs .pytest_cache .ruff_cache

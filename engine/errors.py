@@ -1,0 +1,30 @@
+"""Errors that a user meets: one line on stderr, no traceback unless --debug."""
+
+import sys
+
+
+class UseError(Exception):
+    """The command cannot be carried out as asked: exit status 2."""
+
+    status = 2
+
+
+class RunError(Exception):
+    """The run failed on the way: exit status 1."""
+
+    status = 1
+
+
+def guard(main, argv=None):
+    """Run main(argv) as a command line: report UseError and RunError in one line and exit with their status."""
+    argv = sys.argv[1:] if argv is None else argv
+    try:
+        main(argv)
+    except (UseError, RunError) as error:
+        if "--debug" in argv:
+            raise
+        print(f"{sys.argv[0]}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(error.status)
+    except KeyboardInterrupt:
+        print(f"{sys.argv[0]}: interrupted; a training run goes on with --resume <its run folder>", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,92 @@
+"""The run folder: configuration, one JSON line per epoch, TensorBoard; and the progress bar."""
+
+import json
+import platform
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+from .checkpoint import write_atomic
+from .errors import UseError
+
+PACKAGES = ("torch", "torchvision", "numpy", "timm", "spikingjelly", "tensorboard")
+
+
+def versions():
+    """Versions of Python and of the packages that are installed."""
+    found = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    return found
+
+
+def write_json(path, content):
+    """Write JSON atomically."""
+    text = json.dumps(content, indent=2, default=str) + "\n"
+    write_atomic(path, lambda temporary: temporary.write_text(text))
+
+
+def progress(iterable, world, **options):
+    """tqdm bar on rank 0."""
+    from tqdm import tqdm
+
+    interval = 0.5 if sys.stderr.isatty() else 10.0
+    return tqdm(iterable, disable=not world.main, file=sys.stderr, dynamic_ncols=True, leave=False, mininterval=interval,
+                **options)
+
+
+class RunLog:
+    """Writes into a run folder; on other ranks than 0 (`folder` None) it writes nothing."""
+
+    def __init__(self, folder, config=None, resume_epoch=None):
+        self.folder, self.board = folder and Path(folder), None
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.lines = self.folder / "log.jsonl"
+        if config is not None:
+            write_json(self.folder / "config.json", {**config, "versions": versions()})
+        if resume_epoch is not None and self.lines.exists():  # drop what is about to be done again
+            kept = [line for line in self.lines.read_text().splitlines() if json.loads(line)["epoch"] <= resume_epoch]
+            write_atomic(self.lines, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in kept)))
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError:
+            print("tensorboard is not installed, no curves are written (pip install tensorboard)", flush=True)
+            return
+        self.board = SummaryWriter(self.folder, purge_step=None if resume_epoch is None else resume_epoch + 1)
+
+    def epoch(self, epoch, values, scalars=None):
+        """One JSON line and the curves of an epoch; `scalars` go to TensorBoard alone."""
+        if self.folder is None:
+            return
+        with open(self.lines, "a") as file:
+            file.write(json.dumps({"epoch": epoch, **values}) + "\n")
+        if self.board:
+            for name, value in {**values, **(scalars or {})}.items():
+                if isinstance(value, (int, float)):
+                    self.board.add_scalar(name, value, epoch)
+            self.board.flush()
+
+    def close(self):
+        if self.board:
+            self.board.close()
+
+
+def new_folder(base):
+    """A run folder beside `base` (a path without suffix) that did not exist: <base>_<date>_<time>[-n]."""
+    stamp = time.strftime("%Y%m%d-%H%M%S")
+    for attempt in range(1000):
+        folder = Path(f"{base}_{stamp}" + (f"-{attempt}" if attempt else ""))
+        try:
+            folder.mkdir(parents=True)
+            return folder
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise UseError(f"cannot create the run folder {folder} ({error}): check --output_dir") from None
+    raise UseError(f"no free run folder beside {base}")

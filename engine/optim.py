@@ -1,0 +1,39 @@
+"""Optimizers and the published learning-rate schedule."""
+
+import torch
+
+THRESHOLDS = ("theta", "scale")  # parameters that --thr_lr governs
+
+
+def make_optimizer(net, args):
+    """SGD with momentum or Adam. With `thr_lr` > 0 thetas (and scales) form a group of their own at that rate."""
+    thr_lr = getattr(args, "thr_lr", 0)
+    named = list(net.named_parameters())
+    thresholds = [p for n, p in named if thr_lr and n.rpartition(".")[2] in THRESHOLDS]
+    kept = {id(p) for p in thresholds}
+    groups = [{"params": [p for _, p in named if id(p) not in kept], "lr": args.learning_rate, "scheduled": True}]
+    if thresholds:
+        groups.append({"params": thresholds, "lr": thr_lr, "scheduled": False})
+    if args.optimizer == "SGD":
+        return torch.optim.SGD(groups, momentum=args.momentum, weight_decay=args.weight_decay)
+    betas = tuple(getattr(args, "betas", (0.9, 0.999)))
+    return torch.optim.Adam(groups, betas=betas, weight_decay=args.weight_decay, amsgrad=getattr(args, "amsgrad", True))
+
+
+def learning_rate(epoch, args):
+    """Learning rate of an epoch, counted from 1: divided by lr_reduce from epoch int(f * epochs) on, for every f in
+    lr_interval; before that, with `warm_up`, linear from warm_up_lr over warm_up_epochs epochs."""
+    warm = args.warm_up_epochs if getattr(args, "warm_up", False) else 0
+    if epoch <= warm:
+        return args.warm_up_lr + (args.learning_rate - args.warm_up_lr) * (epoch - 1) / warm
+    drops = sum(1 <= int(f * args.epochs) <= epoch for f in args.lr_interval)
+    return args.learning_rate / args.lr_reduce**drops
+
+
+def set_learning_rate(optimizer, epoch, args):
+    """Apply the schedule of `epoch` (the threshold group keeps its rate, as published); return the rate."""
+    rate = learning_rate(epoch, args)
+    for group in optimizer.param_groups:
+        if group["scheduled"]:
+            group["lr"] = rate
+    return rate

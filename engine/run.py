@@ -1,0 +1,115 @@
+"""What the training scripts share: settings with --resume, data, network, folders."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+
+import models
+
+from . import checkpoint, data, log
+from .cli import refuse_idle
+from .errors import UseError
+from .loop import Trainer, seed_all
+
+FREE = {"print_freq", "save_freq", "workers", "data_root", "dataset_dir", "device", "gpu", "multiprocessing_distributed",
+        "world_size", "rank", "dist_url", "dist_backend", "local_rank", "debug", "resume", "energy"}
+
+
+def common_rules(args):
+    """Options that do nothing with this network, data set or optimizer (see `cli.refuse_idle`)."""
+    cifar = args.dataset in ("CIFAR10", "CIFAR100")
+    return [(["kernel_size"], args.architecture == "VGG16", "only VGG16 has a free kernel size"),
+            (["image_size"], args.dataset == "FOLDER", f"{args.dataset} has a fixed size, only --dataset FOLDER takes it"),
+            (["data_root"], cifar, f"{args.dataset} is not looked for under --data_root"),
+            (["dataset_dir"], cifar or args.dataset in ("IMAGENET", "FOLDER"), f"{args.dataset} needs no folder")]
+
+
+def settings(parser, argv, rules):
+    """Parse argv; with --resume, take the interrupted run's settings instead, refusing options that differ from them.
+
+    Returns (args, content of the run's last.pth or None). rules(args) -> see `cli.refuse_idle`.
+    """
+    args = parser.parse(argv)
+    if not args.resume:
+        refuse_idle(args, common_rules(args) + rules(args))
+        if args.optimizer == "Adam" and "momentum" in args.given:
+            print("note: --momentum is not used by Adam")
+        if args.dataset.startswith("CIFAR") and "dataset_dir" in args.given:
+            print(f"note: --dataset_dir is not used by {args.dataset}, which is looked for under --data_root {args.data_root}")
+        return args, None
+    path = Path(args.resume)
+    saved = checkpoint.load(path / "last.pth" if path.is_dir() else path)
+    if "training" not in saved:
+        raise UseError(f"{path} is not the last.pth of a run: --resume takes a run folder")
+    merged = dict(saved["settings"])
+    for name in args.given:
+        if name in FREE:
+            merged[name] = getattr(args, name)
+        elif getattr(args, name) != merged.get(name):
+            raise UseError(f"--{name} {getattr(args, name)} differs from the interrupted run's {merged.get(name)}: "
+                           "leave it out, or start a new run")
+    merged["resume"] = str(path if path.is_dir() else path.parent)
+    return Namespace(**merged, given=args.given), saved
+
+
+def suffix(args):
+    """Name parts that the published names do not have: width, own image folders."""
+    folder = f"_{Path(args.dataset_dir).resolve().name.lower()}" if args.dataset == "FOLDER" else ""
+    return folder + (f"_w{args.width_mult:g}" if args.width_mult != 1 else "")
+
+
+def build(args, about, act, **more):
+    """The network that `args` describes, for the data set `about`; extra arguments reach networks that take them."""
+    arguments = {"num_classes": about["num_classes"], "image_size": about["image_size"], "width_mult": args.width_mult,
+                 "dropout": args.dropout, "kernel_size": args.kernel_size, **more}
+    taken = models.options(args.architecture)
+    try:
+        return models.build(args.architecture, act, **{k: v for k, v in arguments.items() if k in taken})
+    except ValueError as error:
+        raise UseError(str(error)) from None
+
+
+def place(net, world):
+    """Move to the device in channels_last, the faster layout for these convolutions."""
+    return net.to(world.device, memory_format=torch.channels_last)
+
+
+def start(args, world):
+    """Seed everything and read the data: (data, (training, choosing, test) loaders)."""
+    seed_all(args.seed)
+    content = data.load(args, world)
+    return content, data.loaders(content, args, world)
+
+
+def calibration_images(content, args, world, count, epoch):
+    """Up to `count` augmented training images [n, 3, H, W], the same on any number of processes."""
+    if args.limit_train_batches:
+        count = min(count, args.limit_train_batches * args.batch_size)
+    alone = type(world)(device=world.device)
+    settings = Namespace(**{**vars(args), "batch_size": count, "limit_train_batches": 1})
+    return next(data.loaders(content, settings, alone)[0].epoch(epoch))[0]
+
+
+def train(net, kind, stable, loaders, about, args, world, saved, **hooks):
+    """Make or reopen the run folder and train; returns the summary."""
+    seed_all(args.seed + world.rank)
+    folder = [None]
+    if world.main and not args.dont_save:
+        folder = [args.resume or str(log.new_folder(stable.with_suffix("")))]
+    if world.size > 1:
+        torch.distributed.broadcast_object_list(folder)
+    trainer = Trainer(net, kind, stable, folder[0] and Path(folder[0]), loaders, about, args, world, **hooks)
+    if saved:
+        trainer.restore(saved)
+    return trainer.fit(resumed=saved is not None)
+
+
+class Work:
+    """work(args, world, saved) with `saved` bound; a class, so that spawned processes can receive it."""
+
+    def __init__(self, work, saved):
+        self.work, self.saved = work, saved
+
+    def __call__(self, args, world):
+        return self.work(args, world, self.saved)

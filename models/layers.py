@@ -1,0 +1,115 @@
+"""Parts shared by the networks. A stage is a module with `sites` (its activations) and `fold_scale`, or passes through."""
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+class HeldDropout(nn.Module):
+    """Dropout whose mask is drawn once per image and held over the T steps of [T*B, ...]."""
+
+    def __init__(self, p, steps):
+        super().__init__()
+        self.p, self.steps = p, steps
+
+    def forward(self, x):
+        if not self.training or self.p == 0:
+            return x
+        if self.steps == 1:
+            return F.dropout(x, self.p)
+        x = x.unflatten(0, (self.steps, -1))
+        return (x * F.dropout(torch.ones_like(x[:1]), self.p)).flatten(0, 1)
+
+    def extra_repr(self):
+        return f"p={self.p}, steps={self.steps}"
+
+
+class Synapse(nn.Module):
+    """A weighted map and its batch norm, if any: what turns spikes into current."""
+
+    def __init__(self, weighted, norm=False):
+        super().__init__()
+        self.map = weighted
+        self.norm = nn.BatchNorm2d(weighted.out_channels) if norm else nn.Identity()
+
+    def forward(self, x):
+        return self.norm(self.map(x))
+
+
+class Layer(nn.Module):
+    """Synapse, activation, dropout."""
+
+    def __init__(self, synapse, act, dropout=0.0, steps=1):
+        super().__init__()
+        self.synapse, self.act, self.drop = synapse, act, HeldDropout(dropout, steps)
+
+    def sites(self):
+        """[(activation, its current as a function of the stage's input)]"""
+        return [(self.act, self.synapse)]
+
+    def forward(self, x):
+        return self.drop(self.act(self.synapse(x)))
+
+    def fold_scale(self, q):
+        """Absorb the factor q of the input into the weights; return the factor of the output."""
+        self.synapse.map.weight.mul_(q)
+        return self.act.scale
+
+
+class Residual(nn.Module):
+    """Basic block: Layer, synapse, plus the shortcut of the input; the activation acts on the sum."""
+
+    def __init__(self, inner, synapse, shortcut, act):
+        super().__init__()
+        self.inner, self.synapse, self.shortcut, self.act = inner, synapse, shortcut, act
+
+    def current(self, x, inner):
+        return self.synapse(inner) + self.shortcut(x)
+
+    def sites(self):
+        """[(activation, its current as a function of the stage's input and the outputs of the sites before)]"""
+        return [(self.inner.act, self.inner.synapse), (self.act, self.current)]
+
+    def forward(self, x):
+        return self.act(self.current(x, self.inner(x)))
+
+    def fold_scale(self, q):
+        inner = self.inner.fold_scale(q)
+        if isinstance(self.shortcut, nn.Identity):  # the shortcut cannot carry q: divide the whole current by it
+            self.synapse.map.weight.mul_(inner / q)
+            if self.synapse.map.bias is not None:
+                self.synapse.map.bias.div_(q)
+            self.act.theta.div_(q)
+        else:
+            self.synapse.map.weight.mul_(inner)
+            self.shortcut.map.weight.mul_(q)
+        return self.act.scale
+
+
+class Network(nn.Module):
+    """Stages and a linear readout: [B, C, H, W] -> [B, classes]. `act` is the injected activation."""
+
+    stem = 0  # number of leading stages that `--balance stem` measures; 0: the network has no stem
+
+    def __init__(self, act, stages, head):
+        super().__init__()
+        self.act, self.stages, self.head = act, nn.Sequential(*stages), head
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                fan_out = m.kernel_size[0] * m.kernel_size[1] * m.out_channels
+                nn.init.normal_(m.weight, 0, (2 / fan_out) ** 0.5)
+            elif isinstance(m, nn.Linear):
+                nn.init.normal_(m.weight, 0, 0.01)
+            if isinstance(m, (nn.Conv2d, nn.Linear)) and m.bias is not None:
+                nn.init.zeros_(m.bias)
+
+    def currents(self, x):
+        """The readout at each step: [B, C, H, W] -> [T*B, classes]."""
+        return self.head(self.stages(self.act.encode(x)))
+
+    def forward(self, x):
+        return self.act.readout(self.currents(x))
+
+    def sites(self):
+        """Every activation module, in the order of the signal."""
+        return [act for stage in self.stages if hasattr(stage, "sites") for act, _ in stage.sites()]
