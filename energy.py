@@ -16,7 +16,7 @@ from engine.loop import report
 def get_parser():
     parser = cli.Parser(prog="energy.py", description="Accuracy, firing rates and energy of a checkpoint.")
     parser.add_argument("checkpoint", help="checkpoint of ann_ddp.py, absorb_bn.py or snn_ddp.py")
-    parser.add_argument("--output", default="", help="path without suffix of the .json and .csv; default: beside the checkpoint")
+    parser.add_argument("--output", default="", help="path without suffix of the .json and .csv, else beside the checkpoint")
     cli.add_data(parser)
     cli.add_distributed(parser)
     parser.add_argument("--amp", default="none", choices=("none", "bf16", "fp16"), help="autocast type")
@@ -32,8 +32,11 @@ def work(args, world):
     args = Namespace(**{**vars(args), **{k: v for k, v in stored.items() if k in ("dataset", "data_root", "dataset_dir",
                                                                                   "image_size")},
                         "energy": True, "seed": 0})
-    net = run.place(checkpoint.rebuild(content), world)
-    test = data.loaders(data.load(args, world), args, world)[2]
+    net, found = run.place(checkpoint.rebuild(content), world), data.load(args, world)
+    if any(content["data"][k] != found.about[k] for k in ("num_classes", "image_size")):
+        sizes = ["{num_classes} classes and {image_size} pixels".format(**about) for about in (content["data"], found.about)]
+        raise UseError(f"{args.checkpoint} was trained for {sizes[0]}, {found.about['source']} has {sizes[1]}")
+    test = data.loaders(found, args, world)[2]
     stem = args.output or Path(args.checkpoint).with_suffix("").as_posix() + "_energy"
     summary = report(net, test, world, args, stem)
     world.say(f"accuracy {summary['test_accuracy']:.2%}, energy {summary['energy_uj']:.4g} uJ per image; "

@@ -92,8 +92,6 @@ def convert_ann(net, content, args, world):
             done |= {"thresholds": [f[0] for f in fits], "scales": [f[1] for f in fits], "errors": [f[2] for f in fits]}
         else:
             which = args.balance or ("stem" if net.stem else "all")
-            if which == "stem" and not net.stem:
-                raise UseError(f"--balance stem: {args.architecture} has no stem, use --balance all")
             thetas = convert.balance_thresholds(net, images[:count], steps, which, progress=bar)
             for site, theta in zip(net.sites(), thetas, strict=False):
                 site.theta.data.fill_(theta * args.scaling_factor)
@@ -114,6 +112,8 @@ def work(args, world, saved=None):
     if args.pretrained_ann and not args.input_encoding and args.conversion == "published":
         raise UseError("thresholds are balanced under direct encoding: use --input_encoding 1, or --pretrained_snn")
     net = run.build(args, about, act, bn=False, bias=args.bias, head_dropout=args.dropout)
+    if args.balance == "stem" and not net.stem:
+        raise UseError(f"--balance stem: {args.architecture} has no stem, use --balance all")
     extra = {}
     if saved:
         extra = {k: saved[k] for k in ("converted", "converted_accuracy") if k in saved}

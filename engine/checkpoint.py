@@ -6,32 +6,41 @@ Files of the published code (a `state_dict` with its own key names) are read too
 """
 
 import os
-import pickle
 import re
-import zipfile
+import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 import models
 
-from .errors import UseError
+from .errors import RunError, UseError
 
 FORMAT = "mlif-1"
+FIELDS = ("kind", "fused", "network", "activation", "data", "settings", "model")
 
 
 def write_atomic(path, write):
-    """Call write(temporary path), then rename it to path; on any failure the temporary file is removed."""
+    """Call write(temporary path), then rename it to path; on any failure the temporary file is removed.
+
+    Raises:
+        RunError: the disk is full, or the folder cannot be written to.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
+        raise RunError(f"cannot write {path} ({error}): check the disk's space and the folder's permissions; "
+                       "a file that was there is as it was") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
 
 
 def save(path, content):
@@ -51,14 +60,21 @@ def load(path):
         raise UseError(f"no checkpoint at {path}" + (f"; {path.parent} holds {', '.join(near)}" if near else
                                                      f": train one first, or check the folder {path.parent}"))
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, OSError, pickle.UnpicklingError, zipfile.BadZipFile, KeyError, ValueError,
-            UnicodeDecodeError) as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error) else type(error).__name__
-        raise UseError(f"{path} is truncated or not a checkpoint ({reason})") from None
+        with warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what is no pickle fails in the unpickler, in any way
+        foreign = re.search(r"GLOBAL (\S+) (?:was not|whose module)", str(error))
+        if foreign:
+            raise UseError(f"{path} holds an object of {foreign[1]}: only files of tensors and plain values are read") from None
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
+        reason = "not written by torch.save" if reason.startswith("Weights only") else reason
+        raise UseError(f"{path} is truncated or not a checkpoint ({reason}): give another file, or write it anew") from None
     if not isinstance(content, dict):
         raise UseError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
     if content.get("format") == FORMAT:
+        absent = [name for name in FIELDS if name not in content]
+        if absent:
+            raise UseError(f"{path} is not a whole checkpoint: it has no {absent[0]!r}")
         return content
     state = content.get("state_dict", content)
     if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
@@ -144,7 +160,15 @@ def load_into(net, checkpoint, path, new=(), dropped=()):
     """
     state, own = checkpoint["model"], net.state_dict()
     if checkpoint["format"] == "published":
-        state = from_published(state, net)
+        try:
+            state = from_published(state, net)
+        except (KeyError, RuntimeError, TypeError):
+            raise UseError(f"{path} does not fit a {net.built['name']}: neither this project's nor the published code's "
+                           "names of weights; check --architecture") from None
+    elif (checkpoint["kind"] == "snn") != (expected := net.act.kind == "spiking" and "theta" not in new):
+        held, way = ("SNN", "only --pretrained_snn of snn_ddp.py takes it") if checkpoint["kind"] == "snn" else \
+            ("ANN", "fused, it can be converted as --pretrained_ann")
+        raise UseError(f"{path} holds an {held}, expected an {'SNN' if expected else 'ANN'}: {way}")
     elif checkpoint["network"]["name"] != net.built["name"]:
         raise UseError(f"{path} holds a {checkpoint['network']['name']}, expected a {net.built['name']}: check --architecture")
     norm_in_file, norm_here = any("running_mean" in k for k in state), any("running_mean" in k for k in own)

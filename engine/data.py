@@ -90,7 +90,8 @@ def find_files(folder, classes=None):
     found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
     unknown = sorted(set(found) - set(classes or found))
     if unknown:
-        raise UseError(f"{folder} holds the class {unknown[0]!r}, which is not in the training part: expected {classes[:5]} ...")
+        raise UseError(f"{folder} holds the class {unknown[0]!r}, which is not in the training part (it has "
+                       f"{', '.join(classes[:5])}{' ...' if len(classes) > 5 else ''}): rename or remove it")
     classes = classes or found
     paths, labels = [], []
     for label, name in enumerate(classes):
@@ -142,7 +143,8 @@ def _cifar(name, root, world):
     try:
         train, test = cls(root, train=True), cls(root, train=False)
     except (OSError, RuntimeError) as error:
-        raise UseError(f"{Path(root) / files} is not a complete {name} ({error}): delete it, then it is downloaded anew") from None
+        raise UseError(f"{Path(root) / files} is not a complete {name} ({error}): delete it, then it is downloaded "
+                       "anew") from None
     parts = [Memory(torch.from_numpy(np.ascontiguousarray(part.data)), torch.tensor(part.targets)) for part in (train, test)]
     return *parts, f"{name.replace('CIFAR', 'CIFAR-')} (torchvision files)", str(Path(root) / files)
 
@@ -214,16 +216,18 @@ def loaders(data, args, world):
     Raises:
         UseError: a batch is smaller than the number of processes.
     """
-    if args.batch_size < world.size:
-        raise UseError(f"--batch_size {args.batch_size} is smaller than the {world.size} processes that share it: "
-                       f"at least {world.size} images are needed")
     train, choose = data.train, data.test
     if args.val_fraction:
         order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(args.seed))
         held = round(args.val_fraction * len(order))
-        if not held:
-            raise UseError(f"--val_fraction {args.val_fraction} of {len(order)} training images holds none back")
+        if not 0 < held < len(order):
+            raise UseError(f"--val_fraction {args.val_fraction} of {len(order)} training images holds back {held}: "
+                           "at least one image is needed on either side")
         train, choose = subset(data.train, order[held:]), subset(data.train, order[:held])
+    for name, count in (("--batch_size", args.batch_size), ("the training part", len(train.labels))):
+        if count < world.size:
+            raise UseError(f"{name} is {count}, smaller than the {world.size} processes that share it: "
+                           f"at least {world.size} images are needed")
 
     def make(part, training):
         limit = args.limit_train_batches if training else args.limit_eval_batches

@@ -21,7 +21,7 @@ def guard(main, argv=None):
     try:
         main(argv)
     except (UseError, RunError) as error:
-        if "--debug" in argv:
+        if {"--debug", "-debug"} & set(argv):
             raise
         print(f"{sys.argv[0]}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.status)

@@ -4,6 +4,8 @@ resumed run and a run on another number of processes see the same images.
 
 import torch
 
+from .errors import UseError
+
 
 def seeded(*key):
     """Generator of a tuple of small integers."""
@@ -17,7 +19,8 @@ class Loader:
     """Iterates (images, labels, n): this process's share of each batch, and the size n of the whole batch.
 
     Images are float32 [b, 3, H, W], channels_last, on the device. Training batches are shuffled; a last batch with
-    fewer images than processes is left out of training. Evaluation visits every image exactly once.
+    fewer images than processes is left out of training. Evaluation visits every image exactly once; a process without
+    a share of the last batch skips it.
     """
 
     def __init__(self, part, data, world, batch_size, training, limit, seed, workers):
@@ -39,7 +42,8 @@ class Loader:
         for step in range(start, self.batches):
             batch = order[step * self.batch_size:(step + 1) * self.batch_size]
             at = torch.tensor_split(torch.arange(len(batch)), self.world.size)[self.world.rank]
-            yield step, batch[at], at, len(batch)
+            if len(at):
+                yield step, batch[at], at, len(batch)
 
 
 class MemoryLoader(Loader):
@@ -95,7 +99,7 @@ class _Decoded(torch.utils.data.Dataset):
         index, epoch = key
         image = torch.from_numpy(decode(self.part.paths[index]).copy()).permute(2, 0, 1)
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seeded(self.seed, epoch, index, 2).initial_seed())
+            torch.default_generator.manual_seed(seeded(self.seed, epoch, index, 2).initial_seed())  # the GPU's stays
             return self.transform(image), self.part.labels[index]
 
 
@@ -107,7 +111,11 @@ class FileLoader(Loader):
         device = self.world.device
         batches = torch.utils.data.DataLoader(
             _Decoded(self), batch_sampler=[[(i, epoch) for i in index.tolist()] for _, index, _, _ in shares],
-            num_workers=min(self.workers, len(shares)), pin_memory=device.type == "cuda")
-        for (images, labels), (_, _, _, n) in zip(batches, shares, strict=True):
-            yield (images.to(device, non_blocking=True, memory_format=torch.channels_last),
-                   labels.to(device, non_blocking=True), n)
+            num_workers=min(self.workers, len(shares)), pin_memory=device.type == "cuda",
+            generator=torch.Generator())  # without one it draws from the generator of the dropout masks
+        try:
+            for (images, labels), (_, _, _, n) in zip(batches, shares, strict=True):
+                yield (images.to(device, non_blocking=True, memory_format=torch.channels_last),
+                       labels.to(device, non_blocking=True), n)
+        except UseError as error:  # from a worker process it comes with the text of its traceback
+            raise UseError(str(error).strip().splitlines()[-1].rpartition("UseError: ")[2]) from None

@@ -39,6 +39,14 @@ def progress(iterable, world, **options):
                 **options)
 
 
+def _epoch(line):
+    """Epoch of a line of log.jsonl; a line that was cut off counts as one to be done again."""
+    try:
+        return json.loads(line)["epoch"]
+    except ValueError:
+        return float("inf")
+
+
 class RunLog:
     """Writes into a run folder; on other ranks than 0 (`folder` None) it writes nothing."""
 
@@ -51,7 +59,7 @@ class RunLog:
         if config is not None:
             write_json(self.folder / "config.json", {**config, "versions": versions()})
         if resume_epoch is not None and self.lines.exists():  # drop what is about to be done again
-            kept = [line for line in self.lines.read_text().splitlines() if json.loads(line)["epoch"] <= resume_epoch]
+            kept = [line for line in self.lines.read_text().splitlines() if _epoch(line) <= resume_epoch]
             write_atomic(self.lines, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in kept)))
         try:
             from torch.utils.tensorboard import SummaryWriter

@@ -51,11 +51,12 @@ def evaluate(net, loader, world, amp="none", label="test"):
     training = net.training
     net.eval()
     sums = torch.zeros(3, dtype=torch.float64, device=world.device)
-    for images, labels, _ in progress(loader.epoch(0), world, total=len(loader), desc=label):
-        with autocast(world.device, amp):
-            out = net(images).float()
-        sums += torch.stack([F.cross_entropy(out, labels, reduction="sum"), (out.argmax(1) == labels).sum(),
-                             torch.tensor(len(labels), device=world.device)]).double()
+    with progress(loader.epoch(0), world, total=len(loader), desc=label) as bar:
+        for images, labels, _ in bar:
+            with autocast(world.device, amp):
+                out = net(images).float()
+            sums += torch.stack([F.cross_entropy(out, labels, reduction="sum"), (out.argmax(1) == labels).sum(),
+                                 torch.tensor(len(labels), device=world.device)]).double()
     net.train(training)
     loss, correct, count = world.sum(sums).tolist()
     return {"loss": loss / count, "accuracy": correct / count, "images": int(count)}
@@ -80,12 +81,10 @@ class Trainer:
         self.settings = {k: v for k, v in vars(args).items() if k != "given"}
         self.optimizer = make_optimizer(net, args)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=args.amp == "fp16")
-        if args.amp == "fp16" and world.device.type != "cuda":
-            raise UseError("--amp fp16 needs a GPU; on a CPU use bf16 or none")
         self.model = net
         if world.size > 1:
             ids = [world.device.index] if world.device.type == "cuda" else None
-            self.model = torch.nn.parallel.DistributedDataParallel(net, device_ids=ids, broadcast_buffers=bool(ids))
+            self.model = torch.nn.parallel.DistributedDataParallel(net, device_ids=ids)
         self.epoch, self.step, self.best, self.best_epoch, self.seconds = 1, 0, -1.0, 0, 0.0
         self.sums = torch.zeros(3, dtype=torch.float64, device=world.device)
 
@@ -104,11 +103,11 @@ class Trainer:
 
     def save_last(self):
         """Write last.pth: everything that a resumed run needs."""
-        states = self._gather_rng()
+        states, sums = self._gather_rng(), self.world.sum(self.sums.clone())
         if self.folder is None or not self.world.main:
             return
         training = {"epoch": self.epoch, "step": self.step, "best": self.best, "best_epoch": self.best_epoch,
-                    "seconds": self.seconds, "sums": self.sums.cpu(), "optimizer": self.optimizer.state_dict(),
+                    "seconds": self.seconds, "sums": sums.cpu(), "optimizer": self.optimizer.state_dict(),
                     "scaler": self.scaler.state_dict(), "rng": states, "stable": str(self.stable)}
         checkpoint.save(self.folder / "last.pth", self._content(self.net, self.best, self.epoch, training=training))
 
@@ -131,7 +130,8 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.best, self.best_epoch = state["best"], state["best_epoch"]
-        self.sums.copy_(state["sums"])
+        if self.world.main:  # they are of all processes
+            self.sums.copy_(state["sums"])
         if len(state["rng"]) == self.world.size:
             set_rng_state(state["rng"][self.world.rank], self.world.device)
         else:
@@ -150,28 +150,29 @@ class Trainer:
     def _train_epoch(self):
         self.net.train()
         steps = self.train_loader.epoch(self.epoch, self.step)
-        bar = progress(steps, self.world, total=len(self.train_loader), initial=self.step,
-                       desc=f"epoch {self.epoch}/{self.args.epochs}")
-        for images, labels, n in bar:
-            with autocast(self.world.device, self.args.amp):
-                out = self.model(images)
-            out = out.float()
-            loss = F.cross_entropy(out, labels, reduction="sum")
-            self.optimizer.zero_grad(set_to_none=True)
-            self.scaler.scale(loss * (self.world.size / n)).backward()  # DDP averages: the sum over processes is / n
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-            self.after_step()
-            with torch.no_grad():
-                self.sums += torch.stack([loss, (out.argmax(1) == labels).sum(),
-                                          torch.tensor(len(labels), device=loss.device)]).double()
-            self.step += 1
-            if self.step % self.args.print_freq == 0:
-                loss, accuracy = self._check()
-                bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2%}")
-            if self.args.save_freq and self.step % self.args.save_freq == 0 and self.step < len(self.train_loader):
-                self._check()
-                self.save_last()
+        with progress(steps, self.world, total=len(self.train_loader), initial=self.step,
+                      desc=f"epoch {self.epoch}/{self.args.epochs}") as bar:
+            for images, labels, n in bar:
+                with autocast(self.world.device, self.args.amp):
+                    out = self.model(images)
+                out = out.float()
+                loss = F.cross_entropy(out, labels, reduction="sum")
+                self.optimizer.zero_grad(set_to_none=True)
+                self.scaler.scale(loss * (self.world.size / n)).backward()  # DDP averages: the sum over processes is / n
+                self.scaler.step(self.optimizer)
+                self.scaler.update()
+                self.after_step()
+                with torch.no_grad():
+                    self.sums += torch.stack([loss, (out.argmax(1) == labels).sum(),
+                                              torch.tensor(len(labels), device=loss.device)]).double()
+                self.step += 1
+                if self.step % self.args.print_freq == 0:
+                    loss, accuracy = self._check()
+                    bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2%}")
+                if self.args.save_freq and self.step % self.args.save_freq == 0 and self.step < len(self.train_loader):
+                    self._check()
+                    if all(p.isfinite().all() for p in self.net.parameters()):  # else the next loss ends the run
+                        self.save_last()
 
     def fit(self, resumed=False):
         """Train to the last epoch; returns the summary, which is also written to the run folder."""
@@ -179,19 +180,22 @@ class Trainer:
         log = RunLog(self.folder if world.main else None,
                      None if resumed else {"settings": self.settings, "data": self.about, "network": self.net.built},
                      resume_epoch=self.epoch - 1 if resumed else None)
-        world.say(f"{self.about['source']}: {self.about['train']['images']} training, {self.about['test']['images']} test images; "
+        counts = [self.about[part]["images"] for part in ("train", "test")]
+        world.say(f"{self.about['source']}: {counts[0]} training, {counts[1]} test images; "
                   + ("the best epoch is chosen on held-back training images" if args.val_fraction else
                      "the best epoch is chosen on the test set (published habit; --val_fraction holds images back)"))
         if not resumed:
             self.save_last()
+        chosen = None
         try:
             while self.epoch <= args.epochs:
-                start = time.perf_counter()
+                start, first = time.perf_counter(), self.step
                 if self.step == 0:
                     self.sums.zero_()
                     self.before_epoch(self.epoch)
                 rate = set_learning_rate(self.optimizer, self.epoch, args)
                 self._train_epoch()
+                world.share(self.net.buffers())  # batch norm: all evaluate what rank 0 stores
                 trained = time.perf_counter() - start
                 world.sum(self.sums)
                 loss, accuracy = self._check()
@@ -200,7 +204,8 @@ class Trainer:
                 name = "val" if args.val_fraction else "test"
                 values = {"train_loss": loss, "train_accuracy": accuracy, f"{name}_loss": chosen["loss"],
                           f"{name}_accuracy": chosen["accuracy"], "learning_rate": rate,
-                          "images_per_s": self.train_loader.images / trained, "seconds": self.seconds}
+                          "images_per_s": (self.train_loader.images - first * args.batch_size) / trained,
+                          "seconds": self.seconds}
                 if not np.isfinite(chosen["loss"]):
                     raise RunError(f"the {name} loss is {chosen['loss']} after epoch {self.epoch}: lower --learning_rate")
                 if chosen["accuracy"] > self.best:
@@ -214,7 +219,9 @@ class Trainer:
                 self.save_last()
         finally:
             log.close()
-        return self._finish(chosen if self.epoch > 1 and "chosen" in locals() else None)
+        if chosen is None:  # a finished run was resumed: there was nothing left to train
+            chosen = evaluate(self.net, self.choose_loader, world, args.amp)
+        return self._finish(chosen)
 
     def _finish(self, last):
         """Summary of the stored best network; with --energy its energy on the whole test set."""
@@ -224,8 +231,9 @@ class Trainer:
             best = checkpoint.rebuild(checkpoint.load(self.folder / "best.pth")).to(self.world.device,
                                                                                     memory_format=torch.channels_last)
         summary = {"kind": self.kind, "network": self.net.built, "data": self.about["source"], "best_epoch": self.best_epoch,
-                   "best_accuracy": self.best, "last_accuracy": last and last["accuracy"], "epochs": self.args.epochs,
-                   "seconds": self.seconds, "checkpoint": str(self.stable), "run": self.folder and str(self.folder), **self.extra}
+                   "best_accuracy": self.best, "last_accuracy": last["accuracy"], "epochs": self.args.epochs,
+                   "seconds": self.seconds, "checkpoint": str(self.stable), "run": self.folder and str(self.folder),
+                   **self.extra}
         if self.args.val_fraction or self.args.energy:
             summary |= report(best, self.test_loader, self.world, self.args, self.folder and self.folder / "energy")
         if self.world.main and self.folder is not None:

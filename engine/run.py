@@ -42,7 +42,10 @@ def settings(parser, argv, rules):
     saved = checkpoint.load(path / "last.pth" if path.is_dir() else path)
     if "training" not in saved:
         raise UseError(f"{path} is not the last.pth of a run: --resume takes a run folder")
-    merged = dict(saved["settings"])
+    foreign = sorted(set(saved["settings"]) - set(vars(args)))
+    if foreign:
+        raise UseError(f"{path} is a run of another script: it has --{foreign[0]}, which {parser.prog} does not know")
+    merged = vars(args) | saved["settings"]
     for name in args.given:
         if name in FREE:
             merged[name] = getattr(args, name)
@@ -50,7 +53,7 @@ def settings(parser, argv, rules):
             raise UseError(f"--{name} {getattr(args, name)} differs from the interrupted run's {merged.get(name)}: "
                            "leave it out, or start a new run")
     merged["resume"] = str(path if path.is_dir() else path.parent)
-    return Namespace(**merged, given=args.given), saved
+    return Namespace(**merged), saved
 
 
 def suffix(args):
@@ -72,6 +75,9 @@ def build(args, about, act, **more):
 
 def place(net, world):
     """Move to the device in channels_last, the faster layout for these convolutions."""
+    if world.device.type == "cpu" and any(isinstance(m, torch.nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1)
+                                          and m.in_channels < 8 for m in net.modules()):
+        torch.backends.mkldnn.enabled = False  # oneDNN 3.12 overruns its buffer in the weight gradient of such a layer
     return net.to(world.device, memory_format=torch.channels_last)
 
 
