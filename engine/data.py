@@ -132,14 +132,18 @@ def _cifar(name, root, world):
         test_paths, test_labels, _ = find_files(copy / "test", classes)
         source = f"{name.replace('CIFAR', 'CIFAR-')} (JPEG copy)"
         return read_folder(paths, labels, 32, True), read_folder(test_paths, test_labels, 32, True), source, str(copy)
-    if world.main and not (Path(root) / files).exists():
+
+    def download():
+        if (Path(root) / files).exists():
+            return
         world.say(f"{name}: neither {Path(root) / files} nor {copy} is there, downloading to {root}")
         try:
             cls(root, download=True)
         except (OSError, RuntimeError) as error:
             raise UseError(f"no {name} under {root}: expected {files}/ or {copy.name}/ there, and the download failed "
                            f"({error})") from None
-    world.barrier()
+
+    world.alone(download)
     try:
         train, test = cls(root, train=True), cls(root, train=False)
     except (OSError, RuntimeError) as error:

@@ -1,22 +1,30 @@
 """Processes: plain, torchrun, SLURM, or spawned here; one place decides."""
 
+import atexit
 import os
 import re
+import socket
+import time
 from dataclasses import dataclass
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 
-from .errors import UseError
+from .errors import UseError, guard
+
+CPU = torch.device("cpu")
+PATIENCE = timedelta(hours=1)  # the others wait while rank 0 downloads or balances thresholds
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: `rank` of `size`, on `device`."""
+    """This process among all: `rank` of `size`, on `device`; `store` is what they share before and beside collectives."""
 
     rank: int = 0
     size: int = 1
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
+    store: dist.Store | None = None
 
     @property
     def main(self):
@@ -42,8 +50,40 @@ class World:
         if self.size > 1:
             dist.barrier()
 
-    def close(self):
+    def alone(self, do):
+        """Rank 0 does it while the others wait; its UseError is everyone's."""
+        problem = [None]
+        if self.main:
+            try:
+                do()
+            except UseError as error:
+                problem = [str(error)]
         if self.size > 1:
+            dist.broadcast_object_list(problem)
+        if problem[0]:
+            raise UseError(problem[0])
+
+    def fail(self):
+        """Leave the others because of an error; True if this is the first process to fail, and not one in its wake."""
+        if self.size == 1:
+            return True
+        try:
+            first = self.store.add("failed", 1) == 1
+        except RuntimeError:  # rank 0, which holds the store, has gone
+            return False
+        self.close()  # ends the waiting of the others
+        if self.main:
+            atexit.register(self._keep_store)
+        return first
+
+    def _keep_store(self, seconds=10):
+        """Wait until the others have seen that this process failed."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end and self.store.add("failed", 0) < self.size:
+            time.sleep(0.1)
+
+    def close(self):
+        if dist.is_initialized():
             dist.destroy_process_group()
 
 
@@ -53,16 +93,32 @@ def _first_host(nodelist):
     return head[1] + (head[2] or "") if head else nodelist
 
 
-def _launched():
-    """(rank, size, local rank) given by torchrun or srun, or None."""
+def _launched(spawning=False):
+    """(rank, size, local rank) given by torchrun or srun, or None.
+
+    spawning: with one srun task per node None too, since each of them then starts a process per GPU (`_node`).
+    """
     env = os.environ
     if "RANK" in env and "WORLD_SIZE" in env:
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
-    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1 and "SLURM_PROCID" in env:
+    tasks = int(env.get("SLURM_STEP_NUM_TASKS", 1))
+    if tasks > 1 and "SLURM_PROCID" in env:
         env.setdefault("MASTER_ADDR", _first_host(env.get("SLURM_STEP_NODELIST", "127.0.0.1")))
         env.setdefault("MASTER_PORT", str(10000 + int(env.get("SLURM_JOB_ID", 0)) % 20000))
-        return int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"]), int(env.get("SLURM_LOCALID", 0))
+        if spawning and env.get("SLURM_STEP_NUM_NODES") == str(tasks):
+            return None
+        return int(env["SLURM_PROCID"]), tasks, int(env.get("SLURM_LOCALID", 0))
     return None
+
+
+def _node(args):
+    """(index of this node, number of nodes), by the options, else by the variables of the published scripts or of srun."""
+    env = os.environ
+    nodes = args.world_size if args.world_size > 0 else int(env.get("WORLD_SIZE", env.get("SLURM_STEP_NUM_NODES", 1)))
+    node = args.rank if args.rank >= 0 else int(env.get("SLURM_NODEID", 0))
+    if not 0 <= node < nodes:
+        raise UseError(f"--rank {node} is not a node of --world_size {nodes}")
+    return node, nodes
 
 
 def _device(args, local_rank):
@@ -89,22 +145,55 @@ def _join(args, rank, size, local_rank, init_method):
     backend = args.dist_backend if args.dist_backend != "auto" else ("nccl" if device.type == "cuda" else "gloo")
     if backend == "nccl" and device.type != "cuda":
         raise UseError("--dist_backend nccl needs GPUs; use auto or gloo on CPUs")
-    if size > 1:
-        dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=size)
-    return World(rank, size, device)
+    if args.amp == "fp16" and device.type != "cuda":
+        raise UseError("--amp fp16 needs a GPU; on a CPU use bf16 or none")
+    if size == 1:
+        return World(device=device)
+    try:
+        store, rank, size = next(dist.rendezvous(init_method, rank, size, timeout=PATIENCE))
+        dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=PATIENCE)
+    except (RuntimeError, ValueError) as error:
+        where = init_method.replace("env://", f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}")
+        raise UseError(f"process {rank} cannot meet the other {size - 1} at {where}: {str(error).splitlines()[0]}") from None
+    return World(rank, size, device, dist.PrefixStore("world", store))
+
+
+def _carry_out(work, args, world):
+    """work(args, world). Of several processes the first that fails reports it, the others leave quietly."""
+    try:
+        return work(args, world)
+    except (Exception, KeyboardInterrupt) as error:
+        if world.fail() or args.debug:
+            raise
+        time.sleep(1)  # a launcher ends all processes when one leaves: let the first one speak
+        raise SystemExit(getattr(error, "status", 1)) from None
+    finally:
+        world.close()
 
 
 def _spawned(index, per_node, node, nodes, work, args):
-    from .errors import guard
-
     def run(_):
-        world = _join(args, node * per_node + index, nodes * per_node, index, args.dist_url)
-        try:
-            work(args, world)
-        finally:
-            world.close()
+        _carry_out(work, args, _join(args, node * per_node + index, nodes * per_node, index, args.dist_url))
 
     guard(run, ["--debug"] if args.debug else [])
+
+
+def _spawn(work, args, node, nodes):
+    """Start a process per GPU (without a GPU: one) and wait for them."""
+    count = max(torch.cuda.device_count() if args.device in ("auto", "cuda") else 0, 1)
+    if nodes == 1 and "MASTER_PORT" not in os.environ:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
+    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
+    os.environ.setdefault("MASTER_PORT", "29500")
+    try:
+        torch.multiprocessing.spawn(_spawned, (count, node, nodes, work, args), nprocs=count)
+    except torch.multiprocessing.ProcessExitedException as error:
+        if error.exit_code < 0:
+            raise UseError(f"process {error.error_index} was ended by signal {-error.exit_code}"
+                           + (" (out of memory?)" if error.exit_code == -9 else "")) from None
+        raise SystemExit(error.exit_code) from None
 
 
 def launch(work, args):
@@ -114,30 +203,19 @@ def launch(work, args):
     Raises:
         UseError: device, backend or process counts do not fit.
     """
-    launched = _launched()
+    launched = _launched(args.multiprocessing_distributed)
     if launched is None and args.multiprocessing_distributed:
-        env = os.environ
-        nodes = args.world_size if args.world_size > 0 else int(env.get("WORLD_SIZE", 1))
-        node = args.rank if args.rank >= 0 else int(env.get("SLURM_NODEID", 0))
+        node, nodes = _node(args)
         gpus = torch.cuda.device_count() if args.device in ("auto", "cuda") else 0
-        if not 0 <= node < nodes:
-            raise UseError(f"--rank {node} is not a node of --world_size {nodes}")
         if gpus == 0:
             print("--multiprocessing_distributed: no GPU here, one CPU process per node", flush=True)
         if max(gpus, 1) * nodes > 1:
-            env.setdefault("MASTER_ADDR", "127.0.0.1")
-            env.setdefault("MASTER_PORT", "29500")
-            try:
-                torch.multiprocessing.spawn(_spawned, (max(gpus, 1), node, nodes, work, args), nprocs=max(gpus, 1))
-            except torch.multiprocessing.ProcessExitedException as error:
-                raise SystemExit(error.exit_code) from None
-            return None
+            return _spawn(work, args, node, nodes)
+    elif launched is None and (args.world_size > 1 or args.rank > 0):
+        raise UseError("--world_size and --rank count the nodes of --multiprocessing_distributed: give it too, or use torchrun")
     rank, size, local_rank = launched or (0, 1, 0)
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", 0))
     if launched and nodes and args.world_size > 0 and args.world_size != nodes:
         raise UseError(f"--world_size says {args.world_size} nodes, the launcher started {nodes}: leave it out")
-    world = _join(args, rank, size, args.local_rank if args.local_rank is not None else local_rank, args.dist_url)
-    try:
-        return work(args, world)
-    finally:
-        world.close()
+    local_rank = args.local_rank if args.local_rank is not None else local_rank
+    return _carry_out(work, args, _join(args, rank, size, local_rank, args.dist_url))
