@@ -29,11 +29,13 @@ def build(name, act, **arguments):
     """Build network `name` ('vgg16', 'resnet20') with activation `act` (`ReLU()`, `LogQuant(...)`, `Spiking(...)`).
 
     The weights have the same names whatever the activation. `arguments`: see the network's class. The result remembers
-    how it was built in `net.built = {"name": ..., **arguments}`.
+    how it was built in `net.built = {"name": ..., **all arguments}`.
     """
     unknown = set(arguments) - set(options(name))
     if unknown:
         raise ValueError(f"{name} takes {', '.join(options(name))}; got {', '.join(sorted(unknown))}")
+    parameters = inspect.signature(NETWORKS[name.lower()].__init__).parameters
+    defaults = {k: parameters[k].default for k in options(name)}
     net = NETWORKS[name.lower()](act, **arguments)
-    net.built = {"name": name.lower(), **arguments}
+    net.built = {"name": name.lower(), **defaults, **arguments}
     return net

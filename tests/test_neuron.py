@@ -128,8 +128,8 @@ GRID = [NeuronConfig(levels=levels, one_hot=one_hot, inclusive=inclusive, reset=
         for levels, one_hot, inclusive, reset, scaled, (shape, relative), edge, gain in itertools.product(
             (1, 4), (True, False), (True, False), ("soft", "soft_theta", "hard"), (True, False),
             (("triangle", True), ("sigmoid", True), ("sigmoid", False)), ("paper",), (1.0, 0.5))]
-GRID += [NeuronConfig(levels=8), NeuronConfig(levels=8, one_hot=False), NeuronConfig.lif(), NeuronConfig(detach_reset=False), NeuronConfig.transformer(3, True, True, False),
-         NeuronConfig(levels=3, one_hot=False, detach_reset=False)]
+GRID += [NeuronConfig(levels=8), NeuronConfig(levels=8, one_hot=False), NeuronConfig.lif(), NeuronConfig(detach_reset=False),
+         NeuronConfig.transformer(3, True, True, False), NeuronConfig(levels=3, one_hot=False, detach_reset=False)]
 
 
 @pytest.mark.parametrize("steps", [1, 3])
@@ -202,7 +202,7 @@ def test_surrogate_areas(gamma):
 @pytest.mark.parametrize("arguments", [{"levels": 0}, {"levels": 9}, {"levels": 2.0}, {"reset": "none"}, {"gamma": 0},
                                        {"surrogate": "atan"}, {"edge": "x"}, {"reset": "hard", "detach_reset": False}])
 def test_config_refuses(arguments):
-    with pytest.raises(ValueError, match="must be|must be positive|defined for"):
+    with pytest.raises(ValueError, match=r"must be|defined for"):
         NeuronConfig(**arguments)
 
 

@@ -1,0 +1,59 @@
+"""Figures of a chain of stages, drawn with matplotlib into PNG files."""
+
+import json
+from pathlib import Path
+
+from engine.checkpoint import write_atomic
+
+COLORS = ("#4c72b0", "#55a868", "#8172b3", "#c44e52", "#dd8452", "#937860")
+
+
+def curves(run):
+    """(epochs, test or val accuracy in %) of a run folder."""
+    lines = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+    name = "val_accuracy" if lines and "val_accuracy" in lines[0] else "test_accuracy"
+    return [line["epoch"] for line in lines], [100 * line[name] for line in lines]
+
+
+def chain(title, stages, lanes, path):
+    """One picture of a chain: accuracy and energy per stage, training curves, firing rates per layer and lane.
+
+    Args:
+        stages: list of dictionaries with `stage`, `accuracy` (fraction), `energy_uj` and, if trained, `run` (folder).
+        lanes: {layer: [rate of lane 0, 1, ...]} of the spiking network. path: the PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, ((left, right), (below, bottom)) = plt.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
+    figure.suptitle(title)
+    names = [s["stage"] for s in stages]
+    for axis, key, scale, label, text in ((left, "accuracy", 100, "test accuracy (%)", "{:.1f}"),
+                                          (right, "energy_uj", 1, "compute energy per image (uJ)", "{:.3g}")):
+        values = [s[key] * scale for s in stages]
+        bars = axis.bar(range(len(names)), values, color=COLORS[:len(names)])
+        axis.bar_label(bars, [text.format(v) for v in values], padding=2)
+        axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
+        axis.set_ylabel(label)
+        axis.margins(y=0.12)
+    left.set_ylim(0, 108)
+    for stage, color in zip(stages, COLORS, strict=False):
+        if stage.get("run"):
+            below.plot(*curves(stage["run"]), color=color, marker="o", markersize=3, label=stage["stage"])
+    below.set_xlabel("epoch")
+    below.set_ylabel("test accuracy (%)")
+    below.legend()
+    below.grid(alpha=0.3)
+    floor = [0.0] * len(lanes)
+    for lane in range(max(map(len, lanes.values()))):
+        rates = [values[lane] for values in lanes.values()]
+        bottom.bar(range(len(lanes)), rates, bottom=floor, color=COLORS[lane], label=f"spikes worth {2**lane}")
+        floor = [a + b for a, b in zip(floor, rates, strict=True)]
+    bottom.set_xlabel("spiking layer")
+    bottom.set_ylabel("firing rate (share of neurons)")
+    bottom.set_xticks(range(len(lanes)), [str(i + 1) for i in range(len(lanes))])
+    bottom.legend()
+    write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+    plt.close(figure)

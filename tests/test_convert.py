@@ -1,0 +1,158 @@
+"""Matched conversion and its fold, spike trains, energy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import models
+from analysis import convert, energy
+from models import NeuronConfig, Spiking
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+def spiking(name, steps=1, scale=True, **arguments):
+    torch.manual_seed(0)
+    net = models.build(name, Spiking(NeuronConfig.vgg(3), steps, scale=scale), width_mult=1 / 16, bn=False, **arguments).eval()
+    with torch.no_grad():
+        for parameter in net.parameters():
+            parameter.copy_(torch.randn_like(parameter) * (parameter.std() if parameter.numel() > 1 else 0) + parameter.mean())
+        for m in net.modules():
+            if isinstance(m, nn.Conv2d):
+                m.bias.normal_(0, 0.1)
+    return net
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("name", ["vgg16", "resnet20"])
+def test_matched_conversion_follows_the_activations_and_folds_away(name, steps):
+    net, images = spiking(name, steps), torch.randn(16, 3, 32, 32)
+    fits = convert.match_activations(net, images)
+    assert len(fits) == len(net.sites()) and all(theta > 0 and q > 0 for theta, q, _ in fits)
+    assert max(error for *_, error in fits) < 0.25
+    for site in net.sites():  # as after training: scales and thetas of any size
+        site.scale.data.mul_(1.3)
+    double = images.double()
+    folded = convert.fold_scales(net.double(), images)
+    assert not any(k.endswith("scale") for k in folded.state_dict())
+    assert torch.allclose(net(double), folded(double), rtol=1e-9)
+    outputs = []
+    for site in folded.sites():
+        site.register_forward_hook(lambda m, i, o: outputs.append(o))
+    folded(double)
+    assert {v for o in outputs for v in o.unique().tolist()} <= {0.0, 1.0, 2.0, 4.0}
+
+
+def test_matched_theta_and_scale_are_the_best_of_the_grid():
+    x = torch.randn(4, 3, 32, 32)
+    net = spiking("resnet20")
+    theta, q, error = convert.match_activations(net, x)[0]
+    current = net.stages[0].synapse(x).detach()
+    target = torch.relu(current)
+
+    def squared(theta, q):
+        o = models.neuron.dispatch.mlif(current[None], torch.tensor(theta), torch.tensor(1.0), net.act.neuron)[0][0]
+        return ((target - q * o) ** 2).sum().item() / (target**2).sum().item()
+
+    assert squared(theta, q) == pytest.approx(error, rel=1e-3)
+    top = models.statistics.percentile(current, 99.7).item() / 4
+    for fraction in convert.FRACTIONS:
+        assert squared(top * fraction, q) >= error * (1 - 1e-4)
+    assert squared(theta, q * 1.02) > error and squared(theta, q * 0.98) > error
+
+
+def test_a_wrong_fold_is_not_let_through():
+    net = spiking("resnet20")
+    convert.match_activations(net, torch.randn(4, 3, 32, 32))
+    good = models.layers.Residual.fold_scale
+    try:
+        models.layers.Residual.fold_scale = lambda self, q: good(self, q * 1.01)
+        with pytest.raises(convert.ConversionError, match="folded network differs"):
+            convert.fold_scales(net, torch.randn(4, 3, 32, 32))
+    finally:
+        models.layers.Residual.fold_scale = good
+    with pytest.raises(ValueError, match="scale=True"):
+        convert.match_activations(spiking("resnet20", scale=False), torch.randn(2, 3, 32, 32))
+
+
+@pytest.mark.parametrize("config", [NeuronConfig(levels=s, one_hot=h) for s in (1, 3, 8) for h in (True, False)])
+def test_spike_trains_are_packed_losslessly(config):
+    values = torch.tensor([0.0] + [2.0**k if config.one_hot else 2.0 ** (k + 1) - 1 for k in range(config.levels)])
+    for count in (10, 11):
+        o = values[torch.randint(len(values), (1, count))]
+        train = convert._Train(config)
+        train.append(o)
+        assert torch.equal(train[0], o)
+        assert train.steps[0][0].numel() == -(-count // 2)
+
+
+def test_balancing_stays_within_its_memory():
+    net = models.build("resnet20", Spiking(NeuronConfig.vgg(3)), bn=False)
+    largest = 64 * 32 * 32
+    assert convert.affordable(net, torch.zeros(512, 3, 32, 32), 100) == min(512, int(convert.MEMORY / (largest * 100)))
+    with pytest.raises(ValueError, match="no stem"):
+        convert.balance_thresholds(spiking("vgg16", scale=False), torch.randn(2, 3, 32, 32), which="stem")
+
+
+def test_percentile_is_the_published_rank():
+    x = torch.randn(1001)
+    for percent in (99.7, 90, 50, 100):
+        wanted = x.sort().values[round(percent / 100 * 1000)]
+        assert models.statistics.percentile(x, percent) == wanted
+        for floor in (wanted - 0.1, wanted, wanted + 0.1):
+            assert models.statistics.percentile(x, percent, floor) == max(floor, wanted)
+
+
+PUBLISHED_MACS = {("vgg16", 10, 32): 338_403_328, ("vgg16", 1000, 224): 15_470_264_320, ("resnet20", 10, 32): 215_699_456}
+PUBLISHED_UJ = {("vgg16", 10, 32): "1.557E+03", ("vgg16", 1000, 224): "7.116E+04", ("resnet20", 10, 32): "9.922E+02"}
+
+
+@pytest.mark.parametrize("key", PUBLISHED_MACS)
+def test_operation_counts(key):
+    name, classes, size = key
+    with torch.device("meta"):
+        net = models.build(name, models.ReLU(), num_classes=classes, image_size=size).eval()
+        rows = []
+        for m in net.modules():
+            if isinstance(m, (nn.Conv2d, nn.Linear)):
+                m.register_forward_hook(lambda m, i, o: rows.append(energy.macs_of(m, o)))
+        net(torch.empty(1, 3, size, size))
+    assert sum(rows) == PUBLISHED_MACS[key]
+    assert f"{energy.E_MAC * sum(rows) * 1e-6:.3E}" == PUBLISHED_UJ[key]
+    data = {10: "CIFAR10", 1000: "IMAGENET"}[classes]
+    golden = np.load(GOLDEN / "D_macs.npz")[f"{name}_{data}_mac_true_i64"]
+    assert sorted(rows) == sorted(golden.tolist())
+
+
+@pytest.mark.parametrize("key", ["VGG16_T1_S3", "VGG16_T3_S1", "RESNET20_T1_S3", "RESNET20_T3_S1"])
+def test_published_operation_table(key):
+    """rate = spikes / inputs and operations = rate * MACs, as in the published table; the first layer is billed as MACs."""
+    table = np.load(GOLDEN / "D2_ops_energy.npz")[f"{key}_mac_spikes_neurons_rate_snnop"].astype(np.float64)
+    macs, spikes, neurons, rate, operations = table.T
+    for i in range(1, len(table)):
+        row = energy.row("layer", macs[i], neurons[i], spikes[i] / neurons[i], spiking=True, analog=False)
+        assert row.rate == pytest.approx(rate[i], rel=1e-5)
+        assert row.energy_uj == pytest.approx(0.9e-6 * operations[i], rel=1e-5)
+    assert energy.row("first", macs[0], neurons[0], 1.0, True, True).energy_uj == pytest.approx(4.6e-6 * macs[0])
+
+
+def test_measured_energy_by_hand():
+    """Two steps, S = 2, a network of two layers whose spikes are known."""
+    act = Spiking(NeuronConfig.vgg(2), 2)
+    conv, head = nn.Conv2d(1, 1, 1, bias=False), nn.Linear(4, 2, bias=False)
+    layer = models.layers.Layer(models.layers.Synapse(conv), act.layer(first=True))
+    net = models.layers.Network(act, [layer, nn.Flatten()], head)
+    conv.weight.data.fill_(1.0)
+    x = torch.tensor([[[[0.5, 1.5], [2.5, 0.6]]]])
+    # theta 1, soft reset. step 1: 0, 1, 2, 0; potentials 0.5, 0.5, 0.5, 0.6. step 2: u = 1.0, 2.0, 3.0, 1.2 -> 0, 1, 2, 1
+    result = energy.measure(net, [x])
+    first, second = result.layers
+    assert (first.macs, second.macs, result.images) == (4, 8, 1)
+    assert second.rate == pytest.approx(5 / 4)
+    assert result.total_uj == pytest.approx((4.6 * 4 + 0.9 * 8 * 5 / 4) * 1e-6)
+    assert result.lane_rates == pytest.approx([3 / 4, 2 / 4])
+    assert "theta" not in str(result.table()) and set(net.state_dict()) == {
+        "stages.0.synapse.map.weight", "stages.0.act.theta", "stages.0.act.leak", "head.weight"}
