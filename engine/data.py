@@ -185,6 +185,9 @@ def load(args, world):
         if size is None:
             raise UseError("--dataset FOLDER needs --image_size, the side of the square input in pixels")
         paths, labels, classes = find_files(root / "train")
+        if name == "IMAGENET" and len(classes) > 1000:
+            raise UseError(f"{root}/train holds {len(classes)} classes, ImageNet has 1000: use --dataset FOLDER "
+                           "--image_size 224")
         test_folder = next((root / part for part in ("val", "test") if (root / part).is_dir()), root / "val")
         test_paths, test_labels, _ = find_files(test_folder, classes)
         source, where, count = f"{name} ({root})", str(root), len(classes)

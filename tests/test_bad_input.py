@@ -19,10 +19,11 @@ import snn_ddp
 from engine import checkpoint, data, run
 from engine.dist import World
 from engine.errors import RunError, UseError, guard
+from engine.loop import Trainer
 from tests.conftest import digests
 from tests.helpers import ROOT, environment, image_folder
 
-NET = "-a VGG16 --width_mult 0.0625 --bias "
+NET = "-a VGG16 --width_mult 0.0625 --bias --device cpu "
 SPIKING = NET + "-multi_channel 1 -num_channels 3 --timesteps 1 --balance_steps 2 --batch_size 12 --epochs 1 "
 MAIN = {"ann": ann_ddp.main, "snn": snn_ddp.main, "fuse": absorb_bn.main, "energy": energy.main}
 
@@ -63,6 +64,7 @@ def here(cifar, tmp_path_factory):
     for folder in ("hollow/train/a", "no_val/train/a", "no_run"):
         (root / folder).mkdir(parents=True)
     shutil.copy(root / "three/train/n0000/0.png", root / "no_val/train/a/0.png")
+    image_folder(root / "thousand/train", 1001, 1)
     image_folder(root / "more/train", 3, 6)
     image_folder(root / "more/val", 4, 4)
     return root
@@ -88,6 +90,7 @@ CASES = [  # script, arguments ({h}: the folder, {c}: --data_root with CIFAR), w
     ("ann", "--dataset FOLDER --image_size 32 --dataset_dir {h}/hollow", "{h}/hollow/train holds no images"),
     ("ann", "--dataset FOLDER --image_size 32 --dataset_dir {h}/no_val", "expected an image folder {h}/no_val/val/<class>"),
     ("ann", "--dataset FOLDER --image_size 32 --dataset_dir {h}/more", "'n0003', which is not in the training part"),
+    ("ann", "--dataset IMAGENET --dataset_dir {h}/thousand", "{h}/thousand/train holds 1001 classes", "--dataset FOLDER"),
     ("ann", "--dataset FOLDER --dataset_dir {h}/three", "needs --image_size"),
     ("ann", "--dataset FOLDER --dataset_dir {h}/three --image_size 20", "VGG16 expects an image size that 16 divides, got 20"),
     ("ann", "--dataset FOLDER --dataset_dir {h}/three --image_size 40 -a RESNET20", "that 16 divides, got 40"),
@@ -207,6 +210,24 @@ def test_nan_loss_ends_the_run_and_keeps_the_good_state(cifar, fails, tmp_path, 
     content = checkpoint.load(run_folder / "last.pth")
     assert content["training"]["epoch"] == 1 and all(v.isfinite().all() for v in content["model"].values())
     assert not list(run_folder.glob(".*"))
+
+
+def test_overflowed_weights_are_not_stored(cifar, fails, monkeypatch, tmp_path):
+    epoch = Trainer._train_epoch
+
+    def train(self):
+        def overflow():
+            if self.step == 1:
+                next(self.net.parameters()).data.fill_(float("inf"))
+
+        self.after_step = overflow
+        epoch(self)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", train)
+    fails(ann_ddp.main, f"--data_root {cifar} {NET} --batch_size 8 --epochs 1 --output_dir {tmp_path} --save_freq 1",
+          "the loss is nan", status=1)
+    content = checkpoint.load(next(tmp_path.glob("ann/*/last.pth")))
+    assert content["training"]["step"] == 1 and all(v.isfinite().all() for v in content["model"].values())
 
 
 def test_fewer_images_than_processes(here):

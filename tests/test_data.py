@@ -237,6 +237,16 @@ def test_large_images_come_from_any_number_of_workers(folder):
     assert len(paths) == 23 and not torch.equal(first[0][0], second[0][0])
 
 
+def test_every_large_image_has_its_own_crop(tmp_path):
+    for part in ("train", "val"):
+        image_folder(tmp_path / part, 1, 1, (100, 90))
+    content = files(tmp_path, 80)
+    copies = data.Data(data.Files(content.train.paths * 6, torch.zeros(6, dtype=torch.long)), content.test, content.about,
+                       content.mean, content.std, content.crop, content.flip)
+    (images, *_), = batches(loaders(copies, "--batch_size 6 --workers 0")[0])
+    assert all(not torch.equal(images[i], images[j]) for i in range(6) for j in range(i))
+
+
 def test_large_evaluation_images_are_resized_and_cut(folder):
     """ImageNet's way: shorter side to 256/224 of the size, the centre cut out."""
     from torchvision.transforms import v2

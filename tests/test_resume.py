@@ -18,7 +18,7 @@ from engine.errors import RunError, guard
 from engine.loop import Trainer, rng_state, seed_all, set_rng_state
 from tests.helpers import image_folder, start
 
-COMMON = "--batch_size 8 --epochs 3 --save_freq 1 --print_freq 1 --workers 0 "
+COMMON = "--batch_size 8 --epochs 3 --save_freq 1 --print_freq 1 --workers 0 --device cpu "
 NARROW = "-a VGG16 --width_mult 0.0625 --bias "
 RESNET = "-a RESNET20 --width_mult 0.125 --bias "
 ANN = COMMON + NARROW + "--bn --dropout 0.2 -lr 0.01 --lr_interval 0.4,0.7 "
@@ -36,7 +36,7 @@ class Cut(Exception):
 @pytest.fixture(scope="module")
 def fused(cifar, tmp_path_factory):
     root = tmp_path_factory.mktemp("fused")
-    guard(ann_ddp.main, f"{RESNET} --bn --data_root {cifar} --output_dir {root} --batch_size 8 --epochs 1".split())
+    guard(ann_ddp.main, f"{COMMON} {RESNET} --bn --data_root {cifar} --output_dir {root}".split())
     guard(absorb_bn.main, ["--pretrained_ann", f"{root}/ann/ann_resnet20_cifar10_w0.125.pth"])
     return root / "ann/ann_resnet20_cifar10_w0.125_bn_fused.pth"
 
