@@ -156,7 +156,8 @@ def test_resume_is_exact_on_two_processes(scripts):
     (scripts / "keep.py").write_text(textwrap.dedent(KEEP))
     for package in ("analysis", "engine", "models"):
         (scripts / package).symlink_to(ROOT / package)
-    line = f"{SNN} --dropout 0.3 --epochs 2 --batch_size 9 --limit_eval_batches 2 --save_freq 2 --optimizer Adam --limit_train_batches 3"
+    line = (f"{SNN} --dropout 0.3 --epochs 2 --batch_size 9 --limit_eval_batches 2 --save_freq 2 --optimizer Adam "
+            "--limit_train_batches 3")
     succeeded(pair(["keep.py", *line.split()], scripts))
     run = next(p.parent for p in scripts.glob("trained_models/snn/*/last.pth"))
     whole = checkpoint.load(run / "last.pth")
