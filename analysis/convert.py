@@ -11,6 +11,7 @@ from models.statistics import percentile
 
 PERCENT = 99.7
 MEMORY = 3e9  # bytes that the stored spike trains of `balance_thresholds` may take
+CURRENTS = 5e8  # bytes that a layer's currents may take; above, they are computed again once its theta is known
 FRACTIONS = [0.15 + 0.05 * i for i in range(18)]  # candidate thetas of the matched conversion, of the percentile value
 
 
@@ -54,6 +55,21 @@ def fuse_bn(net, images, tolerance=1e-4):
     if not error <= tolerance:
         raise ConversionError(f"the fused network differs by {error:.1e} (relative), allowed {tolerance:.0e}")
     return fused, error
+
+
+def to_spiking(net, act):
+    """The spiking network of a fused ANN or LQ-ANN: its weights, and thetas and leaks as `act` (a `Spiking`) starts them.
+
+    Raises:
+        ValueError: net still has batch norm.
+    """
+    if net.built["bn"]:
+        raise ValueError("the network has batch norm: fuse it first (fuse_bn)")
+    arguments = {k: v for k, v in net.built.items() if k != "name"}
+    spiking = models.build(net.built["name"], act, **arguments).to(next(net.parameters()).device)
+    weights = {k: v for k, v in net.state_dict().items() if k.rpartition(".")[2] not in ("lo", "hi")}
+    spiking.load_state_dict({**{k: v for k, v in spiking.state_dict().items() if k not in net.state_dict()}, **weights})
+    return spiking
 
 
 class _Train:
@@ -139,9 +155,13 @@ def balance_thresholds(net, images, steps=100, which="all", percent=PERCENT, pro
                 return current(pre(trains[0][t]), *(train[t] for train in trains[1:]))
 
             constant = isinstance(inputs, _Constant)  # the image: its current is the same at every step
-            first, top = at(0), None
+            first, top, kept = at(0), None, {}
+            small = first.numel() * first.element_size() * steps <= CURRENTS
             for t in range(1 if constant else steps):
-                top = percentile(first if t == 0 else at(t), percent, top)
+                u = at(t) if t else first
+                top = percentile(u, percent, top)
+                if t == 0 or small:
+                    kept[t] = u
             thetas.append((top / 2 ** (act.config.levels - 1)).item())
             act.theta.fill_(thetas[-1])
             if len(thetas) == count:
@@ -149,7 +169,7 @@ def balance_thresholds(net, images, steps=100, which="all", percent=PERCENT, pro
             leak, v, train = torch.ones_like(act.leak), None, _Train(act.config)
             last = act is stage.sites()[-1][0]
             for t in range(steps):
-                u = first if constant or t == 0 else at(t)
+                u = kept[0] if constant else kept.pop(t) if t in kept else at(t)
                 o, v = models.neuron.dispatch.mlif(u[None], act.theta, leak, act.config, v, True)
                 train.append(o[0] / act.config.gain)
                 if last:

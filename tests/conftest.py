@@ -5,9 +5,12 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from engine.errors import guard
 from tests.helpers import ROOT, image_folder
+
+torch.set_num_threads(1)  # tiny tensors: a second thread would spin, and wait for whatever else the machine does
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ def environment(folder, **more):
     """This process's environment without launcher variables; `python3` is this interpreter."""
     env = {k: v for k, v in os.environ.items() if k not in LAUNCHERS and not k.startswith("SLURM_")}
     return env | {"PATH": f"{folder / 'bin'}{os.pathsep}{env['PATH']}", "CUDA_VISIBLE_DEVICES": "",
-                  "TQDM_DISABLE": "1"} | {k: str(v) for k, v in more.items()}
+                  "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"} | {k: str(v) for k, v in more.items()}
 
 
 def command(line, folder, timeout=600, **env):

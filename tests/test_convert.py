@@ -78,6 +78,19 @@ def test_a_wrong_fold_is_not_let_through():
         convert.match_activations(spiking("resnet20", scale=False), torch.randn(2, 3, 32, 32))
 
 
+def test_the_readme_example():
+    images = torch.randn(8, 3, 32, 32)
+    net = models.build("resnet20", models.ReLU(), width_mult=1 / 16)
+    with pytest.raises(ValueError, match="fuse it first"):
+        convert.to_spiking(net, Spiking())
+    fused, _ = convert.fuse_bn(net.eval(), images)
+    snn = convert.to_spiking(fused, Spiking(NeuronConfig.vgg(levels=3)))
+    assert torch.equal(snn.head.weight, fused.head.weight)
+    thetas = convert.balance_thresholds(snn.eval(), images, steps=5)
+    assert len(thetas) == 19 and min(thetas) > 0
+    assert "total" in energy.measure(snn, [images]).table()
+
+
 @pytest.mark.parametrize("config", [NeuronConfig(levels=s, one_hot=h) for s in (1, 3, 8) for h in (True, False)])
 def test_spike_trains_are_packed_losslessly(config):
     values = torch.tensor([0.0] + [2.0**k if config.one_hot else 2.0 ** (k + 1) - 1 for k in range(config.levels)])

@@ -283,3 +283,12 @@ def test_rate_coding_has_the_pixels_mean():
     spikes = act.encode(x).unflatten(0, (400, 2))
     lo, hi = x.flatten(1).amin(1), x.flatten(1).amax(1)
     assert (spikes.mean(0) - (x - lo.view(-1, 1, 1, 1)) / (hi - lo).view(-1, 1, 1, 1)).abs().max() < 0.15
+
+
+def test_thresholds_do_not_depend_on_what_is_kept(monkeypatch):
+    net = put(build("resnet20", models.Spiking(), bn=False), fused_state("resnet20"), new=("theta", "leak"))
+    thetas = []
+    for budget in (convert.CURRENTS, 0):
+        monkeypatch.setattr(convert, "CURRENTS", budget)
+        thetas.append(convert.balance_thresholds(net, tensor("resnet20", "x_cal"), steps=7))
+    assert thetas[0] == thetas[1]

@@ -1,0 +1,78 @@
+"""Collect finished runs into a results folder: one JSON per run, a Markdown table, a figure.
+
+python -m analysis.report results/cifar10_resnet20_w0.25 "ANN=trained_models/ann/ann_..._20261123-142300" "SNN=..."
+"""
+
+import argparse
+import json
+import shlex
+from pathlib import Path
+
+from engine.errors import UseError, guard
+from engine.log import write_json
+
+from . import figures
+
+SCRIPTS = {"ann": "ann_ddp.py", "lq": "ann_ddp.py", "snn": "snn_ddp.py"}
+
+
+def read(label, run):
+    """What is kept of a run folder.
+
+    Raises:
+        UseError: the run is unfinished, or was not measured (--energy).
+    """
+    run = Path(run)
+    if not (run / "summary.json").is_file():
+        raise UseError(f"{run} holds no summary.json: the run is not finished, go on with --resume {run}")
+    summary, config = (json.loads((run / f"{name}.json").read_text()) for name in ("summary", "config"))
+    if "energy_uj" not in summary:
+        raise UseError(f"{run} was not measured: train with --energy")
+    energy = json.loads((run / "energy.json").read_text())
+    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    return {"stage": label, "script": SCRIPTS[summary["kind"]], "data": config["data"], "settings": config["settings"],
+            "versions": config["versions"], "summary": summary, "energy": energy, "log": log, "run": str(run)}
+
+
+def table(results):
+    """The runs as Markdown; the gap is to the first run's accuracy."""
+    lines = ["| stage | accuracy | gap (points) | right after conversion | energy (uJ) | of the first | lane rates | minutes |",
+             "|---|---|---|---|---|---|---|---|"]
+    first = results[0]["summary"]
+    for result in results:
+        s = result["summary"]
+        after = f"{s['converted_accuracy']:.2%}" if "converted_accuracy" in s else "-"
+        lanes = " / ".join(f"{rate:.3f}" for rate in s["lane_rates"]) or "-"
+        gap = 100 * (first["test_accuracy"] - s["test_accuracy"])
+        lines.append(f"| {result['stage']} | {s['test_accuracy']:.2%} | {gap:.2f} | {after} "
+                     f"| {s['energy_uj']:.2f} | 1/{first['energy_uj'] / s['energy_uj']:.1f} | {lanes} "
+                     f"| {s['seconds'] / 60:.0f} |")
+    return "\n".join(lines)
+
+
+def main(argv=None):
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("folder", help="results folder to write")
+    parser.add_argument("runs", nargs="+", metavar="LABEL=RUN", help="label and run folder, the ANN first")
+    parser.add_argument("--command", default="", help="note of the commands, kept in the table's file")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    args = parser.parse_args(argv)
+    pairs = [pair.partition("=")[::2] for pair in args.runs]
+    results = [read(label, run) for label, run in pairs]
+    folder = Path(args.folder)
+    for result in results:
+        name = "".join(c if c.isalnum() else "_" for c in result["stage"].lower())
+        write_json(folder / f"{name}.json", {k: v for k, v in result.items() if k != "run"})
+    stages = [{"stage": r["stage"], "accuracy": r["summary"]["test_accuracy"], "energy_uj": r["summary"]["energy_uj"],
+               "run": r["run"]} for r in results]
+    lanes = next((r["energy"]["lane_rates_per_layer"] for r in results if r["energy"]["lane_rates"]), {"-": [0.0]})
+    network = results[0]["summary"]["network"]
+    title = f"{network['name']}, width x{network['width_mult']:g}, {results[0]['summary']['data']}"
+    figures.chain(title, stages, lanes, folder / "chain.png")
+    text = f"{title}\n\n{table(results)}\n"
+    (folder / "table.md").write_text(text + (f"\n{args.command}\n" if args.command else ""))
+    print(text + f"\nwritten to {folder}; made by: python -m analysis.report {shlex.join([args.folder, *args.runs])}")
+
+
+if __name__ == "__main__":
+    guard(main)
