@@ -45,7 +45,9 @@ def work(args, world):
 
 
 def main(argv=None):
-    return launch(work, get_parser().parse(sys.argv[1:] if argv is None else argv))
+    args = get_parser().parse(sys.argv[1:] if argv is None else argv)
+    cli.refuse_idle(args, [(["val_fraction", "limit_train_batches"], False, "the test set is measured, nothing is trained")])
+    return launch(work, args)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What the training scripts share: settings with --resume, data, network, folders."""
 
+import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -33,9 +34,10 @@ def settings(parser, argv, rules):
     args = parser.parse(argv)
     if not args.resume:
         refuse_idle(args, common_rules(args) + rules(args))
-        if args.optimizer == "Adam" and "momentum" in args.given:
+        speaks = os.environ.get("RANK", "0") == "0"
+        if args.optimizer == "Adam" and "momentum" in args.given and speaks:
             print("note: --momentum is not used by Adam")
-        if args.dataset.startswith("CIFAR") and "dataset_dir" in args.given:
+        if args.dataset.startswith("CIFAR") and "dataset_dir" in args.given and speaks:
             print(f"note: --dataset_dir is not used by {args.dataset}, which is looked for under --data_root {args.data_root}")
         return args, None
     path = Path(args.resume)
