@@ -77,9 +77,10 @@ def build(args, about, act, **more):
 
 def place(net, world):
     """Move to the device in channels_last, the faster layout for these convolutions."""
-    if world.device.type == "cpu" and any(isinstance(m, torch.nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1)
-                                          and m.in_channels < 8 for m in net.modules()):
-        torch.backends.mkldnn.enabled = False  # oneDNN 3.12 overruns its buffer in the weight gradient of such a layer
+    if world.device.type == "cpu":  # oneDNN 3.12 overruns its buffer in the weight gradient of such a narrow layer
+        torch.backends.mkldnn.enabled = not any(
+            isinstance(m, torch.nn.Conv2d) and m.kernel_size == (1, 1) and m.stride != (1, 1) and m.in_channels < 8
+            for m in net.modules())
     return net.to(world.device, memory_format=torch.channels_last)
 
 
