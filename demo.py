@@ -28,7 +28,7 @@ def run(title, script, *arguments, output):
 def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", default="runs/demo", help="folder of everything that the demo writes")
-    parser.add_argument("--epochs", type=int, nargs=3, default=(12, 4, 10), metavar=("ANN", "LQ", "SNN"))
+    parser.add_argument("--epochs", type=int, nargs=3, default=(12, 5, 14), metavar=("ANN", "LQ", "SNN"))
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
     out, begin = ["--output_dir", args.output_dir], time.perf_counter()
@@ -37,7 +37,8 @@ def main(argv=None):
     ann = run("1. ANN", ann_ddp, *NETWORK, "--bn", "--epochs", epochs[0], "--learning_rate", "0.02",
               "--lr_interval", "0.6 0.85", output=out)
     lq = run("2. LQ-ANN", ann_ddp, *NETWORK, "--bn", "--epochs", epochs[1], "--optimizer", "Adam", "--learning_rate", "0.0005",
-             "--quant_act", "--act_bits", "3", "--quant_id", "lvl", "--pretrained_ann", ann["checkpoint"], output=out)
+             "--lr_reduce", "3", "--quant_act", "--act_bits", "3", "--quant_id", "lvl",
+             "--pretrained_ann", ann["checkpoint"], output=out)
     fused = run("3. fuse batch norm", absorb_bn, "--architecture", "RESNET20", "--dataset", "DIGITS", "--bn", "--bias",
                 "--pretrained_ann", lq["checkpoint"], output=[])
     fused |= run("   measure it", energy, fused["checkpoint"], output=[])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from engine.checkpoint import write_atomic
 
+LANES = ("#9ecae1", "#4292c6", "#08519c", "#08306b", "#74c476", "#31a354", "#006d2c", "#00441b")
 COLORS = ("#4c72b0", "#55a868", "#8172b3", "#c44e52", "#dd8452", "#937860")
 
 
@@ -49,11 +50,12 @@ def chain(title, stages, lanes, path):
     floor = [0.0] * len(lanes)
     for lane in range(max(map(len, lanes.values()))):
         rates = [values[lane] for values in lanes.values()]
-        bottom.bar(range(len(lanes)), rates, bottom=floor, color=COLORS[lane], label=f"spikes worth {2**lane}")
+        bottom.bar(range(len(lanes)), rates, bottom=floor, color=LANES[lane], label=f"{2**lane}")
         floor = [a + b for a, b in zip(floor, rates, strict=True)]
     bottom.set_xlabel("spiking layer")
     bottom.set_ylabel("firing rate (share of neurons)")
     bottom.set_xticks(range(len(lanes)), [str(i + 1) for i in range(len(lanes))])
-    bottom.legend()
+    bottom.margins(y=0.18)
+    bottom.legend(title="spikes worth", loc="upper center", ncols=8)
     write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
     plt.close(figure)
