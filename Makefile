@@ -9,7 +9,7 @@ READY := $(VENV)/ready
 endif
 BASE_PYTHON ?= python3
 
-.PHONY: help setup demo test lint test-long test-gpu bench results clean
+.PHONY: help setup demo test lint test-long test-gpu bench clean
 
 help:
 	@echo "make demo       digits: ANN -> LQ-ANN -> fused -> SNN, with a table and a figure (under 5 minutes on 2 cores)"

@@ -19,8 +19,8 @@ class Loader:
     """Iterates (images, labels, n): this process's share of each batch, and the size n of the whole batch.
 
     Images are float32 [b, 3, H, W], channels_last, on the device. Training batches are shuffled; a last batch with
-    fewer images than processes is left out of training. Evaluation visits every image exactly once; a process without
-    a share of the last batch skips it.
+    fewer images than processes is left out of training. Evaluation visits every image exactly once, in one fixed mixed
+    order, so that a few batches are a sample of all classes; a process without a share of the last batch skips it.
     """
 
     def __init__(self, part, data, world, batch_size, training, limit, seed, workers):
@@ -38,7 +38,7 @@ class Loader:
     def shares(self, epoch, start=0):
         """Yield (step, indices of this process, its positions in the batch, batch size)."""
         count = len(self.part.labels)
-        order = torch.randperm(count, generator=seeded(self.seed, epoch)) if self.training else torch.arange(count)
+        order = torch.randperm(count, generator=seeded(self.seed, epoch) if self.training else seeded(0))
         for step in range(start, self.batches):
             batch = order[step * self.batch_size:(step + 1) * self.batch_size]
             at = torch.tensor_split(torch.arange(len(batch)), self.world.size)[self.world.rank]

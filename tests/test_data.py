@@ -86,6 +86,14 @@ def test_evaluation_visits_every_image_once(count, batch, size):
         assert all(len(y) for y in seen)
 
 
+def test_a_limited_evaluation_is_a_sample_of_all_classes():
+    content = marked(100)  # labels in ascending order, as an image folder gives them
+    (_, labels, _), = batches(loaders(content, "--batch_size 20 --limit_eval_batches 1")[2])
+    assert labels.max() > 60 and labels.min() < 40
+    (_, again, _), = batches(loaders(content, "--batch_size 20 --limit_eval_batches 1 --seed 5")[2])
+    assert torch.equal(again, labels)
+
+
 def test_evaluation_of_files_with_more_processes_than_last_images(folder):
     content = files(folder, 80)
     seen = [len(y) for rank in range(4) for _, y, _ in batches(loaders(content, "--batch_size 9 --workers 0", rank, 4)[2])]
@@ -133,8 +141,8 @@ def test_unaugmented_pixels():
     content = marked(9)
     (images, labels, _), = batches(loaders(content, "--batch_size 64")[2])
     expected = normalised(content.test.images, *data.STATISTICS["CIFAR10"]).permute(0, 3, 1, 2)
-    torch.testing.assert_close(images, expected, rtol=1e-5, atol=1e-5)
-    assert labels.tolist() == list(range(8)) and images.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(images, expected[labels], rtol=1e-5, atol=1e-5)
+    assert sorted(labels.tolist()) == list(range(8)) and images.is_contiguous(memory_format=torch.channels_last)
 
 
 def crop_of(image, original, pad):
@@ -251,8 +259,11 @@ def test_large_evaluation_images_are_resized_and_cut(folder):
     """ImageNet's way: shorter side to 256/224 of the size, the centre cut out."""
     from torchvision.transforms import v2
 
-    (images, *_), *_ = batches(loaders(files(folder, 80), "--batch_size 2 --workers 0")[2])
-    image = torch.from_numpy(np.asarray(Image.open(folder / "val/n0000/0.png").convert("RGB")).copy()).permute(2, 0, 1)
+    content = files(folder, 80)
+    loader = loaders(content, "--batch_size 2 --workers 0")[2]
+    path = content.test.paths[next(loader.shares(0))[1][0]]
+    (images, *_), *_ = batches(loader)
+    image = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy()).permute(2, 0, 1)
     image = v2.functional.center_crop(v2.functional.resize(image, [91], antialias=True), [80])
     expected = normalised(image.permute(1, 2, 0), *data.STATISTICS["IMAGENET"]).permute(2, 0, 1)
     torch.testing.assert_close(images[0], expected, rtol=1e-5, atol=1e-5)
