@@ -114,7 +114,7 @@ def check(script, args, before, folder):
 def run_chain(dataset, architecture, folder):
     """Run the commands of one network in the README's order, as printed and shortened by SHORT."""
     if dataset == "IMAGENET":
-        for part, count in (("train", 4), ("val", 2)):
+        for part, count in (("train", 2), ("val", 2)):
             image_folder(folder / "ILSVRC/Data/CLS-LOC" / part, 2, count, (240, 260), "JPEG")
     else:
         for part, count in (("train", 6), ("test", 3)):
