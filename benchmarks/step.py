@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import torch
 from torch.nn import functional as F
@@ -37,10 +38,18 @@ def step_of(name, kind, batch, width, levels, steps):
     return step
 
 
+def high_water():
+    """High-water mark of this process in MiB."""
+    status = Path("/proc/self/status")  # ru_maxrss would inherit the parent's
+    lines = status.read_text().splitlines() if status.exists() else []
+    kib = next((int(line.split()[1]) for line in lines if line.startswith("VmHWM")), None)
+    return (kib or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
+
+
 def peak_mib(arguments):
-    """High-water mark in MiB of a fresh process that runs five steps."""
+    """High-water marks in MiB of a fresh process: after five steps, and before the network is built."""
     command = [sys.executable, "-m", "benchmarks.step", "--peak", json.dumps(arguments)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+    return [float(v) for v in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()]
 
 
 def main():
@@ -50,14 +59,15 @@ def main():
     parser.add_argument("--width", type=float, default=1.0, help="factor of every layer's width")
     parser.add_argument("--levels", type=int, default=3)
     parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=15)
     parser.add_argument("--peak", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
+        imports = high_water()
         step = step_of(*json.loads(args.peak))
         for _ in range(5):
             step()
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        print(high_water(), imports)
         return
     print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
           f"float32, batch {args.batch}, S={args.levels}, T={args.steps}, width x{args.width:g}, median of {args.repeats}")
@@ -74,9 +84,11 @@ def main():
         ratios = [s / a for a, s in zip(seconds["ann"], seconds["snn"], strict=True)]
         ann, snn = (statistics.median(seconds[kind]) for kind in ("ann", "snn"))
         memory = {kind: peak_mib(settings[kind]) for kind in settings}
-        print(f"{name:<10} ANN {ann * 1e3:7.1f} ms {memory['ann']:6.0f} MiB  SNN {snn * 1e3:7.1f} ms {memory['snn']:6.0f} MiB  "
+        peak, own = ({kind: m[0] - m[1] * less for kind, m in memory.items()} for less in (0, 1))
+        print(f"{name:<10} ANN {ann * 1e3:6.1f} ms {peak['ann']:5.0f} MiB   SNN {snn * 1e3:6.1f} ms {peak['snn']:5.0f} MiB   "
               f"time x{statistics.median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f})   "
-              f"memory x{memory['snn'] / memory['ann']:.3f}")
+              f"memory x{peak['snn'] / peak['ann']:.3f}, of the step alone x{own['snn'] / own['ann']:.3f}")
+
 
 
 if __name__ == "__main__":
