@@ -55,7 +55,7 @@ def chain(title, stages, lanes, path):
     bottom.set_xlabel("spiking layer")
     bottom.set_ylabel("firing rate (share of neurons)")
     bottom.set_xticks(range(len(lanes)), [str(i + 1) for i in range(len(lanes))])
-    bottom.margins(y=0.18)
+    bottom.margins(y=0.25)
     bottom.legend(title="spikes worth", loc="upper center", ncols=8)
     write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
     plt.close(figure)
