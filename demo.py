@@ -64,9 +64,9 @@ def main(argv=None):
         print(f"{s['stage']:<16}{s['accuracy']:>10.2%}{s['energy_uj']:>14.3f}   "
               + ("  ".join(f"{rate:.4f}" for rate in s["lane_rates"]) or "-"))
     gap = summary["accuracy_gap_points"]
-    print(f"\nthe SNN is {abs(gap):.2f} points {'below' if gap >= 0 else 'above'} its ANN at 1/{summary['energy_ratio']:.1f} "
-          f"of its energy ({summary['accuracy_right_after_conversion']:.2%} right after conversion); {summary['seconds']:.0f} s\n"
-          f"{folder / 'summary.json'}, {folder / 'demo.png'}")
+    print(f"\nthe SNN is {abs(gap):.2f} points {'below' if gap >= 0 else 'above'} its ANN at 1/{summary['energy_ratio']:.1f} of "
+          f"its energy ({summary['accuracy_right_after_conversion']:.2%} right after conversion); "
+          f"{summary['seconds']:.0f} s\n{folder / 'summary.json'}, {folder / 'demo.png'}")
     return summary
 
 
