@@ -63,8 +63,8 @@ def main(argv=None):
     for s in stages:
         print(f"{s['stage']:<16}{s['accuracy']:>10.2%}{s['energy_uj']:>14.3f}   "
               + ("  ".join(f"{rate:.4f}" for rate in s["lane_rates"]) or "-"))
-    gap = summary["accuracy_gap_points"]
-    print(f"\nthe SNN is {abs(gap):.2f} points {'below' if gap >= 0 else 'above'} its ANN at 1/{summary['energy_ratio']:.1f} of "
+    gap, ratio = summary["accuracy_gap_points"], summary["energy_ratio"]
+    print(f"\nthe SNN is {abs(gap):.2f} points {'below' if gap >= 0 else 'above'} its ANN at 1/{ratio:.1f} of "
           f"its energy ({summary['accuracy_right_after_conversion']:.2%} right after conversion); "
           f"{summary['seconds']:.0f} s\n{folder / 'summary.json'}, {folder / 'demo.png'}")
     return summary
