@@ -176,8 +176,6 @@ def balance_thresholds(net, images, steps=100, which="all", percent=PERCENT, pro
                     for used in trains:
                         used.free(t)
             trains.append(train)
-            if constant:
-                trains[0] = _Constant(images)
         inputs, before = trains[-1], []
     for _ in advance:
         pass

@@ -95,10 +95,8 @@ class Counter:
 
     def _neuron(self, name):
         def hook(module, args, out):
-            o = out.detach() / module.scale.detach() if hasattr(module, "scale") else out.detach()
-            config = module.config
-            count = torch.stack([lane.sum(dtype=torch.float64) for lane in lanes(o[None].round(), config)[0]]) \
-                if config.gain == 1 else torch.stack([lane.sum(dtype=torch.float64) for lane in lanes(o[None], config)[0]])
+            o = (out / module.scale).round() if hasattr(module, "scale") else out
+            count = torch.stack([lane.sum(dtype=torch.float64) for lane in lanes(o[None], module.config)[0]])
             self.fired[name] = self.fired.get(name, 0) + count
             self.outputs[name] = self.outputs.get(name, 0) + o.numel() // module.steps
         return hook
