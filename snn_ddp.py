@@ -154,9 +154,7 @@ def work(args, world, saved=None):
             return trained
         with torch.no_grad():
             images = next(loaders[2].epoch(0))[0][:32]
-        folded = convert.fold_scales(trained, images)
-        folded.built = trained.built
-        return folded
+        return convert.fold_scales(trained, images)
 
     kind = (f"MC_T_{args.timesteps}_H_{args.hardware_opt}_C_{lanes}_Z_{args.reset_to_zero}" if args.multi_channel
             else f"SC_T_{args.timesteps}")

@@ -8,6 +8,7 @@ import json
 import shlex
 from pathlib import Path
 
+from engine.checkpoint import write_atomic
 from engine.errors import UseError, guard
 from engine.log import write_json
 
@@ -54,7 +55,6 @@ def main(argv=None):
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="results folder to write")
     parser.add_argument("runs", nargs="+", metavar="LABEL=RUN", help="label and run folder, the ANN first")
-    parser.add_argument("--command", default="", help="note of the commands, kept in the table's file")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
     pairs = [pair.partition("=")[::2] for pair in args.runs]
@@ -70,7 +70,7 @@ def main(argv=None):
     title = f"{network['name']}, width x{network['width_mult']:g}, {results[0]['summary']['data']}"
     figures.chain(title, stages, lanes, folder / "chain.png")
     text = f"{title}\n\n{table(results)}\n"
-    (folder / "table.md").write_text(text + (f"\n{args.command}\n" if args.command else ""))
+    write_atomic(folder / "table.md", lambda temporary: temporary.write_text(text))
     print(text + f"\nwritten to {folder}; made by: python -m analysis.report {shlex.join([args.folder, *args.runs])}")
 
 
