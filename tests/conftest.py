@@ -1,11 +1,15 @@
 """Shared fixtures."""
 
 import hashlib
+import os
 import re
 from pathlib import Path
 
 import pytest
 import torch
+
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: Triton's interpreter stands in for the GPU
 
 from engine.errors import guard
 from tests.helpers import ROOT, image_folder

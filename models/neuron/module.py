@@ -45,8 +45,7 @@ class MLIF(nn.Module):
 
     @backend.setter
     def backend(self, name):
-        dispatch.choose(name)
-        self._backend = name
+        self._backend = dispatch.known(name)
 
     def supported_step_mode(self):
         return "s", "m"

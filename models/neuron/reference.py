@@ -62,11 +62,12 @@ def mlif_reference(x, theta, leak, config, v=None):
     Args:
         x: input current, [T, ...]; theta, leak: 0-dim tensors; v: potential before step 0, [...] (None: zero).
     Returns:
-        (o, v): merged output [T, ...] in x's dtype, and the potential after the last step [...].
+        (o, v): merged output [T, ...] in x's dtype, and the potential after the last step [...]. NaN in gives NaN out; a
+        theta that is not positive makes every output NaN.
     """
     compute = torch.promote_types(x.dtype, torch.float32)
     theta, leak = theta.to(compute), leak.to(compute)
-    edge = theta * config.gain
+    edge = torch.where(theta > 0, theta, torch.nan) * config.gain
     v = torch.zeros_like(x[0], dtype=compute) if v is None else v.to(compute)
     out = []
     for current in x.to(compute):
