@@ -39,6 +39,8 @@ def get_parser():
     neuron.add_argument("--surrogate_gamma", type=cli.strictly_positive, default=0.3, help="height of the triangle (damping)")
     neuron.add_argument("--surrogate_edge", default="published", choices=("paper", "published"),
                         help="weight of the inner edges in the surrogate: the paper's 1/2 or the published code's 3/2")
+    neuron.add_argument("--neuron_backend", default="auto", choices=models.BACKENDS,
+                        help="what runs the neuron (python -m models.neuron tells what can)")
     conversion = parser.add_argument_group("conversion")
     conversion.add_argument("--conversion", default="published", choices=("published", "matched"),
                             help="published: balanced thresholds; matched: thresholds and output scales fitted per layer")
@@ -48,6 +50,8 @@ def get_parser():
     conversion.add_argument("--balance_steps", type=cli.positive, default=100, help="timesteps of the threshold search")
     cli.add_data(parser)
     training = cli.add_training(parser, 30, 1e-4, [0.6, 0.8, 0.9], 0.95)
+    training.add_argument("--recompute", action="store_true", help="keep only each stage's input spikes and run the stage "
+                          "again in the backward: less memory at many timesteps, more time")
     training.add_argument("--thr_lr", type=cli.rate, default=0.0, help="constant rate of the thresholds, 0: as the weights")
     training.add_argument("--warm_up", action="store_true", help="raise the rate linearly at the start")
     training.add_argument("--warm_up_epochs", type=cli.positive, default=5, help="epochs of it")
@@ -66,6 +70,8 @@ def rules(args):
              "only one-hot neurons of several lanes have inner edges"),
             (["warm_up_epochs", "warm_up_lr"], args.warm_up, "give --warm_up"),
             (["amsgrad", "betas"], args.optimizer == "Adam", "it belongs to --optimizer Adam"),
+            (["neuron_backend"], args.compile == "none" or args.neuron_backend in ("auto", "compiled"),
+             "--compile traces the neuron into the step; leave it out, or say auto or compiled"),
             (["conversion"], args.pretrained_ann, "there is no --pretrained_ann to convert"),
             (["scaling_factor", "balance", "balance_steps"], published, "no thresholds are balanced without "
              "--pretrained_ann and --conversion published")]
@@ -108,7 +114,11 @@ def work(args, world, saved=None):
                                      args.surrogate_edge)
     act = models.Spiking(neuron, args.timesteps, args.default_threshold, args.leak,
                          "direct" if args.input_encoding else "rate",
-                         scale=bool(args.pretrained_ann) and args.conversion == "matched")
+                         scale=bool(args.pretrained_ann) and args.conversion == "matched", backend=args.neuron_backend)
+    try:
+        backend = models.choose(args.neuron_backend, world.device)
+    except RuntimeError as error:
+        raise UseError(f"--neuron_backend {args.neuron_backend}: {error}") from None
     if args.pretrained_ann and not args.input_encoding and args.conversion == "published":
         raise UseError("thresholds are balanced under direct encoding: use --input_encoding 1, or --pretrained_snn")
     net = run.build(args, about, act, bn=False, bias=args.bias, head_dropout=args.dropout)
@@ -123,6 +133,8 @@ def work(args, world, saved=None):
     elif args.pretrained_ann:
         extra["converted"] = convert_ann(net, content, args, world)
     net = run.place(net, world)
+    net.recompute = args.recompute
+    world.say(f"neuron backend: {backend}" + (", traced by torch.compile in training" if args.compile != "none" else ""))
     if args.test_only:
         if not (args.pretrained_snn or args.pretrained_ann):
             raise UseError("--test_only evaluates trained weights: give --pretrained_snn, or --pretrained_ann to convert")

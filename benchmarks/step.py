@@ -1,18 +1,18 @@
-"""Training step of the SNN (S = 3, T = 1) against the ANN of the same network, both without batch norm.
+"""Training step of the SNN against the ANN and the LQ-ANN of the same network, all without batch norm.
 
-python -m benchmarks.step            (part of `make bench`)
+python -m benchmarks.step                 this CPU, batch 32      (part of `make bench`; --no_compile takes a minute)
+python -m benchmarks.step --device cuda   a GPU, batch 256, also with CUDA graphs
 
-Times alternate in one process, medians of several; peak memory is the high-water mark of a fresh process for each.
+Forward, loss, backward, clamped parameters and fused SGD on images that lie on the device. The steps of one comparison
+alternate in one process; ratios are medians over the rounds [quartiles]. Peak memory: on a GPU the allocator's, on a CPU
+the high-water mark of a fresh process for each, after five steps. Writes <out>.json.
 """
 
 import argparse
 import json
-import platform
 import resource
-import statistics
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -20,20 +20,34 @@ from torch.nn import functional as F
 
 import models
 
+from .common import alternate, machine, ratio, summary, write
 
-def step_of(name, kind, batch, width, levels, steps):
-    """A function that does one training step of the network, and its optimizer's parameters count."""
+
+def step_of(kind, name, batch, width, device, levels=3, steps=1, amp="none", mode="none", recompute=False):
+    """A function that does one training step of a network; kind: ann, lq, snn."""
     torch.manual_seed(0)
-    act = models.ReLU() if kind == "ann" else models.Spiking(models.NeuronConfig.vgg(levels), steps)
-    net = models.build(name, act, width_mult=width, bn=False).to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9)
-    images = torch.randn(batch, 3, 32, 32).to(memory_format=torch.channels_last)
-    labels = torch.randint(0, 10, (batch,))
+    device = torch.device(device)
+    neuron = models.NeuronConfig.vgg(levels)
+    act = {"ann": models.ReLU(), "lq": models.LogQuant(3, "lvl"), "snn": models.Spiking(neuron, steps, theta=0.5)}[kind]
+    net = models.build(name, act, width_mult=width, bn=False, bias=True).to(device, memory_format=torch.channels_last)
+    net.recompute = recompute
+    optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, fused=True)
+    images = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
+    labels = torch.randint(0, 10, (batch,), device=device)
+    if kind == "lq":
+        models.calibrate(net, [images])
+    model = net if mode == "none" else torch.compile(net, mode=mode, dynamic=False)
+    leaks = [site.leak for site in net.sites()] if kind == "snn" else []
 
     def step():
-        optimizer.zero_grad()
-        F.cross_entropy(net(images), labels).backward()
+        with torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16"):
+            out = model(images)
+        F.cross_entropy(out.float(), labels).backward()
         optimizer.step()
+        optimizer.zero_grad()
+        with torch.no_grad():
+            if leaks:
+                torch._foreach_clamp_max_(leaks, 1.0)
 
     return step
 
@@ -46,49 +60,100 @@ def high_water():
     return (kib or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss) / 1024
 
 
-def peak_mib(arguments):
-    """High-water marks in MiB of a fresh process: after five steps, and before the network is built."""
-    command = [sys.executable, "-m", "benchmarks.step", "--peak", json.dumps(arguments)]
-    return [float(v) for v in subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()]
+def peak(settings):
+    """Peak memory of five steps in MiB: (in all, without what was there before the network)."""
+    if settings["device"].startswith("cuda"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() / 2**20
+        step = step_of(**settings)
+        for _ in range(5):
+            step()
+        whole = torch.cuda.max_memory_allocated() / 2**20
+        return whole - before, whole - before
+    command = [sys.executable, "-m", "benchmarks.step", "--peak", json.dumps(settings)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    whole, before = map(float, done.stdout.split()[-2:])
+    return whole, whole - before
+
+
+def compare(title, base, others, args, memory=False):
+    """Time `others` against `base` ({name: settings}); returns and prints rows."""
+    torch.compiler.reset()
+    base_name = next(iter(base))
+    settings = base | others
+    seconds = alternate({name: step_of(**s) for name, s in settings.items()}, args.repeats, torch.device(args.device), 3)
+    rows = []
+    print(f"\n{title}")
+    for name, s in settings.items():
+        middle, low, high = summary(seconds[name])
+        row = {"comparison": title, "name": name, **s, "ms": middle * 1e3, "low_ms": low * 1e3, "high_ms": high * 1e3,
+               "images_per_s": s["batch"] / middle, "seconds": seconds[name], "to": base_name,
+               "ratio": ratio(seconds[name], seconds[base_name])}
+        if memory:
+            row["peak_mib"], row["peak_own_mib"] = peak(s)
+        rows.append(row)
+        text = (f"  {name:<14} {row['ms']:8.1f} ms [{row['low_ms']:.1f} to {row['high_ms']:.1f}] "
+                f"{row['images_per_s']:8.0f} images/s")
+        if name != base_name:
+            text += "   x{:.3f} [{:.2f} to {:.2f}]".format(*row["ratio"])
+        if memory:
+            text += f"   peak {row['peak_mib']:.0f} MiB"
+            if name != base_name:
+                whole, own = (row[key] / rows[0][key] for key in ("peak_mib", "peak_own_mib"))
+                text += f" x{whole:.2f} (step alone x{own:.2f})"
+        print(text, flush=True)
+    return rows
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--networks", nargs="+", default=["resnet20", "vgg16"])
-    parser.add_argument("--batch", type=int, default=32)
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.splitlines()[0])
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--networks", nargs="+", default=["resnet20", "vgg16"], choices=sorted(models.NETWORKS))
+    parser.add_argument("--batch", type=int, default=0, help="images per step; default 32, on a GPU 256")
     parser.add_argument("--width", type=float, default=1.0, help="factor of every layer's width")
-    parser.add_argument("--levels", type=int, default=3)
-    parser.add_argument("--steps", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument("--amp", nargs="+", default=["none", "bf16"], choices=("none", "bf16"))
+    parser.add_argument("--no_compile", action="store_true", help="leave out what torch.compile has to compile")
+    parser.add_argument("--no_scaling", action="store_true", help="leave out S = 4 against 1 and T = 4 against 1")
+    parser.add_argument("--out", default="runs/bench/step", help="stem of the JSON file")
     parser.add_argument("--peak", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.peak:
-        imports = high_water()
-        step = step_of(*json.loads(args.peak))
+        before = high_water()
+        step = step_of(**json.loads(args.peak))
         for _ in range(5):
             step()
-        print(high_water(), imports)
+        print(high_water(), before)
         return
-    print(f"{platform.processor() or platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}, "
-          f"float32, batch {args.batch}, S={args.levels}, T={args.steps}, width x{args.width:g}, median of {args.repeats}")
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("not measured: no CUDA GPU here")
+    where, rows = machine(device), []
+    batch = args.batch or (256 if device.type == "cuda" else 32)
+    print(f"{where['machine']}, torch {where['torch']}, batch {batch}, width x{args.width:g}, medians of {args.repeats} "
+          f"[quartiles], neuron backend {models.choose('auto', device)}")
     for name in args.networks:
-        settings = {kind: (name, kind, args.batch, args.width, args.levels, args.steps) for kind in ("ann", "snn")}
-        run = {kind: step_of(*settings[kind]) for kind in settings}
-        seconds = {kind: [] for kind in run}
-        for repeat in range(args.repeats + 2):  # the first two warm up
-            for kind, step in run.items():
-                start = time.perf_counter()
-                step()
-                if repeat > 1:
-                    seconds[kind].append(time.perf_counter() - start)
-        ratios = [s / a for a, s in zip(seconds["ann"], seconds["snn"], strict=True)]
-        ann, snn = (statistics.median(seconds[kind]) for kind in ("ann", "snn"))
-        memory = {kind: peak_mib(settings[kind]) for kind in settings}
-        peak, own = ({kind: m[0] - m[1] * less for kind, m in memory.items()} for less in (0, 1))
-        print(f"{name:<10} ANN {ann * 1e3:6.1f} ms {peak['ann']:5.0f} MiB   SNN {snn * 1e3:6.1f} ms {peak['snn']:5.0f} MiB   "
-              f"time x{statistics.median(ratios):.3f} ({min(ratios):.2f} to {max(ratios):.2f})   "
-              f"memory x{peak['snn'] / peak['ann']:.3f}, of the step alone x{own['snn'] / own['ann']:.3f}")
-
+        common = {"name": name, "batch": batch, "width": args.width, "device": args.device}
+        for amp in args.amp:
+            modes = ["none"] if args.no_compile else ["none", "default"] + ["reduce-overhead"] * (device.type == "cuda")
+            for mode in modes:
+                kinds = {kind: {"kind": kind, **common, "amp": amp, "mode": mode} for kind in ("ann", "snn", "lq")}
+                if mode != "none":
+                    kinds.pop("lq")
+                title = f"{name}, {'float32' if amp == 'none' else amp}, "
+                title += "eager" if mode == "none" else f"compiled, {mode}"
+                rows += compare(f"{title}: SNN S=3 T=1 against ANN", {"ANN": kinds["ann"]},
+                                {{"snn": "SNN", "lq": "LQ-ANN"}[k]: s for k, s in kinds.items() if k != "ann"}, args,
+                                memory=mode == "none" and amp == "none")
+        if not args.no_scaling:
+            one = {"kind": "snn", **common}
+            four = one | {"steps": 4}
+            rows += compare(f"{name}, float32, eager: lanes", {"S=1": one | {"levels": 1}}, {"S=4": one | {"levels": 4}}, args)
+            rows += compare(f"{name}, float32, eager: timesteps", {"T=1": one},
+                            {"T=4": four, "T=4 --recompute": four | {"recompute": True}}, args, memory=True)
+    write(f"{args.out}.json", {**where, "rows": rows})
+    print(f"\nwritten: {args.out}.json")
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import re
 from .errors import UseError
 
 ARCHITECTURES = ("VGG16", "RESNET20")
+COMPILE = ("none", "default", "reduce-overhead", "max-autotune")
 DATASETS = ("CIFAR10", "CIFAR100", "IMAGENET", "DIGITS", "FOLDER")
 
 
@@ -136,6 +137,8 @@ def add_training(parser, epochs, lr, lr_interval, momentum):
     group.add_argument("-s", "--seed", type=natural, default=0, help="of everything random")
     group.add_argument("--amp", default="none", choices=("none", "bf16", "fp16"),
                        help="autocast type; the membrane stays float32")
+    group.add_argument("--compile", nargs="?", const="default", default="none", choices=COMPILE,
+                       help="compile the training step (torch.compile); reduce-overhead adds CUDA graphs")
     return group
 
 

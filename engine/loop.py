@@ -56,7 +56,7 @@ def evaluate(net, loader, world, amp="none", label="test"):
             with autocast(world.device, amp):
                 out = net(images).float()
             sums += torch.stack([F.cross_entropy(out, labels, reduction="sum"), (out.argmax(1) == labels).sum(),
-                                 torch.tensor(len(labels), device=world.device)]).double()
+                                 out.new_full((), len(labels))]).double()
     net.train(training)
     loss, correct, count = world.sum(sums).tolist()
     return {"loss": loss / count, "accuracy": correct / count, "images": int(count)}
@@ -85,6 +85,9 @@ class Trainer:
         if world.size > 1:
             ids = [world.device.index] if world.device.type == "cuda" else None
             self.model = torch.nn.parallel.DistributedDataParallel(net, device_ids=ids)
+        self.fast = None  # of the training step alone: evaluation, counters and checkpoints see the plain network
+        if args.compile != "none":
+            self.fast = torch.compile(self.model, mode=args.compile, dynamic=False)
         self.epoch, self.step, self.best, self.best_epoch, self.seconds = 1, 0, -1.0, 0, 0.0
         self.sums = torch.zeros(3, dtype=torch.float64, device=world.device)
 
@@ -153,8 +156,9 @@ class Trainer:
         with progress(steps, self.world, total=len(self.train_loader), initial=self.step,
                       desc=f"epoch {self.epoch}/{self.args.epochs}") as bar:
             for images, labels, n in bar:
+                whole = n == min(self.args.batch_size, self.train_loader.images)  # a smaller batch is not worth compiling for
                 with autocast(self.world.device, self.args.amp):
-                    out = self.model(images)
+                    out = (self.fast if self.fast and whole else self.model)(images)
                 out = out.float()
                 loss = F.cross_entropy(out, labels, reduction="sum")
                 self.optimizer.zero_grad(set_to_none=True)
@@ -163,8 +167,7 @@ class Trainer:
                 self.scaler.update()
                 self.after_step()
                 with torch.no_grad():
-                    self.sums += torch.stack([loss, (out.argmax(1) == labels).sum(),
-                                              torch.tensor(len(labels), device=loss.device)]).double()
+                    self.sums += torch.stack([loss, (out.argmax(1) == labels).sum(), loss.new_full((), len(labels))]).double()
                 self.step += 1
                 if self.step % self.args.print_freq == 0:
                     loss, accuracy = self._check()

@@ -15,9 +15,10 @@ def make_optimizer(net, args):
     if thresholds:
         groups.append({"params": thresholds, "lr": thr_lr, "scheduled": False})
     if args.optimizer == "SGD":
-        return torch.optim.SGD(groups, momentum=args.momentum, weight_decay=args.weight_decay)
+        return torch.optim.SGD(groups, momentum=args.momentum, weight_decay=args.weight_decay, fused=True)
     betas = tuple(getattr(args, "betas", (0.9, 0.999)))
-    return torch.optim.Adam(groups, betas=betas, weight_decay=args.weight_decay, amsgrad=getattr(args, "amsgrad", True))
+    return torch.optim.Adam(groups, betas=betas, weight_decay=args.weight_decay, amsgrad=getattr(args, "amsgrad", True),
+                            fused=True)
 
 
 def learning_rate(epoch, args):

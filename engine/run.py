@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 import models
+from models.neuron import compiled
 
 from . import checkpoint, data, log
 from .cli import refuse_idle
@@ -14,7 +15,8 @@ from .errors import UseError
 from .loop import Trainer, seed_all
 
 FREE = {"print_freq", "save_freq", "workers", "data_root", "dataset_dir", "device", "gpu", "multiprocessing_distributed",
-        "world_size", "rank", "dist_url", "dist_backend", "local_rank", "debug", "resume", "energy"}
+        "world_size", "rank", "dist_url", "dist_backend", "local_rank", "debug", "resume", "energy",
+        "compile", "neuron_backend", "recompute"}
 
 
 def common_rules(args):
@@ -86,6 +88,11 @@ def place(net, world):
 
 def start(args, world):
     """Seed everything and read the data: (data, (training, choosing, test) loaders)."""
+    reason = compiled.why_not(world.device, torch.float32) if args.compile != "none" else None
+    if args.compile == "reduce-overhead" and world.device.type != "cuda":
+        reason = "reduce-overhead means CUDA graphs, which need a GPU; give --compile alone"
+    if reason:
+        raise UseError(f"--compile {args.compile}: {reason}")
     seed_all(args.seed)
     content = data.load(args, world)
     return content, data.loaders(content, args, world)

@@ -3,13 +3,13 @@
 import inspect
 
 from .activations import LogQuant, ReLU, Spiking, SpikingLayer, describe, from_description
-from .neuron import MLIF, NeuronConfig, lanes
+from .neuron import BACKENDS, MLIF, NeuronConfig, choose, lanes
 from .quantize import QuantReLU, calibrate
 from .resnet import ResNet20
 from .vgg import VGG16
 
-__all__ = ["MLIF", "NETWORKS", "LogQuant", "NeuronConfig", "QuantReLU", "ReLU", "Spiking", "SpikingLayer", "build",
-           "calibrate", "describe", "from_description", "lanes", "options"]
+__all__ = ["BACKENDS", "MLIF", "NETWORKS", "LogQuant", "NeuronConfig", "QuantReLU", "ReLU", "Spiking", "SpikingLayer",
+           "build", "calibrate", "choose", "describe", "from_description", "lanes", "options"]
 
 NETWORKS = {"vgg16": VGG16, "resnet20": ResNet20}
 

@@ -102,13 +102,15 @@ class Spiking:
 
 
 def describe(act):
-    """Plain dictionary of a description, for checkpoints."""
-    return {"kind": act.kind, **asdict(act)}
+    """Plain dictionary of a description, for checkpoints; the backend belongs to the machine, not to the network."""
+    values = {"kind": act.kind, **asdict(act)}
+    values.pop("backend", None)
+    return values
 
 
 def from_description(values):
     """The description that `describe` wrote."""
-    values = dict(values)
+    values = {k: v for k, v in values.items() if k != "backend"}
     kinds = {cls.kind: cls for cls in (ReLU, LogQuant, Spiking)}
     cls = kinds[values.pop("kind")]
     if cls is Spiking:

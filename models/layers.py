@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 
 class HeldDropout(nn.Module):
@@ -90,6 +91,7 @@ class Network(nn.Module):
     """Stages and a linear readout: [B, C, H, W] -> [B, classes]. `act` is the injected activation."""
 
     stem = 0  # number of leading stages that `--balance stem` measures; 0: the network has no stem
+    recompute = False  # keep only the stages' inputs for the backward and run each stage's T steps again there
 
     def __init__(self, act, stages, head):
         super().__init__()
@@ -105,7 +107,12 @@ class Network(nn.Module):
 
     def currents(self, x):
         """The readout at each step: [B, C, H, W] -> [T*B, classes]."""
-        return self.head(self.stages(self.act.encode(x)))
+        x = self.act.encode(x)
+        if not (self.recompute and torch.is_grad_enabled()):
+            return self.head(self.stages(x))
+        for stage in self.stages:
+            x = checkpoint(stage, x, use_reentrant=False)
+        return self.head(x)
 
     def forward(self, x):
         return self.act.readout(self.currents(x))

@@ -40,11 +40,12 @@ class GPUShape(cpp.Cpp):
 GPU_SHAPE = GPUShape()
 
 
-def on_grid(launcher, configs, dtype):
-    """All variants that `both` asks of a launcher, compiled at once."""
+def on_grid(launcher, configs, dtype, cases=((1, False), (3, True)), **size):
+    """Compare a launcher with the definition, all its variants compiled at once."""
     cpp.prepare([source.Variant(config, steps, dtype, start, True, launcher.tile(steps, dtype),
                                 launcher.tile(steps, dtype) * dtype.itemsize <= 16)
-                 for config in configs for steps, start in ((1, False), (3, True))])
+                 for config in configs for steps, start in cases])
+    both(launched(launcher), configs, dtype, cases, **size)
 
 
 def gradients(run, x, grad, grad_last, start, config):
@@ -92,16 +93,14 @@ def test_eager_equals_definition(monkeypatch):
 
 def test_cuda_source_equals_definition_on_a_cpu():
     """float64, the whole grid: the algebra of mlif.cu."""
-    on_grid(cpp._launcher, GRID, torch.float64)
-    both(backend("cpp"), GRID, torch.float64)
+    on_grid(cpp._launcher, GRID, torch.float64, ((3, True),))
+    on_grid(cpp._launcher, GRID[::6] + SAMPLE, torch.float64, ((1, False),))
 
 
 @pytest.mark.parametrize("size", [(2, 3, 7), (4, 64)])  # no whole tile fits; all accesses are wide
 def test_cuda_source_in_the_shape_of_a_gpu(size):
-    configs = GRID[::7] + SAMPLE
     for dtype, tolerance in ((torch.float32, 2e-5), (torch.float64, 1e-9), (torch.bfloat16, 2e-2)):
-        on_grid(GPU_SHAPE, configs, dtype)
-        both(launched(GPU_SHAPE), configs, dtype, size=size, tolerance=tolerance)
+        on_grid(GPU_SHAPE, SAMPLE, dtype, size=size, tolerance=tolerance)
 
 
 def test_interpreted_triton_equals_definition():

@@ -157,6 +157,11 @@ CASES = [  # script, arguments ({h}: the folder, {c}: --data_root with CIFAR), w
     ("ann", "--data_root {c} --device cpu --amp fp16", "--amp fp16 needs a GPU", "bf16 or none"),
     ("energy", "{h}/ann.pth --device cpu --amp fp16", "--amp fp16 needs a GPU"),
     ("ann", "--data_root {c} --device cpu --dist_backend nccl", "--dist_backend nccl needs GPUs", "gloo"),
+    ("snn", "--data_root {c} --device cpu --neuron_backend cupy", "--neuron_backend cupy", "it runs on a CUDA GPU"),
+    ("snn", "--neuron_backend inductor", "--neuron_backend", "inductor", "compiled"),
+    ("snn", "--compile --neuron_backend cpp", "--neuron_backend does nothing here", "auto or compiled"),
+    ("ann", "--data_root {c} --device cpu --compile reduce-overhead", "CUDA graphs, which need a GPU", "--compile alone"),
+    ("ann", "--compile fast", "--compile", "reduce-overhead"),
     ("ann", "--device tpu", "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
     ("ann", "--device cuda:99", "--device cuda:99 is not here", "--device cpu"),
     # resume

@@ -258,6 +258,25 @@ def test_every_parameter_learns_and_a_checkpoint_rebuilds_the_network(name, act,
     assert torch.equal(again.eval()(x), net.eval()(x))
 
 
+def test_recomputing_changes_no_gradient():
+    """Same loss and gradients, held dropout included; of a stage only its input is kept."""
+    results, kept = [], []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        act = models.Spiking(models.NeuronConfig.vgg(3), 4, theta=0.1)
+        net = models.build("resnet20", act, bn=False, width_mult=0.0625, dropout=0.2)
+        net.recompute = recompute
+        torch.manual_seed(1)
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):  # noqa: B023
+            loss = net(torch.randn(16, 3, 32, 32)).square().sum()
+        loss.backward()
+        results.append([loss.detach(), *(p.grad for p in net.parameters() if p.grad is not None)])
+        kept.append(sum(saved))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+    assert kept[1] < 0.4 * kept[0]
+
+
 def test_build_refuses():
     with pytest.raises(ValueError, match="one of vgg16, resnet20"):
         models.build("alexnet", models.ReLU())

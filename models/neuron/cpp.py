@@ -17,8 +17,8 @@ import torch
 
 from .source import FOLDER, MAX_STEPS, STORAGE, Launcher, text  # noqa: F401  (MAX_STEPS is read by dispatch)
 
-OPTIONS = ["-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno", "-fopenmp", "-w",
-           "-shared", "-fPIC"]
+OPTIONS = ["-std=c++17", "-O3", "-march=native", "-ffp-contract=off", "-fno-trapping-math", "-fno-math-errno",
+           "-fno-tree-vrp", "-fopenmp", "-w", "-shared", "-fPIC"]  # g++ 12's value ranges turn selects back into branches
 GRAIN = 1 << 15  # neurons that are worth a thread
 
 

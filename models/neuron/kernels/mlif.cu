@@ -95,7 +95,7 @@ DEVICE bool passed(REAL u, REAL edge) { return INCLUSIVE ? u >= edge : u > edge;
 DEVICE REAL fire(REAL u, Neuron c) {
   REAL o = 0;
   UNROLL for (int i = 0; i < LEVELS; ++i) o = passed(u, c.edge * (1 << i)) ? (REAL)(ONE_HOT ? 1 << i : (2 << i) - 1) : o;
-  return u >= c.bound ? o : (REAL)NOT_A_NUMBER;
+  return o + (u >= c.bound ? (REAL)0 : (REAL)NOT_A_NUMBER);
 }
 
 DEVICE REAL reset(REAL u, REAL o, Neuron c) {
@@ -160,49 +160,56 @@ KERNEL mlif_backward(const stored *__restrict__ x, index_t stride, const stored 
   const bool packed = aligned && count == TILE;
   const Neuron c = neuron(theta, leak);
   const REAL inverse = 1 / c.edge;
-  REAL u[STEPS][TILE], v[TILE], in[TILE], gv[TILE];
+  REAL u[STEPS][TILE], v[TILE], o[TILE], in[TILE], gv[TILE];
   for (int j = 0; j < TILE; ++j) v[j] = HAS_V && j < count ? v0[at + j] : (REAL)0;
   for (int j = 0; j < TILE; ++j) gv[j] = STATE && j < count ? g_last[at + j] : (REAL)0;
   UNROLL for (int t = 0; t < STEPS; ++t) {
     load(x + t * stride + at, count, packed, in);
     VECTOR for (int j = 0; j < TILE; ++j) {
       u[t][j] = charge(t, v[j], in[j], c);
-      v[j] = reset(u[t][j], fire(u[t][j], c), c);
+      o[j] = fire(u[t][j], c);
+      v[j] = reset(u[t][j], o[j], c);
     }
   }
-  REAL d_edge = 0, d_theta = 0, d_leak = 0;
+  REAL d_edge[TILE], d_theta[TILE], d_leak[TILE];
+  VECTOR for (int j = 0; j < TILE; ++j) d_edge[j] = d_theta[j] = d_leak[j] = 0;
   UNROLL for (int t = STEPS - 1; t >= 0; --t) {
     const bool later = STATE || t + 1 < STEPS, earlier = HAS_V || t > 0;  // a potential goes on, one came in
     load(g + t * n + at, count, packed, in);
     if (t == 0) for (int j = 0; j < TILE; ++j) v[j] = HAS_V && j < count ? v0[at + j] : (REAL)0;
-    else VECTOR for (int j = 0; j < TILE; ++j) v[j] = reset(u[t - 1][j], fire(u[t - 1][j], c), c);
-    VECTOR_SUM for (int j = 0; j < TILE; ++j) {
-      const REAL r = u[t][j] * inverse, o = later ? fire(u[t][j], c) : (REAL)0;
+    VECTOR for (int j = 0; j < TILE; ++j) {
+      const REAL r = u[t][j] * inverse, before = t ? fire(u[t ? t - 1 : 0][j], c) : (REAL)0;  // output of step t - 1
+      if (t) v[j] = reset(u[t ? t - 1 : 0][j], before, c);
       REAL upstream = in[j] * (REAL)(GAIN);
       if (later && !DETACH) upstream -= gv[j] * (RESET == 2 ? u[t][j] : c.edge);
       REAL gu = surrogate(r) * upstream * inverse;
-      d_edge -= r * gu;
+      d_edge[j] -= r * gu;
       if (later) {
-        if (RESET == 0) d_edge -= o * gv[j];
-        if (RESET == 1) d_theta -= o > 0 ? gv[j] : (REAL)0;
-        gu += RESET == 2 && o > 0 ? (REAL)0 : gv[j];
+        if (RESET == 0) d_edge[j] -= o[j] * gv[j];
+        if (RESET == 1) d_theta[j] -= o[j] > 0 ? gv[j] : (REAL)0;
+        gu += RESET == 2 && o[j] > 0 ? (REAL)0 : gv[j];
       }
-      if (earlier) d_leak += gu * v[j];
+      if (earlier) d_leak[j] += gu * v[j];
+      o[j] = before;
       gv[j] = gu * c.leak;
       in[j] = gu * (REAL)(INPUT_GAIN);
     }
     store(gx + t * n + at, count, packed, in);
   }
   if (HAS_V) for (int j = 0; j < TILE; ++j) if (j < count) gv0[at + j] = gv[j];
-  d_theta += d_edge * (REAL)(GAIN);
+  REAL theta_sum = 0, leak_sum = 0;
+  VECTOR_SUM for (int j = 0; j < TILE; ++j) {
+    theta_sum += d_theta[j] + d_edge[j] * (REAL)(GAIN);
+    leak_sum += d_leak[j];
+  }
 #if WARP > 1
   for (int other = WARP / 2; other; other /= 2) {
-    d_theta += __shfl_down_sync(0xffffffffu, d_theta, other);
-    d_leak += __shfl_down_sync(0xffffffffu, d_leak, other);
+    theta_sum += __shfl_down_sync(0xffffffffu, theta_sum, other);
+    leak_sum += __shfl_down_sync(0xffffffffu, leak_sum, other);
   }
 #endif
   if (thread % WARP == 0 && at < n) {
-    partial[2 * (thread / WARP)] = d_theta;
-    partial[2 * (thread / WARP) + 1] = d_leak;
+    partial[2 * (thread / WARP)] = theta_sum;
+    partial[2 * (thread / WARP) + 1] = leak_sum;
   }
 }

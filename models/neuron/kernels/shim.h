@@ -7,7 +7,7 @@
 #define DEVICE static inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 #define VECTOR _Pragma("omp simd")
-#define VECTOR_SUM _Pragma("omp simd reduction(+ : d_edge, d_theta, d_leak)")
+#define VECTOR_SUM _Pragma("omp simd reduction(+ : theta_sum, leak_sum)")
 #define WARP 1
 #define NOT_A_NUMBER __builtin_nanf("")
 #define MINUS_INFINITY (-__builtin_inff())
