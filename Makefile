@@ -9,14 +9,16 @@ READY := $(VENV)/ready
 endif
 BASE_PYTHON ?= python3
 
-.PHONY: help setup demo test lint test-long test-gpu bench clean
+.PHONY: help setup demo test lint test-long test-gpu bench bench-gpu doctor clean
 
 help:
 	@echo "make demo       digits: ANN -> LQ-ANN -> fused -> SNN, with a table and a figure (under 5 minutes on 2 cores)"
 	@echo "make test       lint and the test suite (under 10 minutes on 2 cores)"
-	@echo "make test-long  the checks that take longer: the ImageNet commands of the README"
+	@echo "make test-long  the checks that take longer: the ImageNet commands of the README, every compiled neuron"
 	@echo "make test-gpu   the checks that need a CUDA GPU"
-	@echo "make bench      training step of the SNN against the ANN; the data pipeline"
+	@echo "make bench      on this CPU: the neuron beside SpikingJelly's, training steps, the data pipeline (under 10 minutes)"
+	@echo "make bench-gpu  the same on a CUDA GPU (under 8 minutes)"
+	@echo "make doctor     which backends of the neuron run here, and why the others do not"
 	@echo "make setup      only the virtual environment in .venv"
 
 $(VENV)/ready: requirements.txt
@@ -44,8 +46,16 @@ test-gpu: $(READY)
 	$(PY) -m pytest -m gpu
 
 bench: $(READY)
-	$(PY) -m benchmarks.step
+	$(PY) -m benchmarks.neuron --out benchmarks/cpu/neuron
+	$(PY) -m benchmarks.step --out benchmarks/cpu/step
 	$(PY) -m benchmarks.data
+
+bench-gpu: $(READY)
+	$(PY) -m benchmarks.neuron --device cuda --out benchmarks/gpu/neuron
+	$(PY) -m benchmarks.step --device cuda --no_scaling --out benchmarks/gpu/step
+
+doctor: $(READY)
+	$(PY) -m models.neuron
 
 clean:
 	rm -rf runs .pytest_cache .ruff_cache

@@ -50,9 +50,9 @@ def on_grid(launcher, configs, dtype, cases=((1, False), (3, True)), **size):
 
 def gradients(run, x, grad, grad_last, start, config):
     """(output, potential, gradients of x, theta, leak, v) of run(x, theta, leak, config, v) on copies of the inputs."""
-    inputs = [x.clone(), torch.tensor(0.8, dtype=torch.promote_types(x.dtype, torch.float32)), torch.tensor(0.9),
-              torch.full(x.shape[1:], 0.3)]
-    inputs[2:] = [i.to(inputs[1].dtype) for i in inputs[2:]]
+    dtype = torch.promote_types(x.dtype, torch.float32)
+    inputs = [x.clone(), *(torch.full(shape, value, dtype=dtype, device=x.device)
+                           for shape, value in (((), 0.8), ((), 0.9), (x.shape[1:], 0.3)))]
     inputs = [i.requires_grad_() for i in inputs]
     o, last = run(*inputs[:3], config, inputs[3] if start else None)
     wanted = [i for i, need in zip(inputs, (1, 1, len(x) > 1 or start, start)) if need]
@@ -60,14 +60,13 @@ def gradients(run, x, grad, grad_last, start, config):
             *torch.autograd.grad((o.to(last.dtype) * grad).sum() + (last * grad_last).sum(), wanted)]
 
 
-def both(run, configs, dtype, cases=((1, False), (3, True)), size=(2, 3, 7), tolerance=1e-9):
+def both(run, configs, dtype, cases=((1, False), (3, True)), size=(2, 3, 7), tolerance=1e-9, device="cpu"):
     """Compare run with the definition over configurations, steps and given starts."""
     generator = torch.Generator().manual_seed(1)
     for config, (steps, start) in itertools.product(configs, cases):
-        x = (torch.randn(steps, *size, generator=generator) * 2 + 0.6).to(dtype)
-        grad = torch.randn(x.shape, generator=generator).to(torch.promote_types(dtype, torch.float32))
-        got, want = (gradients(fn, x, grad, torch.ones(x.shape[1:], dtype=grad.dtype), start, config)
-                     for fn in (run, mlif_reference))
+        x = (torch.randn(steps, *size, generator=generator) * 2 + 0.6).to(device, dtype)
+        grad = torch.randn(x.shape, generator=generator).to(device, torch.promote_types(dtype, torch.float32))
+        got, want = (gradients(fn, x, grad, torch.ones_like(grad[0]), start, config) for fn in (run, mlif_reference))
         assert torch.equal(got[0], want[0]), (config, steps, start)
         for a, b in zip(got[1:], want[1:]):
             assert (a - b).abs().max() <= tolerance * (1 + b.abs().max()), (config, steps, start, a, b)
