@@ -164,6 +164,21 @@ def test_gradients_err_at_most_twice_as_much_as_pytorch(name, dtype):
             assert error <= 2 * allowed + 1e-6 * exact.norm(), (config, exact.dim(), error, allowed)
 
 
+@pytest.mark.parametrize(("name", "dtype"), [  # Triton's interpreter rounds bfloat16 its own way
+    ("torch", torch.bfloat16), ("torch", torch.float16), ("cpp", torch.bfloat16), ("cpp", torch.float16),
+    ("triton", torch.float16)])
+def test_gradients_are_rounded_once_to_nearest(name, dtype):
+    """The gradient of a narrow input is that of the widened one, rounded: ties to even, NaN and infinity kept."""
+    x = (torch.randn(1, 5000, generator=torch.Generator().manual_seed(0)) + 0.6).to(dtype)
+    grad = torch.randint(-512, 512, (1, 5000)).to(dtype)  # steep and exact: many ties
+    grad[0, :2] = torch.tensor([torch.nan, torch.inf])
+    x[0, :2] = 1.0
+    config = NeuronConfig(levels=1, gamma=1.0)
+    narrow, wide = (gradients(backend(name), x.to(kind), grad.to(torch.float32), torch.zeros(5000), False, config)[2]
+                    for kind in (dtype, torch.float32))
+    assert narrow.dtype == dtype and torch.equal(narrow.nan_to_num(7, 8), wide.to(dtype).nan_to_num(7, 8))
+
+
 @pytest.mark.parametrize("name", ["torch", "cpp", "triton"])
 def test_any_number_of_steps(name):
     """Sequences longer than a kernel unrolls are cut, without a seam."""
