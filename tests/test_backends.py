@@ -129,6 +129,8 @@ def test_boundaries_and_special_values(name):
     special = torch.tensor([[0.0, -0.0, -1.0, torch.inf, -torch.inf, 1e38, torch.nan]])
     o, v = dispatch.mlif(special, torch.tensor(1.0), torch.tensor(1.0), config, None, True, name)
     assert o[0, :6].tolist() == [0, 0, 0, 4, 0, 4] and o[0, 6].isnan() and v[6].isnan()
+    narrow, _ = dispatch.mlif(special.bfloat16(), torch.tensor(1.0), torch.tensor(1.0), config, None, True, name)
+    assert torch.equal(narrow.float().nan_to_num(7), o.nan_to_num(7))
     for theta in (0.0, -1.0, torch.nan):
         o, _ = dispatch.mlif(special, torch.tensor(theta), torch.tensor(1.0), config, None, True, name)
         assert o.isnan().all()

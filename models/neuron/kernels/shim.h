@@ -9,9 +9,9 @@
 #define VECTOR _Pragma("omp simd")
 #define VECTOR_SUM _Pragma("omp simd reduction(+ : theta_sum, leak_sum)")
 #define WARP 1
-#define NOT_A_NUMBER __builtin_nanf("")
 #define MINUS_INFINITY (-__builtin_inff())
 #define EXP(a) exponential((REAL)(a))
+#define NOT_A_NUMBER bits<float>(0x7fffffffu)  // of all NaN the one that CUDA makes
 #define FLOAT_BITS(f) bits<unsigned>((float)(f))
 #define BITS_FLOAT(b) bits<float>((unsigned)(b))
 #define KERNEL static void
