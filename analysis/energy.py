@@ -1,6 +1,7 @@
 """Compute energy of a network from its measured activity (SPEC section 7).
 
     E = E_MAC * MAC_first + E_AC * sum_(l > first) rate_l * MAC_l        (SNN, directly encoded)
+    E = E_MAC * rate_first * MAC_first + ...                             (transformer: the first layer at every step)
     E = E_MAC * sum_l MAC_l                                              (ANN, LQ-ANN)
 
 rate_l = nonzero inputs of layer l / inputs per step, summed over the T steps, averaged over the images.
@@ -14,7 +15,7 @@ import torch
 from torch import nn
 
 from engine.checkpoint import write_atomic
-from models import SpikingLayer, lanes
+from models import LIFLayer, SpikingLayer, lanes
 
 E_MAC, E_AC = 4.6, 0.9  # pJ, 45 nm, float32
 
@@ -83,7 +84,7 @@ class Counter:
     def __init__(self, net):
         self.net, self.handles, self.images = net, [], 0
         self.weighted = {n: m for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
-        self.neurons = {n: m for n, m in net.named_modules() if isinstance(m, SpikingLayer)}
+        self.neurons = {n: m for n, m in net.named_modules() if isinstance(m, (SpikingLayer, LIFLayer))}
         self.nonzero, self.shape, self.fired, self.outputs = {}, {}, {}, {}
 
     def _weighted(self, name):
@@ -128,7 +129,9 @@ class Counter:
         act, spiking = self.net.act, bool(self.neurons)
         rates = [n / (images * self.shape[name][1]) for n, name in zip(nonzero, names, strict=True)]
         first_is_analog = not spiking or act.encoding == "direct"
-        rows = [row(name, *self.shape[name], rate, spiking, first_is_analog and i == 0)
+        if self.net.each_step:  # its input is shown at each step, though it was counted once
+            rates[0] *= act.steps
+        rows = [row(name, *self.shape[name], rate, spiking, first_is_analog and i == 0, self.net.each_step)
                 for i, (name, rate) in enumerate(zip(names, rates, strict=True))]
         macs = sum(r.macs for r in rows)
         energy = Energy(sum(r.energy_uj for r in rows), E_MAC * macs * 1e-6, macs, int(images), act.steps, rows)
@@ -138,9 +141,10 @@ class Counter:
         return energy
 
 
-def row(name, macs, inputs, rate, spiking, analog):
-    """Energy row of a layer: MACs at E_MAC for an ANN or an analog input, else additions at E_AC times the rate."""
-    picojoule = E_AC * rate * macs if spiking and not analog else E_MAC * macs
+def row(name, macs, inputs, rate, spiking, analog, each_step=False):
+    """Energy row of a layer: MACs at E_MAC for an ANN or an analog input (by its rate if billed at each step), else
+    additions at E_AC times the rate."""
+    picojoule = E_AC * rate * macs if spiking and not analog else E_MAC * macs * (rate if each_step else 1)
     return Row(name, macs, inputs, rate, picojoule * 1e-6)
 
 

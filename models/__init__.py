@@ -2,16 +2,17 @@
 
 import inspect
 
-from .activations import LogQuant, ReLU, Spiking, SpikingLayer, describe, from_description
+from .activations import LIF, LIFLayer, LogQuant, ReLU, Spiking, SpikingLayer, describe, from_description
 from .neuron import BACKENDS, MLIF, NeuronConfig, choose, lanes
 from .quantize import QuantReLU, calibrate
 from .resnet import ResNet20
+from .transformer import SpikeDrivenTransformer
 from .vgg import VGG16
 
-__all__ = ["BACKENDS", "MLIF", "NETWORKS", "LogQuant", "NeuronConfig", "QuantReLU", "ReLU", "Spiking", "SpikingLayer",
+__all__ = ["BACKENDS", "LIF", "LIFLayer", "MLIF", "NETWORKS", "LogQuant", "NeuronConfig", "QuantReLU", "ReLU", "Spiking", "SpikingLayer",
            "build", "calibrate", "choose", "describe", "from_description", "lanes", "options"]
 
-NETWORKS = {"vgg16": VGG16, "resnet20": ResNet20}
+NETWORKS = {"vgg16": VGG16, "resnet20": ResNet20, "sdt": SpikeDrivenTransformer}
 
 
 def options(name):

@@ -50,8 +50,9 @@ class SpikingLayer(MLIF):
     `scale` (matched conversion) multiplies the output; it folds away into the weights that follow.
     """
 
-    def __init__(self, spec, constant):
-        super().__init__(spec.neuron, spec.theta, spec.leak, backend=spec.backend, stateless=True)
+    def __init__(self, spec, constant, theta=None):
+        super().__init__(spec.neuron, spec.theta if theta is None else theta, spec.leak, spec.learn, spec.learn,
+                         backend=spec.backend, stateless=True)
         self.steps, self.constant = spec.steps, constant
         if spec.scale:
             self.scale = nn.Parameter(torch.ones(()))
@@ -67,7 +68,8 @@ class Spiking:
     """The SNN: a neuron run for `steps` = T steps.
 
     encoding: 'direct' (the analog image is the input of every step; the first layer's current is computed once) or
-    'rate' (Bernoulli spikes of pixels scaled to [0, 1] per image). theta, leak: initial values. scale: see SpikingLayer.
+    'rate' (Bernoulli spikes of pixels scaled to [0, 1] per image). theta, leak: initial values, parameters if `learn`, else
+    buffers. scale: see SpikingLayer.
     """
 
     neuron: NeuronConfig = field(default_factory=NeuronConfig)
@@ -77,6 +79,7 @@ class Spiking:
     encoding: str = "direct"
     scale: bool = False
     backend: str = "auto"
+    learn: bool = True
 
     kind = "spiking"
 
@@ -85,8 +88,8 @@ class Spiking:
             raise ValueError(f"a spiking network needs steps >= 1 and encoding 'direct' or 'rate', "
                              f"got {self.steps} and {self.encoding!r}")
 
-    def layer(self, first=False):
-        return SpikingLayer(self, constant=first and self.encoding == "direct")
+    def layer(self, first=False, theta=None):
+        return SpikingLayer(self, first and self.encoding == "direct", theta)
 
     def encode(self, x):
         if self.encoding == "direct":
@@ -101,6 +104,44 @@ class Spiking:
         return y if self.steps == 1 else y.unflatten(0, (self.steps, -1)).mean(0)
 
 
+class LIFLayer(nn.Module):
+    """SpikingJelly's (parametric) LIF neuron on folded time, from zero at every call; shapes as SpikingLayer."""
+
+    config = NeuronConfig(levels=1, inclusive=True, reset="hard")  # what it emits, for the counters
+
+    def __init__(self, spec, constant, theta):
+        super().__init__()
+        from spikingjelly.activation_based import neuron, surrogate
+
+        kind, tau = (neuron.ParametricLIFNode, "init_tau") if spec.learn_tau else (neuron.LIFNode, "tau")
+        self.node = kind(**{tau: spec.tau}, v_threshold=theta, v_reset=0.0, surrogate_function=surrogate.Sigmoid(alpha=4.0),
+                         detach_reset=True, step_mode="m")
+        self.steps, self.constant = spec.steps, constant
+
+    def forward(self, x):
+        self.node.reset()
+        x = x[None].expand(self.steps, *x.shape) if self.constant else x.unflatten(0, (self.steps, -1))
+        return self.node(x).flatten(0, 1)
+
+
+@dataclass(frozen=True)
+class LIF:
+    """The LIF baseline of the transformer: SpikingJelly's neuron, hard reset, decaying input; learn_tau: PLIF."""
+
+    steps: int = 4
+    tau: float = 2.0
+    theta: float = 1.0
+    learn_tau: bool = False
+
+    kind = "lif"
+    encoding = "direct"
+    scale = False
+    encode, readout = Spiking.encode, Spiking.readout
+
+    def layer(self, first=False, theta=None):
+        return LIFLayer(self, first, self.theta if theta is None else theta)
+
+
 def describe(act):
     """Plain dictionary of a description, for checkpoints; the backend belongs to the machine, not to the network."""
     values = {"kind": act.kind, **asdict(act)}
@@ -111,7 +152,7 @@ def describe(act):
 def from_description(values):
     """The description that `describe` wrote."""
     values = {k: v for k, v in values.items() if k != "backend"}
-    kinds = {cls.kind: cls for cls in (ReLU, LogQuant, Spiking)}
+    kinds = {cls.kind: cls for cls in (ReLU, LogQuant, Spiking, LIF)}
     cls = kinds[values.pop("kind")]
     if cls is Spiking:
         values["neuron"] = NeuronConfig(**values["neuron"])

@@ -91,6 +91,7 @@ class Network(nn.Module):
     """Stages and a linear readout: [B, C, H, W] -> [B, classes]. `act` is the injected activation."""
 
     stem = 0  # number of leading stages that `--balance stem` measures; 0: the network has no stem
+    each_step = False  # the energy bills the first layer once (its current does not change), or at every step
     recompute = False  # keep only the stages' inputs for the backward and run each stage's T steps again there
 
     def __init__(self, act, stages, head):
