@@ -34,7 +34,8 @@ demo: $(READY)
 
 lint: $(READY)
 	$(PY) -m ruff check .
-	$(PY) -m pylint --score=n ann_ddp.py snn_ddp.py absorb_bn.py energy.py demo.py models engine analysis benchmarks
+	$(PY) -m pylint --score=n ann_ddp.py snn_ddp.py absorb_bn.py energy.py demo.py models engine analysis benchmarks \
+		spike_driven_transformer
 
 test: lint
 	$(PY) -m pytest

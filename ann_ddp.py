@@ -33,7 +33,7 @@ def get_parser():
 
 def rules(args):
     quant = ["act_bits", "quant_id", "quant_scale_max", "quant_num_batches"]
-    return [(quant, args.quant_act, "it belongs to the quantiser, give --quant_act")]
+    return [*run.common_rules(args), (quant, args.quant_act, "it belongs to the quantiser, give --quant_act")]
 
 
 def work(args, world, saved=None):
@@ -76,6 +76,7 @@ def work(args, world, saved=None):
 
 def main(argv=None):
     args, saved = run.settings(get_parser(), argv, rules)
+    run.note_unused(args)
     return launch(run.Work(work, saved), args)
 
 

@@ -65,7 +65,8 @@ def get_parser():
 
 def rules(args):
     published = bool(args.pretrained_ann) and args.conversion == "published"
-    return [(["num_channels", "hardware_opt"], args.multi_channel, "plain LIF has one lane, give --multi_channel 1"),
+    return [*run.common_rules(args),
+            (["num_channels", "hardware_opt"], args.multi_channel, "plain LIF has one lane, give --multi_channel 1"),
             (["surrogate_edge"], args.multi_channel and args.num_channels > 1 and args.hardware_opt != 2,
              "only one-hot neurons of several lanes have inner edges"),
             (["warm_up_epochs", "warm_up_lr"], args.warm_up, "give --warm_up"),
@@ -177,6 +178,7 @@ def work(args, world, saved=None):
 
 def main(argv=None):
     args, saved = run.settings(get_parser(), argv, rules)
+    run.note_unused(args)
     if args.pretrained_ann and args.pretrained_snn:
         raise UseError("give --pretrained_ann (to convert) or --pretrained_snn (to start from), not both")
     return launch(run.Work(work, saved), args)

@@ -22,18 +22,22 @@ E_MAC, E_AC = 4.6, 0.9  # pJ, 45 nm, float32
 
 @dataclass
 class Row:
-    """A weighted layer: MACs of one image and step, inputs of one step, rate over all steps, energy in uJ."""
+    """A weighted layer: MACs of one image and step, inputs of one step, rate over all steps, energy in uJ, rate per step."""
 
     name: str
     macs: int
     inputs: int
     rate: float
     energy_uj: float
+    step_rates: list = field(default_factory=list)
 
 
 @dataclass
 class Energy:
-    """Energy of one image in uJ, per layer and in all; firing rate per lane over all neurons and per layer."""
+    """Energy of one image in uJ, per layer and in all; firing rate per lane over all neurons and per layer.
+
+    Lane rates are summed over the T steps; lane_rates_per_step is {layer: [step][lane]}.
+    """
 
     total_uj: float
     ann_uj: float
@@ -43,6 +47,7 @@ class Energy:
     layers: list
     lane_rates: list = field(default_factory=list)
     lane_rates_per_layer: dict = field(default_factory=dict)
+    lane_rates_per_step: dict = field(default_factory=dict)
 
     def as_dict(self):
         return asdict(self)
@@ -64,7 +69,7 @@ class Energy:
             with open(path, "w", newline="") as file:
                 writer = csv.DictWriter(file, ["name", "macs", "inputs", "rate", "energy_uj"])
                 writer.writeheader()
-                writer.writerows(asdict(r) for r in self.layers)
+                writer.writerows({k: v for k, v in asdict(r).items() if k != "step_rates"} for r in self.layers)
 
         write_atomic(f"{stem}.csv", rows)
 
@@ -90,25 +95,29 @@ class Counter:
     def _weighted(self, name):
         def hook(module, args, out):
             x = args[0]
-            self.nonzero[name] = self.nonzero.get(name, 0) + torch.count_nonzero(x)
+            steps = len(x) // self.batch  # 1 where the input is shown to the network once
+            count = torch.count_nonzero(x.detach().reshape(steps, -1), dim=1)
+            self.nonzero[name] = self.nonzero.get(name, 0) + count.expand(self.net.act.steps) / (self.net.act.steps // steps)
             self.shape[name] = (macs_of(module, out), x[0].numel())
         return hook
 
     def _neuron(self, name):
         def hook(module, args, out):
             o = (out / module.scale).round() if hasattr(module, "scale") else out
-            count = torch.stack([lane.sum(dtype=torch.float64) for lane in lanes(o[None], module.config)[0]])
+            each = lanes(o.detach().reshape(module.steps, -1), module.config)  # [T, S, neurons]
+            count = each.sum(2, dtype=torch.float64)
             self.fired[name] = self.fired.get(name, 0) + count
             self.outputs[name] = self.outputs.get(name, 0) + o.numel() // module.steps
         return hook
 
-    def _images(self, module, args, out):
-        self.images += out.shape[0]
+    def _images(self, module, args):
+        self.batch = len(args[0])
+        self.images += self.batch
 
     def __enter__(self):
         self.handles = [m.register_forward_hook(self._weighted(n)) for n, m in self.weighted.items()]
         self.handles += [m.register_forward_hook(self._neuron(n)) for n, m in self.neurons.items()]
-        self.handles.append(self.net.register_forward_hook(self._images))
+        self.handles.append(self.net.register_forward_pre_hook(self._images))
         return self
 
     def __exit__(self, *_):
@@ -117,35 +126,39 @@ class Counter:
 
     def energy(self, world=None):
         """The `Energy` of what was counted, over all processes of `world`."""
-        names = list(self.shape)
-        counts = torch.stack([self.nonzero[n].double() for n in names] +
-                             [torch.tensor(float(self.images), dtype=torch.float64, device=self.nonzero[names[0]].device)])
-        fired = torch.stack([self.fired[n] for n in self.fired]) if self.fired else None
-        outputs = torch.tensor([float(n) for n in self.outputs.values()], dtype=torch.float64, device=counts.device)
+        names, act = list(self.shape), self.net.act
+        device = self.nonzero[names[0]].device
+        counts = torch.stack([self.nonzero[n].double() for n in names])  # [layers, T]
+        images = torch.tensor(float(self.images), dtype=torch.float64, device=device)
+        fired = torch.stack([self.fired[n] for n in self.fired]) if self.fired else None  # [layers, T, S]
+        outputs = torch.tensor([float(n) for n in self.outputs.values()], dtype=torch.float64, device=device)
         if world is not None:
-            counts = world.sum(counts)
+            counts, images = world.sum(counts), world.sum(images)
             fired, outputs = (world.sum(fired), world.sum(outputs)) if fired is not None else (None, outputs)
-        *nonzero, images = counts.tolist()
-        act, spiking = self.net.act, bool(self.neurons)
-        rates = [n / (images * self.shape[name][1]) for n, name in zip(nonzero, names, strict=True)]
+        images, spiking = int(images.item()), fired is not None
+        per_step = [(n / (images * self.shape[name][1])).tolist() for n, name in zip(counts, names, strict=True)]
         first_is_analog = not spiking or act.encoding == "direct"
-        if self.net.each_step:  # its input is shown at each step, though it was counted once
-            rates[0] *= act.steps
-        rows = [row(name, *self.shape[name], rate, spiking, first_is_analog and i == 0, self.net.each_step)
-                for i, (name, rate) in enumerate(zip(names, rates, strict=True))]
+        rows = []
+        for i, (name, rates) in enumerate(zip(names, per_step, strict=True)):
+            each_step = i == 0 and self.net.each_step  # its input is shown at each step, though it was counted once
+            rates = [r * act.steps for r in rates] if each_step else rates
+            rows.append(row(name, *self.shape[name], rates, spiking, first_is_analog and i == 0, each_step))
         macs = sum(r.macs for r in rows)
-        energy = Energy(sum(r.energy_uj for r in rows), E_MAC * macs * 1e-6, macs, int(images), act.steps, rows)
+        energy = Energy(sum(r.energy_uj for r in rows), E_MAC * macs * 1e-6, macs, images, act.steps, rows)
         if spiking:
-            energy.lane_rates = (fired.sum(0) / outputs.sum()).tolist()
-            energy.lane_rates_per_layer = {n: (f / o).tolist() for n, f, o in zip(self.fired, fired, outputs, strict=True)}
+            energy.lane_rates = (fired.sum((0, 1)) / outputs.sum()).tolist()
+            shares = {n: f / o for n, f, o in zip(self.fired, fired, outputs, strict=True)}
+            energy.lane_rates_per_layer = {n: share.sum(0).tolist() for n, share in shares.items()}
+            energy.lane_rates_per_step = {n: share.tolist() for n, share in shares.items()}
         return energy
 
 
-def row(name, macs, inputs, rate, spiking, analog, each_step=False):
+def row(name, macs, inputs, rates, spiking, analog, each_step=False):
     """Energy row of a layer: MACs at E_MAC for an ANN or an analog input (by its rate if billed at each step), else
-    additions at E_AC times the rate."""
+    additions at E_AC times the rate. rates: of nonzero inputs, one per step."""
+    rate = sum(rates)
     picojoule = E_AC * rate * macs if spiking and not analog else E_MAC * macs * (rate if each_step else 1)
-    return Row(name, macs, inputs, rate, picojoule * 1e-6)
+    return Row(name, macs, inputs, rate, picojoule * 1e-6, rates)
 
 
 @torch.no_grad()

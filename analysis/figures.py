@@ -59,3 +59,39 @@ def chain(title, stages, lanes, path):
     bottom.legend(title="spikes worth", loc="upper center", ncols=8)
     write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
     plt.close(figure)
+
+
+def firing(title, energy, path):
+    """Nonzero rate of every weighted layer's input at each step, and spikes per lane of every neuron layer.
+
+    Args:
+        energy: `analysis.energy.Energy`. path: the PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (above, below) = plt.subplots(2, 1, figsize=(max(8, 0.45 * len(energy.layers)), 8), layout="constrained")
+    figure.suptitle(title)
+    width = 0.8 / energy.steps
+    for t in range(energy.steps):
+        above.bar([i + (t - (energy.steps - 1) / 2) * width for i in range(len(energy.layers))],
+                  [r.step_rates[t] for r in energy.layers], width, label=f"t = {t}")
+    names = [r.name.removesuffix(".map").replace("stages.", "").replace(".synapse", "") for r in energy.layers]
+    above.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    above.set_ylabel("nonzero inputs (share)")
+    if energy.steps > 1:
+        above.legend(ncols=8)
+    lanes = energy.lane_rates_per_layer
+    floor = [0.0] * len(lanes)
+    for lane in range(max(map(len, lanes.values()))):
+        rates = [values[lane] / energy.steps for values in lanes.values()]
+        below.bar(range(len(lanes)), rates, bottom=floor, color=LANES[lane], label=f"{2**lane}")
+        floor = [a + b for a, b in zip(floor, rates, strict=True)]
+    names = [n.removesuffix(".act").replace("stages.", "") for n in lanes]
+    below.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    below.set_ylabel("firing rate per step (share of neurons)")
+    below.legend(title="spikes worth", ncols=8)
+    write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+    plt.close(figure)

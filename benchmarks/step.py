@@ -109,7 +109,7 @@ def compare(title, base, others, args, memory=False):
 def main():
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=__doc__.splitlines()[0])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--networks", nargs="+", default=["resnet20", "vgg16"], choices=sorted(models.NETWORKS))
+    parser.add_argument("--networks", nargs="+", default=["resnet20", "vgg16"], choices=("resnet20", "vgg16"))
     parser.add_argument("--batch", type=int, default=0, help="images per step; default 32, on a GPU 256")
     parser.add_argument("--width", type=float, default=1.0, help="factor of every layer's width")
     parser.add_argument("--repeats", type=int, default=9)

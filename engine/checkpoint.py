@@ -87,7 +87,7 @@ def content(net, kind, data, settings, **more):
     """What a checkpoint of `net` holds, beside `more`."""
     from .log import versions
 
-    return {"format": FORMAT, "kind": kind, "fused": not net.built["bn"], "network": net.built,
+    return {"format": FORMAT, "kind": kind, "fused": not net.built.get("bn", True), "network": net.built,
             "activation": models.describe(net.act), "data": data, "settings": settings,
             "model": {k: v.detach().cpu() for k, v in net.state_dict().items()}, "versions": versions(), **more}
 

@@ -53,6 +53,47 @@ class Parser(argparse.ArgumentParser):
         return args
 
 
+def read_conf(parser, path, gone=None):
+    """The options that a YAML file of `key: value` gives, as command-line words for `parser`.
+
+    Keys are option names, with `_` or `-`; true switches a flag on, false leaves it off. gone: {key: why it is refused}.
+    Raises:
+        UseError: the file is missing or no such mapping, or a key is unknown (the nearest is named), with file and key.
+    """
+    import yaml
+
+    try:
+        with open(path, encoding="utf-8") as file:
+            content = yaml.load(file, Loader=yaml.BaseLoader)  # all values stay text: the option's own type reads them
+    except FileNotFoundError:
+        raise UseError(f"no configuration at {path}: check -c") from None
+    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UseError(f"{path} is not a readable YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(content, dict):
+        raise UseError(f"{path} must hold lines of `key: value`, it holds a {type(content).__name__}")
+    options = {_key(o): a for o, a in parser._option_string_actions.items() if o.startswith("--")}
+    words = []
+    for key, value in content.items():
+        name = str(key).replace("-", "_")
+        action = options.get(name)
+        if action is None:
+            near = difflib.get_close_matches(name, options, 1, 0.6)
+            reason = (gone or {}).get(name) or (f"did you mean {near[0]}?" if near else "--help lists the options")
+            raise UseError(f"{path}: unknown key {key!r}; {reason}")
+        option = action.option_strings[-1]
+        if action.nargs == 0:
+            if str(value).lower() not in ("true", "false"):
+                raise UseError(f"{path}: {key} must be true or false, got {value!r}")
+            words += [option] if value.lower() == "true" else []
+        elif isinstance(value, list):
+            words += [option, *map(str, value)]
+        elif isinstance(value, dict):
+            raise UseError(f"{path}: {key} must be a value or a list, got a mapping")
+        elif value not in ("null", "~", "None", ""):
+            words.append(f"{option}={value}")
+    return words
+
+
 def number(kind, low=None, high=None, above=None):
     """Argument type: a number of `kind` within [low, high] and > above."""
 
@@ -142,9 +183,10 @@ def add_training(parser, epochs, lr, lr_interval, momentum):
     return group
 
 
-def add_output(parser):
+def add_output(parser, folder="./trained_models", *names):
+    """names: further spellings of --output_dir, whose default is `folder`."""
     group = parser.add_argument_group("output")
-    group.add_argument("--output_dir", default="./trained_models", help="folder of the checkpoints and run folders")
+    group.add_argument("--output_dir", *names, default=folder, help="folder of the checkpoints and run folders")
     group.add_argument("--print_freq", type=positive, default=10, help="batches between two readings of the metrics")
     group.add_argument("--save_freq", type=natural, default=0, help="batches between two checkpoints inside an epoch, 0: none")
     group.add_argument("--resume", default="", help="run folder (or its last.pth) of an interrupted run to go on with; "

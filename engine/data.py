@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +40,11 @@ class Files:
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: training and test part, what it is (`about`, plain values), normalisation and augmentation."""
+    """A data set: training and test part, what it is (`about`, plain values), normalisation and augmentation.
+
+    transforms: training -> transform of a PIL image, in worker processes, in the place of crop, flip and normalisation.
+    repeats: how often an epoch shows each of (correspondingly fewer) images. drop_last: train on whole batches alone.
+    """
 
     train: Memory | Files
     test: Memory | Files
@@ -48,6 +53,9 @@ class Data:
     std: tuple
     crop: int  # zero padding of the random crop, pixels
     flip: bool
+    transforms: Callable | None = None
+    repeats: int = 1
+    drop_last: bool = False
 
 
 def describe_part(part):
@@ -238,8 +246,9 @@ def loaders(data, args, world):
 
     def make(part, training):
         limit = args.limit_train_batches if training else args.limit_eval_batches
-        cls = MemoryLoader if isinstance(part, Memory) else FileLoader
-        return cls(part, data, world, args.batch_size, training, limit, args.seed, args.workers)
+        cls = MemoryLoader if isinstance(part, Memory) and not (training and data.transforms) else FileLoader
+        batch = args.batch_size if training else getattr(args, "val_batch_size", args.batch_size)
+        return cls(part, data, world, batch, training, limit, args.seed, args.workers)
 
     test = make(data.test, False)
     return make(train, True), make(choose, False) if args.val_fraction else test, test

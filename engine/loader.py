@@ -2,7 +2,11 @@
 resumed run and a run on another number of processes see the same images.
 """
 
+import random
+
+import numpy as np
 import torch
+from PIL import Image
 
 from .errors import UseError
 
@@ -27,7 +31,7 @@ class Loader:
         self.part, self.data, self.world, self.training, self.seed = part, data, world, training, seed
         self.batch_size, self.workers, count = batch_size, workers, len(part.labels)
         self.batches = -(-count // batch_size)
-        if training and 0 < count % batch_size < world.size and self.batches > 1:
+        if training and 0 < count % batch_size < (batch_size if data.drop_last else world.size) and self.batches > 1:
             self.batches -= 1
         self.batches = min(self.batches, limit) if limit else self.batches
         self.images = min(self.batches * batch_size, count)
@@ -39,6 +43,8 @@ class Loader:
         """Yield (step, indices of this process, its positions in the batch, batch size)."""
         count = len(self.part.labels)
         order = torch.randperm(count, generator=seeded(self.seed, epoch) if self.training else seeded(0))
+        if self.training and self.data.repeats > 1:  # each image several times, augmented anew, and fewer images
+            order = order[:-(-count // self.data.repeats)].repeat_interleave(self.data.repeats)
         for step in range(start, self.batches):
             batch = order[step * self.batch_size:(step + 1) * self.batch_size]
             at = torch.tensor_split(torch.arange(len(batch)), self.world.size)[self.world.rank]
@@ -79,13 +85,16 @@ class MemoryLoader(Loader):
 
 
 class _Decoded(torch.utils.data.Dataset):
-    """Image files through torchvision transforms, drawn per image from (seed, epoch, index)."""
+    """Images through transforms, drawn per image from (seed, epoch, index, copy)."""
 
     def __init__(self, loader):
         from torchvision.transforms import v2
 
         size, data = loader.data.about["image_size"], loader.data
-        self.part, self.seed = loader.part, loader.seed
+        self.part, self.seed, self.data = loader.part, loader.seed, data
+        if data.transforms:
+            self.transform = data.transforms(loader.training)
+            return
         shape = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()] if loader.training else \
             [v2.Resize(round(size * 256 / 224), antialias=True), v2.CenterCrop(size)]
         self.transform = v2.Compose([*shape, v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)])
@@ -96,11 +105,20 @@ class _Decoded(torch.utils.data.Dataset):
     def __getitem__(self, key):
         from .data import decode
 
-        index, epoch = key
-        image = torch.from_numpy(decode(self.part.paths[index]).copy()).permute(2, 0, 1)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seeded(self.seed, epoch, index, 2).initial_seed())  # the GPU's stays
-            return self.transform(image), self.part.labels[index]
+        index, epoch, copy = key
+        image = self.part.images[index].numpy() if hasattr(self.part, "images") else decode(self.part.paths[index])
+        image = Image.fromarray(image) if self.data.transforms else torch.from_numpy(image.copy()).permute(2, 0, 1)
+        seed = seeded(self.seed, epoch, index, 2, *[copy] * (copy > 0)).initial_seed()
+        states = random.getstate(), np.random.get_state()
+        random.seed(seed)
+        np.random.seed(seed % 2**32)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(seed)  # the GPU's stays
+                return self.transform(image), self.part.labels[index]
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])
 
 
 class FileLoader(Loader):
@@ -110,7 +128,8 @@ class FileLoader(Loader):
         shares = list(self.shares(epoch, start))
         device = self.world.device
         batches = torch.utils.data.DataLoader(
-            _Decoded(self), batch_sampler=[[(i, epoch) for i in index.tolist()] for _, index, _, _ in shares],
+            _Decoded(self), batch_sampler=[[(i, epoch, (step * self.batch_size + a) % self.data.repeats)
+                                            for i, a in zip(index.tolist(), at.tolist())] for step, index, at, _ in shares],
             num_workers=min(self.workers, len(shares)), pin_memory=device.type == "cuda",
             generator=torch.Generator())  # without one it draws from the generator of the dropout masks
         try:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from . import checkpoint
 from .errors import RunError, UseError
 from .log import RunLog, progress, write_json
-from .optim import make_optimizer, set_learning_rate
+from .optim import Recipe
 
 
 def rng_state(device):
@@ -45,6 +45,11 @@ def autocast(device, amp):
     return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[amp])
 
 
+def whole(out):
+    """[B, classes] of a readout, averaged if it is one for every timestep [T, B, classes]."""
+    return out.mean(0) if out.dim() == 3 else out
+
+
 @torch.no_grad()
 def evaluate(net, loader, world, amp="none", label="test"):
     """Loss and accuracy (fraction) over the loader, every image counted once whatever the number of processes."""
@@ -54,7 +59,7 @@ def evaluate(net, loader, world, amp="none", label="test"):
     with progress(loader.epoch(0), world, total=len(loader), desc=label) as bar:
         for images, labels, _ in bar:
             with autocast(world.device, amp):
-                out = net(images).float()
+                out = whole(net(images).float())
             sums += torch.stack([F.cross_entropy(out, labels, reduction="sum"), (out.argmax(1) == labels).sum(),
                                  out.new_full((), len(labels))]).double()
     net.train(training)
@@ -63,14 +68,14 @@ def evaluate(net, loader, world, amp="none", label="test"):
 
 
 class Trainer:
-    """Trains a network by `args` and keeps its run folder.
+    """Trains a network by `args` and a `recipe` (see `optim.Recipe`) and keeps its run folder.
 
     Hooks: before_epoch(epoch) before its first step; after_step() after each optimizer step; scalars() -> dict of
     further curves after each epoch; export(net) -> the network that is stored as the result.
     """
 
     def __init__(self, net, kind, stable, folder, loaders, about, args, world, before_epoch=None, after_step=None,
-                 scalars=None, export=None, extra=None):
+                 scalars=None, export=None, extra=None, recipe=None):
         self.net, self.kind, self.stable, self.folder = net, kind, Path(stable), folder
         self.train_loader, self.choose_loader, self.test_loader = loaders
         self.about, self.args, self.world = about, args, world
@@ -79,7 +84,8 @@ class Trainer:
         self.scalars, self.export = scalars or dict, export or (lambda net: net)
         self.extra = extra or {}  # plain values kept in every checkpoint and in the summary
         self.settings = {k: v for k, v in vars(args).items() if k != "given"}
-        self.optimizer = make_optimizer(net, args)
+        self.recipe = recipe or Recipe(args)
+        self.optimizer = self.recipe.optimizer(net)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=args.amp == "fp16")
         self.model = net
         if world.size > 1:
@@ -111,13 +117,14 @@ class Trainer:
             return
         training = {"epoch": self.epoch, "step": self.step, "best": self.best, "best_epoch": self.best_epoch,
                     "seconds": self.seconds, "sums": sums.cpu(), "optimizer": self.optimizer.state_dict(),
-                    "scaler": self.scaler.state_dict(), "rng": states, "stable": str(self.stable)}
+                    "scaler": self.scaler.state_dict(), "recipe": self.recipe.state_dict(), "rng": states,
+                    "stable": str(self.stable)}
         checkpoint.save(self.folder / "last.pth", self._content(self.net, self.best, self.epoch, training=training))
 
     def save_best(self, accuracy):
         if self.folder is None or not self.world.main:
             return
-        content = self._content(self.export(self.net), accuracy, self.epoch)
+        content = self._content(self.export(self.recipe.trained(self.net)), accuracy, self.epoch)
         for path in (self.folder / "best.pth", self.stable):
             checkpoint.save(path, content)
 
@@ -131,6 +138,7 @@ class Trainer:
         self.net.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        self.recipe.load_state_dict(state.get("recipe", {}))
         self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
         self.best, self.best_epoch = state["best"], state["best_epoch"]
         if self.world.main:  # they are of all processes
@@ -154,20 +162,24 @@ class Trainer:
         self.net.train()
         steps = self.train_loader.epoch(self.epoch, self.step)
         with progress(steps, self.world, total=len(self.train_loader), initial=self.step,
-                      desc=f"epoch {self.epoch}/{self.args.epochs}") as bar:
+                      desc=f"epoch {self.epoch}/{self.recipe.epochs}") as bar:
             for images, labels, n in bar:
-                whole = n == min(self.args.batch_size, self.train_loader.images)  # a smaller batch is not worth compiling for
+                images, targets = self.recipe.targets(images, labels, self.epoch)
+                full = n == min(self.train_loader.batch_size, self.train_loader.images)  # others are not worth compiling for
                 with autocast(self.world.device, self.args.amp):
-                    out = (self.fast if self.fast and whole else self.model)(images)
+                    out = (self.fast if self.fast and full else self.model)(images)
                 out = out.float()
-                loss = F.cross_entropy(out, labels, reduction="sum")
+                loss = self.recipe.loss(out, targets)
                 self.optimizer.zero_grad(set_to_none=True)
                 self.scaler.scale(loss * (self.world.size / n)).backward()  # DDP averages: the sum over processes is / n
+                self.recipe.before_step(self.net, self.optimizer, self.scaler)
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
                 self.after_step()
+                self.recipe.after_step(self.net)
                 with torch.no_grad():
-                    self.sums += torch.stack([loss, (out.argmax(1) == labels).sum(), loss.new_full((), len(labels))]).double()
+                    correct = (whole(out).argmax(1) == labels).sum()
+                    self.sums += torch.stack([loss, correct, loss.new_full((), len(labels))]).double()
                 self.step += 1
                 if self.step % self.args.print_freq == 0:
                     loss, accuracy = self._check()
@@ -191,23 +203,23 @@ class Trainer:
             self.save_last()
         chosen = None
         try:
-            while self.epoch <= args.epochs:
+            while self.epoch <= self.recipe.epochs:
                 start, first = time.perf_counter(), self.step
                 if self.step == 0:
                     self.sums.zero_()
                     self.before_epoch(self.epoch)
-                rate = set_learning_rate(self.optimizer, self.epoch, args)
+                rate = self.recipe.set_rate(self.optimizer, self.epoch)
                 self._train_epoch()
                 world.share(self.net.buffers())  # batch norm: all evaluate what rank 0 stores
                 trained = time.perf_counter() - start
                 world.sum(self.sums)
                 loss, accuracy = self._check()
-                chosen = evaluate(self.net, self.choose_loader, world, args.amp)
+                chosen = evaluate(self.recipe.trained(self.net), self.choose_loader, world, args.amp)
                 self.seconds += time.perf_counter() - start
                 name = "val" if args.val_fraction else "test"
                 values = {"train_loss": loss, "train_accuracy": accuracy, f"{name}_loss": chosen["loss"],
                           f"{name}_accuracy": chosen["accuracy"], "learning_rate": rate,
-                          "images_per_s": (self.train_loader.images - first * args.batch_size) / trained,
+                          "images_per_s": (self.train_loader.images - first * self.train_loader.batch_size) / trained,
                           "seconds": self.seconds}
                 if not np.isfinite(chosen["loss"]):
                     raise RunError(f"the {name} loss is {chosen['loss']} after epoch {self.epoch}: lower --learning_rate")
@@ -215,30 +227,31 @@ class Trainer:
                     self.best, self.best_epoch = chosen["accuracy"], self.epoch
                     self.save_best(chosen["accuracy"])
                 log.epoch(self.epoch, values, self.scalars() if log.board else None)
-                world.say(f"epoch {self.epoch}/{args.epochs}  train {loss:.4f} {accuracy:.2%}  {name} {chosen['loss']:.4f} "
-                          f"{chosen['accuracy']:.2%}  best {self.best:.2%} ({self.best_epoch})  lr {rate:.3g}  "
-                          f"{values['images_per_s']:.0f} images/s")
+                world.say(f"epoch {self.epoch}/{self.recipe.epochs}  train {loss:.4f} {accuracy:.2%}  "
+                          f"{name} {chosen['loss']:.4f} {chosen['accuracy']:.2%}  best {self.best:.2%} ({self.best_epoch})  "
+                          f"lr {rate:.3g}  {values['images_per_s']:.0f} images/s")
                 self.epoch, self.step = self.epoch + 1, 0
                 self.save_last()
         finally:
             log.close()
         if chosen is None:  # a finished run was resumed: there was nothing left to train
-            chosen = evaluate(self.net, self.choose_loader, world, args.amp)
+            chosen = evaluate(self.recipe.trained(self.net), self.choose_loader, world, args.amp)
         return self._finish(chosen)
 
     def _finish(self, last):
         """Summary of the stored best network; with --energy its energy on the whole test set."""
-        best = self.net
+        best = self.recipe.trained(self.net)
         if self.folder is not None:
             self.world.barrier()
             best = checkpoint.rebuild(checkpoint.load(self.folder / "best.pth")).to(self.world.device,
                                                                                     memory_format=torch.channels_last)
         summary = {"kind": self.kind, "network": self.net.built, "data": self.about["source"], "best_epoch": self.best_epoch,
-                   "best_accuracy": self.best, "last_accuracy": last["accuracy"], "epochs": self.args.epochs,
+                   "best_accuracy": self.best, "last_accuracy": last["accuracy"], "epochs": self.recipe.epochs,
                    "seconds": self.seconds, "checkpoint": str(self.stable), "run": self.folder and str(self.folder),
                    **self.extra}
         if self.args.val_fraction or self.args.energy:
-            summary |= report(best, self.test_loader, self.world, self.args, self.folder and self.folder / "energy")
+            measured = report(best, self.test_loader, self.world, self.args, self.folder and self.folder / "energy")
+            summary |= {k: v for k, v in measured.items() if k != "energy"}
         if self.world.main and self.folder is not None:
             write_json(self.folder / "summary.json", summary)
         self.world.say(f"best {self.best:.2%} at epoch {self.best_epoch}"
@@ -258,6 +271,7 @@ def report(net, loader, world, args, stem=None):
     if counter:
         energy = counter.energy(world)
         summary |= {"energy_uj": energy.total_uj, "ann_energy_uj": energy.ann_uj, "lane_rates": energy.lane_rates}
+        summary["energy"] = energy
         world.say(energy.table())
         if stem and world.main:
             energy.write(stem)

@@ -1,6 +1,7 @@
-"""Optimizers and the published learning-rate schedule."""
+"""What a training step is beside forward and backward: optimizer, schedule, loss. Here that of the published CNNs."""
 
 import torch
+from torch.nn import functional as F
 
 THRESHOLDS = ("theta", "scale")  # parameters that --thr_lr governs
 
@@ -38,3 +39,44 @@ def set_learning_rate(optimizer, epoch, args):
         if group["scheduled"]:
             group["lr"] = rate
     return rate
+
+
+class Recipe:
+    """The published CNN recipe; another recipe overrides what it does otherwise.
+
+    epochs: how many to train. State that a resumed run needs, beside the optimizer's, goes through `state_dict`.
+    """
+
+    def __init__(self, args):
+        self.args, self.epochs = args, args.epochs
+
+    def optimizer(self, net):
+        return make_optimizer(net, self.args)
+
+    def set_rate(self, optimizer, epoch):
+        """Apply the schedule of `epoch`, counted from 1; return the rate."""
+        return set_learning_rate(optimizer, epoch, self.args)
+
+    def targets(self, images, labels, epoch):
+        """What the loss compares with, and the images, which may be mixed for it."""
+        return images, labels
+
+    def loss(self, out, targets):
+        """Loss summed over the images of out [B, classes]."""
+        return F.cross_entropy(out, targets, reduction="sum")
+
+    def before_step(self, net, optimizer, scaler):
+        """Between backward and the optimizer's step."""
+
+    def after_step(self, net):
+        """After the optimizer's step."""
+
+    def trained(self, net):
+        """The network that is evaluated and stored."""
+        return net
+
+    def state_dict(self):
+        return {}
+
+    def load_state_dict(self, state):
+        pass

@@ -28,6 +28,16 @@ def common_rules(args):
             (["dataset_dir"], cifar or args.dataset in ("IMAGENET", "FOLDER"), f"{args.dataset} needs no folder")]
 
 
+def note_unused(args):
+    """Tell of options that published commands give though they do nothing."""
+    if os.environ.get("RANK", "0") != "0":
+        return
+    if args.optimizer == "Adam" and "momentum" in args.given:
+        print("note: --momentum is not used by Adam")
+    if args.dataset.startswith("CIFAR") and "dataset_dir" in args.given:
+        print(f"note: --dataset_dir is not used by {args.dataset}, which is looked for under --data_root {args.data_root}")
+
+
 def settings(parser, argv, rules):
     """Parse argv; with --resume, take the interrupted run's settings instead, refusing options that differ from them.
 
@@ -35,12 +45,7 @@ def settings(parser, argv, rules):
     """
     args = parser.parse(argv)
     if not args.resume:
-        refuse_idle(args, common_rules(args) + rules(args))
-        speaks = os.environ.get("RANK", "0") == "0"
-        if args.optimizer == "Adam" and "momentum" in args.given and speaks:
-            print("note: --momentum is not used by Adam")
-        if args.dataset.startswith("CIFAR") and "dataset_dir" in args.given and speaks:
-            print(f"note: --dataset_dir is not used by {args.dataset}, which is looked for under --data_root {args.data_root}")
+        refuse_idle(args, rules(args))
         return args, None
     path = Path(args.resume)
     saved = checkpoint.load(path / "last.pth" if path.is_dir() else path)
@@ -86,13 +91,18 @@ def place(net, world):
     return net.to(world.device, memory_format=torch.channels_last)
 
 
-def start(args, world):
-    """Seed everything and read the data: (data, (training, choosing, test) loaders)."""
+def check_compile(args, world):
+    """Refuse a --compile that cannot run here."""
     reason = compiled.why_not(world.device, torch.float32) if args.compile != "none" else None
     if args.compile == "reduce-overhead" and world.device.type != "cuda":
         reason = "reduce-overhead means CUDA graphs, which need a GPU; give --compile alone"
     if reason:
         raise UseError(f"--compile {args.compile}: {reason}")
+
+
+def start(args, world):
+    """Seed everything and read the data: (data, (training, choosing, test) loaders)."""
+    check_compile(args, world)
     seed_all(args.seed)
     content = data.load(args, world)
     return content, data.loaders(content, args, world)

@@ -69,8 +69,8 @@ class MLP(nn.Module):
 
     def __init__(self, act, dim, hidden, drop):
         super().__init__()
-        self.act, self.wide, self.out = act.layer(), Layer(_conv(dim, hidden, bias=True), act.layer()), _conv(hidden, dim, bias=True)
-        self.drop = drop
+        self.act, self.wide = act.layer(), Layer(_conv(dim, hidden, bias=True), act.layer())
+        self.out, self.drop = _conv(hidden, dim, bias=True), drop
 
     def forward(self, x):
         return x + self.drop(self.out(self.wide(self.act(x))))
@@ -157,8 +157,8 @@ def from_published(state, net):
              if k in own and v.shape != own[k].shape]
     if missing or unknown or wrong:
         problem = f"no {missing[0]}" if missing else f"an unknown {unknown[0]}" if unknown else wrong[0]
-        raise ValueError(f"the weights do not fit this transformer ({len(missing)} missing, {len(unknown)} unknown, {len(wrong)} "
-                         f"of another size): {problem}; check dim, layer, mlp_ratio and num_classes")
+        raise ValueError(f"the weights do not fit this transformer ({len(missing)} missing, {len(unknown)} unknown, "
+                         f"{len(wrong)} of another size): {problem}; check dim, layer, mlp_ratio and num_classes")
     return {k: renamed.get(k, v) for k, v in own.items()}
 
 

@@ -19,9 +19,9 @@ def environment(folder, **more):
                   "TQDM_DISABLE": "1", "OMP_NUM_THREADS": "1"} | {k: str(v) for k, v in more.items()}
 
 
-def command(line, folder, timeout=600, **env):
-    """The finished process of a shell command line in `folder`."""
-    return subprocess.run(line, shell=True, cwd=folder, env=environment(folder, **env), text=True, timeout=timeout,
+def command(line, folder, timeout=600, path=None, **env):
+    """The finished process of a shell command line in `folder`; `path`: the folder whose bin/ holds python3."""
+    return subprocess.run(line, shell=True, cwd=folder, env=environment(path or folder, **env), text=True, timeout=timeout,
                           capture_output=True, stdin=subprocess.DEVNULL)
 
 

@@ -146,10 +146,10 @@ def test_published_operation_table(key):
     table = np.load(GOLDEN / "D2_ops_energy.npz")[f"{key}_mac_spikes_neurons_rate_snnop"].astype(np.float64)
     macs, spikes, neurons, rate, operations = table.T
     for i in range(1, len(table)):
-        row = energy.row("layer", macs[i], neurons[i], spikes[i] / neurons[i], spiking=True, analog=False)
+        row = energy.row("layer", macs[i], neurons[i], [spikes[i] / neurons[i]], spiking=True, analog=False)
         assert row.rate == pytest.approx(rate[i], rel=1e-5)
         assert row.energy_uj == pytest.approx(0.9e-6 * operations[i], rel=1e-5)
-    assert energy.row("first", macs[0], neurons[0], 1.0, True, True).energy_uj == pytest.approx(4.6e-6 * macs[0])
+    assert energy.row("first", macs[0], neurons[0], [1.0], True, True).energy_uj == pytest.approx(4.6e-6 * macs[0])
 
 
 def test_measured_energy_by_hand():
