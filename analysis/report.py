@@ -14,7 +14,8 @@ from engine.log import write_json
 
 from . import figures
 
-SCRIPTS = {"ann": "ann_ddp.py", "lq": "ann_ddp.py", "snn": "snn_ddp.py"}
+SCRIPTS = {"ann": "ann_ddp.py", "lq": "ann_ddp.py", "snn": "snn_ddp.py",
+           "sdt": "spike_driven_transformer/train.py"}
 
 
 def read(label, run):
@@ -67,7 +68,8 @@ def main(argv=None):
                "run": r["run"]} for r in results]
     lanes = next((r["energy"]["lane_rates_per_layer"] for r in results if r["energy"]["lane_rates"]), {"-": [0.0]})
     network = results[0]["summary"]["network"]
-    title = f"{network['name']}, width x{network['width_mult']:g}, {results[0]['summary']['data']}"
+    size = f"{network['depth']}-{network['dim']}" if "dim" in network else f"width x{network['width_mult']:g}"
+    title = f"{network['name']}, {size}, {results[0]['summary']['data']}"
     figures.chain(title, stages, lanes, folder / "chain.png")
     text = f"{title}\n\n{table(results)}\n"
     write_atomic(folder / "table.md", lambda temporary: temporary.write_text(text))

@@ -1,4 +1,5 @@
-"""Training step of the SNN against the ANN and the LQ-ANN of the same network, all without batch norm.
+"""Training step of the SNN against the ANN and the LQ-ANN of the same network, all without batch norm; of the transformer
+with M-LIF neurons against SpikingJelly's LIF.
 
 python -m benchmarks.step                 this CPU, batch 32      (part of `make bench`; --no_compile takes a minute)
 python -m benchmarks.step --device cuda   a GPU, batch 256, also with CUDA graphs
@@ -24,12 +25,17 @@ from .common import alternate, machine, ratio, summary, write
 
 
 def step_of(kind, name, batch, width, device, levels=3, steps=1, amp="none", mode="none", recompute=False):
-    """A function that does one training step of a network; kind: ann, lq, snn."""
+    """A function that does one training step of a network; kind: ann, lq, snn, or lif (of the transformer, `width` is its
+    dim)."""
     torch.manual_seed(0)
     device = torch.device(device)
-    neuron = models.NeuronConfig.vgg(levels)
-    act = {"ann": models.ReLU(), "lq": models.LogQuant(3, "lvl"), "snn": models.Spiking(neuron, steps, theta=0.5)}[kind]
-    net = models.build(name, act, width_mult=width, bn=False, bias=True).to(device, memory_format=torch.channels_last)
+    if name == "sdt":
+        from models.transformer import neurons
+        act, sizes = neurons("lif" if kind == "lif" else "mlif", 1 if kind == "lif" else levels, steps), {"dim": int(width)}
+    else:
+        neuron, sizes = models.NeuronConfig.vgg(levels), {"width_mult": width, "bn": False, "bias": True}
+        act = {"ann": models.ReLU(), "lq": models.LogQuant(3, "lvl"), "snn": models.Spiking(neuron, steps, theta=0.5)}[kind]
+    net = models.build(name, act, **sizes).to(device, memory_format=torch.channels_last)
     net.recompute = recompute
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, fused=True)
     images = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
@@ -37,7 +43,7 @@ def step_of(kind, name, batch, width, device, levels=3, steps=1, amp="none", mod
     if kind == "lq":
         models.calibrate(net, [images])
     model = net if mode == "none" else torch.compile(net, mode=mode, dynamic=False)
-    leaks = [site.leak for site in net.sites()] if kind == "snn" else []
+    leaks = [site.leak for site in net.sites()] if kind == "snn" and name != "sdt" else []
 
     def step():
         with torch.autocast(device.type, torch.bfloat16, enabled=amp == "bf16"):
@@ -87,7 +93,7 @@ def compare(title, base, others, args, memory=False):
     print(f"\n{title}")
     for name, s in settings.items():
         middle, low, high = summary(seconds[name])
-        row = {"comparison": title, "name": name, **s, "ms": middle * 1e3, "low_ms": low * 1e3, "high_ms": high * 1e3,
+        row = {"comparison": title, **s, "network": s["name"], "name": name, "ms": middle * 1e3, "low_ms": low * 1e3, "high_ms": high * 1e3,
                "images_per_s": s["batch"] / middle, "seconds": seconds[name], "to": base_name,
                "ratio": ratio(seconds[name], seconds[base_name])}
         if memory:
@@ -112,10 +118,11 @@ def main():
     parser.add_argument("--networks", nargs="+", default=["resnet20", "vgg16"], choices=("resnet20", "vgg16"))
     parser.add_argument("--batch", type=int, default=0, help="images per step; default 32, on a GPU 256")
     parser.add_argument("--width", type=float, default=1.0, help="factor of every layer's width")
+    parser.add_argument("--dim", type=int, default=128, help="width of the transformer")
     parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--amp", nargs="+", default=["none", "bf16"], choices=("none", "bf16"))
     parser.add_argument("--no_compile", action="store_true", help="leave out what torch.compile has to compile")
-    parser.add_argument("--no_scaling", action="store_true", help="leave out S = 4 against 1 and T = 4 against 1")
+    parser.add_argument("--no_scaling", action="store_true", help="leave out S, T and the transformer")
     parser.add_argument("--out", default="runs/bench/step", help="stem of the JSON file")
     parser.add_argument("--peak", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
@@ -153,6 +160,11 @@ def main():
             rows += compare(f"{name}, float32, eager: lanes", {"S=1": one | {"levels": 1}}, {"S=4": one | {"levels": 4}}, args)
             rows += compare(f"{name}, float32, eager: timesteps", {"T=1": one},
                             {"T=4": four, "T=4 --recompute": four | {"recompute": True}}, args, memory=True)
+    if not args.no_scaling:
+        for steps in (1, 4):
+            base = {"kind": "lif", "name": "sdt", "batch": batch, "width": args.dim, "device": args.device, "steps": steps}
+            rows += compare(f"transformer-2-{args.dim}, float32, eager, T={steps}: M-LIF S=3 against SpikingJelly's LIF",
+                            {"LIF": base}, {"M-LIF": base | {"kind": "snn"}}, args)
     write(f"{args.out}.json", {**where, "rows": rows})
     print(f"\nwritten: {args.out}.json")
 
