@@ -93,7 +93,8 @@ def compare(title, base, others, args, memory=False):
     print(f"\n{title}")
     for name, s in settings.items():
         middle, low, high = summary(seconds[name])
-        row = {"comparison": title, **s, "network": s["name"], "name": name, "ms": middle * 1e3, "low_ms": low * 1e3, "high_ms": high * 1e3,
+        row = {"comparison": title, **s, "network": s["name"], "name": name, "ms": middle * 1e3,
+               "low_ms": low * 1e3, "high_ms": high * 1e3,
                "images_per_s": s["batch"] / middle, "seconds": seconds[name], "to": base_name,
                "ratio": ratio(seconds[name], seconds[base_name])}
         if memory:
