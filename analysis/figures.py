@@ -82,7 +82,7 @@ def firing(title, energy, path):
     above.set_xticks(range(len(names)), names, rotation=45, ha="right")
     above.set_ylabel("nonzero inputs (share)")
     if energy.steps > 1:
-        above.legend(ncols=8)
+        above.legend(ncols=8, loc="upper center")
     lanes = energy.lane_rates_per_layer
     floor = [0.0] * len(lanes)
     for lane in range(max(map(len, lanes.values()))):
@@ -92,6 +92,8 @@ def firing(title, energy, path):
     names = [n.removesuffix(".act").replace("stages.", "") for n in lanes]
     below.set_xticks(range(len(names)), names, rotation=45, ha="right")
     below.set_ylabel("firing rate per step (share of neurons)")
-    below.legend(title="spikes worth", ncols=8)
+    for axis in (above, below):
+        axis.margins(y=0.2)
+    below.legend(title="spikes worth", ncols=8, loc="upper center")
     write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
     plt.close(figure)
