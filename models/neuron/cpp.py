@@ -90,7 +90,7 @@ class Cpp(Launcher):
     warp = block = 1
 
     def tile(self, steps, dtype):
-        return 256
+        return 128
 
     def launch(self, variant, kernel, threads, values, device):
         workers = min(torch.get_num_threads(), -(-threads * variant.tile // GRAIN))
