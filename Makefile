@@ -14,7 +14,7 @@ BASE_PYTHON ?= python3
 help:
 	@echo "make demo       digits: ANN -> LQ-ANN -> fused -> SNN, with a table and a figure (under 5 minutes on 2 cores)"
 	@echo "make test       lint and the test suite (under 10 minutes on 2 cores)"
-	@echo "make test-long  the checks that take longer: the ImageNet commands of the README, every compiled neuron"
+	@echo "make test-long  the checks that take longer: the ImageNet commands of the README, every neuron on every backend"
 	@echo "make test-gpu   the checks that need a CUDA GPU"
 	@echo "make bench      on this CPU: the neuron beside SpikingJelly's, training steps, the data pipeline (under 10 minutes)"
 	@echo "make bench-gpu  the same on a CUDA GPU (under 8 minutes)"

@@ -10,6 +10,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
@@ -79,9 +80,12 @@ _functions = {}  # (variant, kernel) -> its launcher
 
 def prepare(variants):
     """Compile and load many variants at once, which takes a fraction of the time of one by one."""
-    library = ctypes.CDLL(str(compile_library(variants)))
-    _functions.update({(variant, kernel): getattr(library, f"launch_{kernel}_{k}")
-                       for k, variant in enumerate(variants) for kernel in ("forward", "backward")})
+    parts = [variants[start:start + 64] for start in range(0, len(variants), 64)]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        for part, path in zip(parts, pool.map(compile_library, parts), strict=True):
+            library = ctypes.CDLL(str(path))
+            _functions.update({(variant, kernel): getattr(library, f"launch_{kernel}_{k}")
+                               for k, variant in enumerate(part) for kernel in ("forward", "backward")})
 
 
 class Cpp(Launcher):
