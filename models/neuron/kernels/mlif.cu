@@ -74,6 +74,9 @@ DEVICE void store(stored *p, int count, bool packed, const REAL *from) {
   else for (int j = 0; j < TILE; ++j) if (j < count) p[j] = narrow(from[j]);
 }
 
+#define LEAKS (HAS_V || STEPS > 1)                          // a potential comes into some step, so the leak has a gradient
+#define THETA_ALONE (RESET == 1 && (STATE || STEPS > 1))    // theta is also subtracted by itself, without the gain
+
 struct Neuron {
   REAL theta, leak, edge, bound;
 };
@@ -172,7 +175,9 @@ KERNEL mlif_backward(const stored *__restrict__ x, index_t stride, const stored 
     }
   }
   REAL d_edge[TILE], d_theta[TILE], d_leak[TILE];
-  VECTOR for (int j = 0; j < TILE; ++j) d_edge[j] = d_theta[j] = d_leak[j] = 0;
+  VECTOR for (int j = 0; j < TILE; ++j) d_edge[j] = 0;
+  if (THETA_ALONE) VECTOR for (int j = 0; j < TILE; ++j) d_theta[j] = 0;
+  if (LEAKS) VECTOR for (int j = 0; j < TILE; ++j) d_leak[j] = 0;
   UNROLL for (int t = STEPS - 1; t >= 0; --t) {
     const bool later = STATE || t + 1 < STEPS, earlier = HAS_V || t > 0;  // a potential goes on, one came in
     load(g + t * n + at, count, packed, in);
@@ -186,7 +191,7 @@ KERNEL mlif_backward(const stored *__restrict__ x, index_t stride, const stored 
       d_edge[j] -= r * gu;
       if (later) {
         if (RESET == 0) d_edge[j] -= o[j] * gv[j];
-        if (RESET == 1) d_theta[j] -= o[j] > 0 ? gv[j] : (REAL)0;
+        if (THETA_ALONE) d_theta[j] -= o[j] > 0 ? gv[j] : (REAL)0;
         gu += RESET == 2 && o[j] > 0 ? (REAL)0 : gv[j];
       }
       if (earlier) d_leak[j] += gu * v[j];
@@ -199,8 +204,9 @@ KERNEL mlif_backward(const stored *__restrict__ x, index_t stride, const stored 
   if (HAS_V) for (int j = 0; j < TILE; ++j) if (j < count) gv0[at + j] = gv[j];
   REAL theta_sum = 0, leak_sum = 0;
   VECTOR_SUM for (int j = 0; j < TILE; ++j) {
-    theta_sum += d_theta[j] + d_edge[j] * (REAL)(GAIN);
-    leak_sum += d_leak[j];
+    theta_sum += d_edge[j] * (REAL)(GAIN);
+    if (THETA_ALONE) theta_sum += d_theta[j];
+    if (LEAKS) leak_sum += d_leak[j];
   }
 #if WARP > 1
   for (int other = WARP / 2; other; other /= 2) {
