@@ -116,10 +116,7 @@ def work(args, world, saved=None):
     act = models.Spiking(neuron, args.timesteps, args.default_threshold, args.leak,
                          "direct" if args.input_encoding else "rate",
                          scale=bool(args.pretrained_ann) and args.conversion == "matched", backend=args.neuron_backend)
-    try:
-        backend = models.choose(args.neuron_backend, world.device)
-    except RuntimeError as error:
-        raise UseError(f"--neuron_backend {args.neuron_backend}: {error}") from None
+    run.say_backend(args, world)
     if args.pretrained_ann and not args.input_encoding and args.conversion == "published":
         raise UseError("thresholds are balanced under direct encoding: use --input_encoding 1, or --pretrained_snn")
     net = run.build(args, about, act, bn=False, bias=args.bias, head_dropout=args.dropout)
@@ -135,7 +132,6 @@ def work(args, world, saved=None):
         extra["converted"] = convert_ann(net, content, args, world)
     net = run.place(net, world)
     net.recompute = args.recompute
-    world.say(f"neuron backend: {backend}" + (", traced by torch.compile in training" if args.compile != "none" else ""))
     if args.test_only:
         if not (args.pretrained_snn or args.pretrained_ann):
             raise UseError("--test_only evaluates trained weights: give --pretrained_snn, or --pretrained_ann to convert")

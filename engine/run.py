@@ -100,6 +100,15 @@ def check_compile(args, world):
         raise UseError(f"--compile {args.compile}: {reason}")
 
 
+def say_backend(args, world):
+    """Say what runs the neurons; refuse a --neuron_backend that cannot."""
+    try:
+        name = models.choose(args.neuron_backend, world.device)
+    except RuntimeError as error:
+        raise UseError(f"--neuron_backend {args.neuron_backend}: {error}") from None
+    world.say(f"neuron backend: {name}" + (", traced by torch.compile in training" if args.compile != "none" else ""))
+
+
 def start(args, world):
     """Seed everything and read the data: (data, (training, choosing, test) loaders)."""
     check_compile(args, world)

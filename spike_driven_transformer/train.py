@@ -226,6 +226,8 @@ def work(args, world, saved=None):
             raise UseError(f"--{name} {getattr(args, name)} contradicts --model {args.model}: use --model sdt")
         setattr(args, name, value)
     run.check_compile(args, world)
+    if args.spike_mode in ("mlif", "fast_mlif"):
+        run.say_backend(args, world)
     seed_all(args.seed)
     content, loaders = load_data(args, world)
     about = content.about

@@ -230,6 +230,7 @@ def test_configuration_mistakes(text, words, tmp_path, fails):
     ("--dataset folder --data_dir {d}", ("--img_size",)), ("--dataset digits --test_only", ("--initial_checkpoint",)),
     ("--dataset digits --pooling_stat 0011 --initial_checkpoint {d}/absent.pth", ("no checkpoint at",)),
     ("--dataset digits --model sdt_2_512_cifar --dim 64", ("contradicts --model",)),
+    ("--dataset digits --spike_mode mlif --neuron_backend cupy", ("--neuron_backend cupy", "it runs on a CUDA GPU")),
     ("--dataset digits --spike_modus lif", ("did you mean --spike_mode?",))])
 def test_command_line_mistakes(words, expected, tmp_path, fails):
     fails(train.main, (words + " --device cpu").format(d=tmp_path), *(e.format(d=tmp_path) for e in expected))
