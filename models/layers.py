@@ -7,19 +7,21 @@ from torch.utils.checkpoint import checkpoint
 
 
 class HeldDropout(nn.Module):
-    """Dropout whose mask is drawn once per image and held over the T steps of [T*B, ...]."""
+    """Dropout whose mask is drawn once per image and held over the T steps of [T*B, ...]; `whole`: it drops whole images
+    (stochastic depth of a residual branch)."""
 
-    def __init__(self, p, steps):
+    def __init__(self, p, steps, whole=False):
         super().__init__()
-        self.p, self.steps = p, steps
+        self.p, self.steps, self.whole = p, steps, whole
 
     def forward(self, x):
         if not self.training or self.p == 0:
             return x
-        if self.steps == 1:
+        if self.steps == 1 and not self.whole:
             return F.dropout(x, self.p)
         x = x.unflatten(0, (self.steps, -1))
-        return (x * F.dropout(torch.ones_like(x[:1]), self.p)).flatten(0, 1)
+        kept = x.new_ones(1, x.shape[1], *[1] * (x.dim() - 2)) if self.whole else torch.ones_like(x[:1])
+        return (x * F.dropout(kept, self.p)).flatten(0, 1)
 
     def extra_repr(self):
         return f"p={self.p}, steps={self.steps}"

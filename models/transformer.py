@@ -11,7 +11,7 @@ from timm.models import register_model
 from torch import nn
 
 from .activations import LIF, Spiking
-from .layers import Layer, Network, Synapse
+from .layers import HeldDropout, Layer, Network, Synapse
 from .neuron import NeuronConfig
 
 ATTENTION_THETA = 0.5  # threshold of the neuron behind the attention's sum, relative to the others'
@@ -32,20 +32,6 @@ class Embed(nn.Module):
     def forward(self, x):
         x = self.pool(self.synapse(x))
         return x + self.position(self.act(x))
-
-
-class DropBranch(nn.Module):
-    """Drops a residual branch for whole images, the same at all T steps of [T*B, ...] (stochastic depth)."""
-
-    def __init__(self, p, steps):
-        super().__init__()
-        self.p, self.steps = p, steps
-
-    def forward(self, x):
-        if not self.training or self.p == 0:
-            return x
-        kept = torch.rand(x.shape[0] // self.steps, device=x.device) >= self.p
-        return x * (kept.to(x.dtype) / (1 - self.p)).repeat(self.steps).view(-1, 1, 1, 1)
 
 
 class Attention(nn.Module):
@@ -112,7 +98,7 @@ class SpikeDrivenTransformer(Network):
             stages += [Layer(_conv(widths[i], widths[i + 1], 3), act.layer(first=i == 0)), pools[i]]
         stages.append(Embed(_conv(dim // 2, dim, 3), pools[3], act.layer(), _conv(dim, dim, 3)))
         for i in range(depth):
-            drop = DropBranch(drop_path * i / max(depth - 1, 1), act.steps)
+            drop = HeldDropout(drop_path * i / max(depth - 1, 1), act.steps, whole=True)
             stages += [Attention(act, dim, drop), MLP(act, dim, int(dim * mlp_ratio), drop)]
         stages += [MeanSpace(), act.layer()]
         super().__init__(act, stages, nn.Linear(dim, num_classes))

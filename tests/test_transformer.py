@@ -12,7 +12,7 @@ import yaml
 
 import models
 from analysis.energy import E_AC, E_MAC, Counter, macs_of
-from models import transformer
+from models import layers, transformer
 from spike_driven_transformer import firing_num, train
 from spike_driven_transformer.recipe import TimmRecipe
 from tests.helpers import ROOT, command, image_folder
@@ -120,7 +120,7 @@ def test_every_parameter_learns(mode):
 
 
 def test_drop_path_drops_whole_images_at_all_steps():
-    drop = transformer.DropBranch(0.5, 3)
+    drop = layers.HeldDropout(0.5, 3, whole=True)
     y = drop(torch.ones(3 * 40, 2, 1, 1)).view(3, 40, 2)
     assert set(y.unique().tolist()) == {0.0, 2.0} and (y == y[:1, :, :1]).all()
     assert small(drop_path=0.2, depth=3).stages[-3].drop.p == pytest.approx(0.2)
