@@ -15,7 +15,7 @@ import models
 from models import MLIF, NeuronConfig
 from models.layers import Layer, Network, Synapse
 from models.neuron import __main__ as doctor
-from models.neuron import cpp, cupy, dispatch, source, torch_fused
+from models.neuron import compiled, cpp, cupy, dispatch, source, torch_fused
 from models.neuron.reference import mlif_reference
 from tests.helpers import ROOT
 
@@ -98,7 +98,7 @@ def test_cuda_source_equals_definition_on_a_cpu():
 
 @pytest.mark.long
 def test_cuda_source_equals_definition_everywhere():
-    on_grid(cpp._launcher, GRID, torch.float64, tuple(itertools.product((1, 3), (False, True))))
+    on_grid(cpp._launcher, GRID, torch.float64)
 
 
 @pytest.mark.parametrize("size", [(2, 3, 7), (4, 64)])  # no whole tile fits; all accesses are wide
@@ -117,13 +117,15 @@ def test_interpreted_triton_equals_definition_everywhere():
 
 
 def test_compiled_equals_definition():
+    """What is compiled, over the whole grid, not compiled; and a sample through Inductor."""
+    plain = types.SimpleNamespace(forward=compiled._forward, backward=compiled._backward)
+    both(launched(plain), GRID, torch.float64, tuple(itertools.product((1, 3), (False, True))))
     both(backend("compiled"), SAMPLE[1::2], torch.float64)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("part", range(8))
-def test_compiled_equals_definition_everywhere(part):
-    both(backend("compiled"), GRID[part::8], torch.float64)
+def test_compiled_equals_definition_on_more():
+    both(backend("compiled"), GRID[::7] + SAMPLE, torch.float64)
 
 
 @pytest.mark.parametrize("name", ["torch", "cpp", "triton", "compiled"])
