@@ -356,10 +356,20 @@ def test_a_broken_compiler_is_quoted(monkeypatch, tmp_path):
     monkeypatch.setenv("CXX", str(fake))
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     cpp._machine.cache_clear()
+    cpp.cache_folder.cache_clear()
     with pytest.raises(RuntimeError, match=r"cannot compile .*mlif\.cu: mlif\.cpp:1: error: no space left"):
         cpp.compile_library([])
     assert not list((tmp_path / "mlif").iterdir())
     cpp._machine.cache_clear()
+    cpp.cache_folder.cache_clear()
+
+
+def test_libraries_are_built_where_the_cache_cannot_be_written(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    cpp.cache_folder.cache_clear()
+    assert cpp.cache_folder().is_dir() and "mlif-" in cpp.cache_folder().name and cpp.compile_library([]).exists()
+    cpp.cache_folder.cache_clear()
 
 
 def test_doctor_says_what_runs(capsys, monkeypatch):

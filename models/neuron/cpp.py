@@ -29,8 +29,16 @@ def compiler():
     return next((path for path in map(shutil.which, names) if path), None)
 
 
+@lru_cache
 def cache_folder():
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlif"
+    """Where libraries are kept; if that is not writable, a folder of this process alone."""
+    try:
+        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlif"
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
+    except (OSError, RuntimeError):  # read-only, or no home
+        return Path(tempfile.mkdtemp(prefix="mlif-"))
 
 
 @lru_cache
@@ -63,7 +71,6 @@ def compile_library(variants):
     key = hashlib.sha256("\n".join([program, *command, _machine()]).encode()).hexdigest()[:24]
     path = cache_folder() / f"{key}.so"
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent) as folder:
             source, library = Path(folder) / "mlif.cpp", Path(folder) / "mlif.so"
             source.write_text(program, encoding="utf-8")
