@@ -3,6 +3,7 @@
 python ann_ddp.py --dataset CIFAR10 --architecture RESNET20 --bn --bias --epochs 300 --learning_rate 0.01
 """
 
+from itertools import islice
 from pathlib import Path
 
 import models
@@ -53,7 +54,7 @@ def work(args, world, saved=None):
         if world.main:
             alone = data.loaders(content, args, World(device=world.device))[0]
             batches = min(args.quant_num_batches, len(alone))
-            images = (x for (x, *_), _ in zip(alone.epoch(10**6 + epoch), range(batches), strict=False))
+            images = (x for x, *_ in islice(alone.epoch(10**6 + epoch), batches))
             models.calibrate(net, images)
         ranges = [m for m in net.modules() if isinstance(m, models.QuantReLU)]
         world.share([t for m in ranges for t in (m.lo, m.hi)])

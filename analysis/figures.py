@@ -1,6 +1,7 @@
 """Figures of a chain of stages, drawn with matplotlib into PNG files."""
 
 import json
+from itertools import cycle
 from pathlib import Path
 
 from engine.checkpoint import write_atomic
@@ -40,7 +41,7 @@ def chain(title, stages, lanes, path):
         axis.set_ylabel(label)
         axis.margins(y=0.12)
     left.set_ylim(0, 108)
-    for stage, color in zip(stages, COLORS, strict=False):
+    for stage, color in zip(stages, cycle(COLORS), strict=False):
         if stage.get("run"):
             below.plot(*curves(stage["run"]), color=color, marker="o", markersize=3, label=stage["stage"])
     below.set_xlabel("epoch")
