@@ -56,6 +56,12 @@ def read(args):
     return content, checkpoint.rebuild(content)
 
 
+def result(args):
+    """File of the fused network."""
+    path = Path(args.pretrained_ann)
+    return path.with_name(f"{path.stem}_bn_fused.pth")
+
+
 def main(argv=None):
     args = get_parser().parse(argv)
     cli.refuse_idle(args, [(["kernel_size"], args.architecture == "VGG16", "only VGG16 has a free kernel size")])
@@ -66,8 +72,7 @@ def main(argv=None):
         fused, error = convert.fuse_bn(net, torch.randn(4 if size > 64 else 64, 3, size, size))
     except convert.ConversionError as failure:
         raise RunError(f"{args.pretrained_ann}: {failure}; nothing was written") from None
-    path = Path(args.pretrained_ann)
-    path = path.with_name(f"{path.stem}_bn_fused.pth")
+    path = result(args)
     checkpoint.save(path, checkpoint.content(fused, content["kind"], content["data"], content["settings"],
                                              accuracy=content.get("accuracy"), epoch=content.get("epoch"),
                                              fused_from=args.pretrained_ann, fusion_error=error))

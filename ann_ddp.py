@@ -32,6 +32,13 @@ def get_parser():
     return parser
 
 
+def result(args):
+    """File of the trained network."""
+    bits = f"_AB_{args.act_bits}_{args.quant_id}" if args.quant_act else ""
+    name = f"ann_{args.architecture}_{args.dataset}".lower() + run.suffix(args) + bits
+    return Path(args.output_dir) / "ann" / f"{name}.pth"
+
+
 def rules(args):
     quant = ["act_bits", "quant_id", "quant_scale_max", "quant_num_batches"]
     return [*run.common_rules(args), (quant, args.quant_act, "it belongs to the quantiser, give --quant_act")]
@@ -69,10 +76,8 @@ def work(args, world, saved=None):
         summary = report(net, loaders[2], world, args)
         world.say(f"{about['source']}: test accuracy {summary['test_accuracy']:.2%}")
         return summary
-    bits = f"_AB_{args.act_bits}_{args.quant_id}" if args.quant_act else ""
-    name = f"ann_{args.architecture}_{args.dataset}".lower() + run.suffix(args) + bits
-    return run.train(net, "lq" if args.quant_act else "ann", Path(args.output_dir) / "ann" / f"{name}.pth", loaders, about,
-                     args, world, saved, before_epoch=calibrate if args.quant_act else None)
+    return run.train(net, "lq" if args.quant_act else "ann", result(args), loaders, about, args, world, saved,
+                     before_epoch=calibrate if args.quant_act else None, recipe=run.recipe(args, about, world))
 
 
 def main(argv=None):

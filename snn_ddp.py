@@ -53,14 +53,20 @@ def get_parser():
     training.add_argument("--recompute", action="store_true", help="keep only each stage's input spikes and run the stage "
                           "again in the backward: less memory at many timesteps, more time")
     training.add_argument("--thr_lr", type=cli.rate, default=0.0, help="constant rate of the thresholds, 0: as the weights")
-    training.add_argument("--warm_up", action="store_true", help="raise the rate linearly at the start")
-    training.add_argument("--warm_up_epochs", type=cli.positive, default=5, help="epochs of it")
-    training.add_argument("--warm_up_lr", type=cli.rate, default=1e-6, help="rate it starts from")
+    training.add_argument("--fixed_neuron", action="store_true", help="keep the initial thetas, leaks and output scales")
     training.add_argument("--amsgrad", type=cli.boolean, default=True, help="Adam's AMSGrad variant: true or false")
     training.add_argument("--betas", type=cli.pair, default=[0.9, 0.999], help="Adam's two averaging factors")
     cli.add_output(parser)
     cli.add_distributed(parser)
     return parser
+
+
+def result(args):
+    """File of the trained network."""
+    kind = (f"MC_T_{args.timesteps}_H_{args.hardware_opt}_C_{args.num_channels}_Z_{args.reset_to_zero}" if args.multi_channel
+            else f"SC_T_{args.timesteps}")
+    name = f"snn_{args.architecture}_{args.dataset}".lower() + run.suffix(args) + f"_{kind}"
+    return Path(args.output_dir) / "snn" / f"{name}.pth"
 
 
 def rules(args):
@@ -69,8 +75,8 @@ def rules(args):
             (["num_channels", "hardware_opt"], args.multi_channel, "plain LIF has one lane, give --multi_channel 1"),
             (["surrogate_edge"], args.multi_channel and args.num_channels > 1 and args.hardware_opt != 2,
              "only one-hot neurons of several lanes have inner edges"),
-            (["warm_up_epochs", "warm_up_lr"], args.warm_up, "give --warm_up"),
             (["amsgrad", "betas"], args.optimizer == "Adam", "it belongs to --optimizer Adam"),
+            (["thr_lr"], not args.fixed_neuron, "--fixed_neuron keeps the thresholds"),
             (["neuron_backend"], args.compile == "none" or args.neuron_backend in ("auto", "compiled"),
              "--compile traces the neuron into the step; leave it out, or say auto or compiled"),
             (["conversion"], args.pretrained_ann, "there is no --pretrained_ann to convert"),
@@ -132,6 +138,9 @@ def work(args, world, saved=None):
         extra["converted"] = convert_ann(net, content, args, world)
     net = run.place(net, world)
     net.recompute = args.recompute
+    if args.fixed_neuron:
+        for site in net.sites():
+            site.requires_grad_(False)
     if args.test_only:
         if not (args.pretrained_snn or args.pretrained_ann):
             raise UseError("--test_only evaluates trained weights: give --pretrained_snn, or --pretrained_ann to convert")
@@ -165,11 +174,8 @@ def work(args, world, saved=None):
             images = next(loaders[2].epoch(0))[0][:32]
         return convert.fold_scales(trained, images)
 
-    kind = (f"MC_T_{args.timesteps}_H_{args.hardware_opt}_C_{lanes}_Z_{args.reset_to_zero}" if args.multi_channel
-            else f"SC_T_{args.timesteps}")
-    name = f"snn_{args.architecture}_{args.dataset}".lower() + run.suffix(args) + f"_{kind}"
-    return run.train(net, "snn", Path(args.output_dir) / "snn" / f"{name}.pth", loaders, about, args, world, saved,
-                     after_step=clamp, scalars=scalars, export=export, extra=extra)
+    return run.train(net, "snn", result(args), loaders, about, args, world, saved, after_step=clamp, scalars=scalars,
+                     export=export, extra=extra, recipe=run.recipe(args, about, world))
 
 
 def main(argv=None):

@@ -20,6 +20,7 @@ import torch
 from torch.nn import functional as F
 
 import models
+from engine.dist import keep_memory
 
 from .common import alternate, machine, ratio, summary, write
 
@@ -127,6 +128,8 @@ def main():
     parser.add_argument("--out", default="runs/bench/step", help="stem of the JSON file")
     parser.add_argument("--peak", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.device == "cpu":
+        keep_memory()  # as the training scripts do
     if args.peak:
         before = high_water()
         step = step_of(**json.loads(args.peak))

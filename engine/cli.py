@@ -169,12 +169,21 @@ def add_training(parser, epochs, lr, lr_interval, momentum):
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=positive, default=epochs, help="epochs to train")
     group.add_argument("-lr", "--learning_rate", type=rate, default=lr, help="initial learning rate")
+    group.add_argument("--lr_schedule", default="step", choices=("step", "cosine"),
+                       help="step: drops at --lr_interval, as published; cosine: to 0 over the epochs, in every step")
     group.add_argument("--lr_interval", type=fractions, default=lr_interval,
                        help="fractions of the epochs, in (0, 1], at which the rate drops")
     group.add_argument("--lr_reduce", type=strictly_positive, default=10, help="divisor of the rate at each of them")
     group.add_argument("--optimizer", default="SGD", choices=("SGD", "Adam"), help="SGD with momentum, or Adam")
     group.add_argument("--weight_decay", type=rate, default=5e-4, help="L2 penalty, on every parameter")
     group.add_argument("--momentum", type=rate, default=momentum, help="of SGD; Adam does not use it")
+    group.add_argument("--warm_up", action="store_true", help="raise the rate linearly at the start")
+    group.add_argument("--warm_up_epochs", type=positive, default=5, help="epochs of it")
+    group.add_argument("--warm_up_lr", type=rate, default=1e-6, help="rate it starts from")
+    group.add_argument("--label_smoothing", type=number(float, low=0, high=0.9), default=0.0, help="of the loss")
+    group.add_argument("--distill", default="", help="checkpoint of a teacher whose softened outputs the loss follows, too")
+    group.add_argument("--distill_weight", type=number(float, low=0, high=1), default=0.5, help="share of that in the loss")
+    group.add_argument("--distill_temperature", type=strictly_positive, default=4.0, help="what softens both outputs")
     group.add_argument("-s", "--seed", type=natural, default=0, help="of everything random")
     group.add_argument("--amp", default="none", choices=("none", "bf16", "fp16"),
                        help="autocast type; the membrane stays float32")

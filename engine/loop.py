@@ -12,7 +12,6 @@ from torch.nn import functional as F
 from . import checkpoint
 from .errors import RunError, UseError
 from .log import RunLog, progress, write_json
-from .optim import Recipe
 
 
 def rng_state(device):
@@ -75,7 +74,7 @@ class Trainer:
     """
 
     def __init__(self, net, kind, stable, folder, loaders, about, args, world, before_epoch=None, after_step=None,
-                 scalars=None, export=None, extra=None, recipe=None):
+                 scalars=None, export=None, extra=None, *, recipe):
         self.net, self.kind, self.stable, self.folder = net, kind, Path(stable), folder
         self.train_loader, self.choose_loader, self.test_loader = loaders
         self.about, self.args, self.world = about, args, world
@@ -84,7 +83,7 @@ class Trainer:
         self.scalars, self.export = scalars or dict, export or (lambda net: net)
         self.extra = extra or {}  # plain values kept in every checkpoint and in the summary
         self.settings = {k: v for k, v in vars(args).items() if k != "given"}
-        self.recipe = recipe or Recipe(args)
+        self.recipe = recipe
         self.optimizer = self.recipe.optimizer(net)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=args.amp == "fp16")
         self.model = net
@@ -95,6 +94,7 @@ class Trainer:
         if args.compile != "none":
             self.fast = torch.compile(self.model, mode=args.compile, dynamic=False)
         self.epoch, self.step, self.best, self.best_epoch, self.seconds = 1, 0, -1.0, 0, 0.0
+        self.rate = 0.0  # of the last step
         self.sums = torch.zeros(3, dtype=torch.float64, device=world.device)
 
     # ---- state ----
@@ -164,9 +164,10 @@ class Trainer:
         with progress(steps, self.world, total=len(self.train_loader), initial=self.step,
                       desc=f"epoch {self.epoch}/{self.recipe.epochs}") as bar:
             for images, labels, n in bar:
-                images, targets = self.recipe.targets(images, labels, self.epoch)
+                self.rate = self.recipe.set_rate(self.optimizer, self.epoch + self.step / len(self.train_loader))
                 full = n == min(self.train_loader.batch_size, self.train_loader.images)  # others are not worth compiling for
                 with autocast(self.world.device, self.args.amp):
+                    images, targets = self.recipe.targets(images, labels, self.epoch)
                     out = (self.fast if self.fast and full else self.model)(images)
                 out = out.float()
                 loss = self.recipe.loss(out, targets)
@@ -208,7 +209,6 @@ class Trainer:
                 if self.step == 0:
                     self.sums.zero_()
                     self.before_epoch(self.epoch)
-                rate = self.recipe.set_rate(self.optimizer, self.epoch)
                 self._train_epoch()
                 world.share(self.net.buffers())  # batch norm: all evaluate what rank 0 stores
                 trained = time.perf_counter() - start
@@ -218,7 +218,7 @@ class Trainer:
                 self.seconds += time.perf_counter() - start
                 name = "val" if args.val_fraction else "test"
                 values = {"train_loss": loss, "train_accuracy": accuracy, f"{name}_loss": chosen["loss"],
-                          f"{name}_accuracy": chosen["accuracy"], "learning_rate": rate,
+                          f"{name}_accuracy": chosen["accuracy"], "learning_rate": self.rate,
                           "images_per_s": (self.train_loader.images - first * self.train_loader.batch_size) / trained,
                           "seconds": self.seconds}
                 if not np.isfinite(chosen["loss"]):
@@ -229,7 +229,7 @@ class Trainer:
                 log.epoch(self.epoch, values, self.scalars() if log.board else None)
                 world.say(f"epoch {self.epoch}/{self.recipe.epochs}  train {loss:.4f} {accuracy:.2%}  "
                           f"{name} {chosen['loss']:.4f} {chosen['accuracy']:.2%}  best {self.best:.2%} ({self.best_epoch})  "
-                          f"lr {rate:.3g}  {values['images_per_s']:.0f} images/s")
+                          f"lr {self.rate:.3g}  {values['images_per_s']:.0f} images/s")
                 self.epoch, self.step = self.epoch + 1, 0
                 self.save_last()
         finally:

@@ -1,5 +1,7 @@
 """What a training step is beside forward and backward: optimizer, schedule, loss. Here that of the published CNNs."""
 
+import math
+
 import torch
 from torch.nn import functional as F
 
@@ -9,7 +11,7 @@ THRESHOLDS = ("theta", "scale")  # parameters that --thr_lr governs
 def make_optimizer(net, args):
     """SGD with momentum or Adam. With `thr_lr` > 0 thetas (and scales) form a group of their own at that rate."""
     thr_lr = getattr(args, "thr_lr", 0)
-    named = list(net.named_parameters())
+    named = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
     thresholds = [p for n, p in named if thr_lr and n.rpartition(".")[2] in THRESHOLDS]
     kept = {id(p) for p in thresholds}
     groups = [{"params": [p for _, p in named if id(p) not in kept], "lr": args.learning_rate, "scheduled": True}]
@@ -23,11 +25,18 @@ def make_optimizer(net, args):
 
 
 def learning_rate(epoch, args):
-    """Learning rate of an epoch, counted from 1: divided by lr_reduce from epoch int(f * epochs) on, for every f in
-    lr_interval; before that, with `warm_up`, linear from warm_up_lr over warm_up_epochs epochs."""
-    warm = args.warm_up_epochs if getattr(args, "warm_up", False) else 0
-    if epoch <= warm:
+    """Learning rate at `epoch`, counted from 1: 2.5 is the middle of the second epoch.
+
+    'step' (published): divided by lr_reduce from epoch int(f * epochs) on, for every f in lr_interval, whole epochs alone.
+    'cosine': half a cosine from learning_rate to 0, step by step. Before either, with `warm_up`, linear from warm_up_lr
+    over warm_up_epochs epochs.
+    """
+    warm, cosine = args.warm_up_epochs if args.warm_up else 0, args.lr_schedule == "cosine"
+    epoch = epoch if cosine else int(epoch)
+    if epoch - 1 < warm:
         return args.warm_up_lr + (args.learning_rate - args.warm_up_lr) * (epoch - 1) / warm
+    if cosine:
+        return args.learning_rate * (1 + math.cos(math.pi * (epoch - 1 - warm) / (args.epochs - warm))) / 2
     drops = sum(1 <= int(f * args.epochs) <= epoch for f in args.lr_interval)
     return args.learning_rate / args.lr_reduce**drops
 
@@ -44,26 +53,37 @@ def set_learning_rate(optimizer, epoch, args):
 class Recipe:
     """The published CNN recipe; another recipe overrides what it does otherwise.
 
-    epochs: how many to train. State that a resumed run needs, beside the optimizer's, goes through `state_dict`.
+    epochs: how many to train. teacher: a trained network whose softened outputs the loss follows, too (Hinton et al. 2015):
+    `(1 - w) * CE + w * t^2 * KL(softmax(teacher / t) || softmax(out / t))`. State that a resumed run needs, beside the
+    optimizer's, goes through `state_dict`.
     """
 
-    def __init__(self, args):
-        self.args, self.epochs = args, args.epochs
+    def __init__(self, args, teacher=None):
+        self.args, self.epochs, self.teacher = args, args.epochs, teacher
 
     def optimizer(self, net):
         return make_optimizer(net, self.args)
 
     def set_rate(self, optimizer, epoch):
-        """Apply the schedule of `epoch`, counted from 1; return the rate."""
+        """Apply the schedule before a step; epoch: counted from 1, with the fraction of it that is done. Returns the rate."""
         return set_learning_rate(optimizer, epoch, self.args)
 
     def targets(self, images, labels, epoch):
-        """What the loss compares with, and the images, which may be mixed for it."""
-        return images, labels
+        """The images, which may be mixed, and what the loss compares with; runs inside the step's autocast."""
+        if self.teacher is None:
+            return images, (labels, None)
+        with torch.no_grad():
+            return images, (labels, self.teacher(images).float())
 
     def loss(self, out, targets):
         """Loss summed over the images of out [B, classes]."""
-        return F.cross_entropy(out, targets, reduction="sum")
+        (labels, wanted), args = targets, self.args
+        loss = F.cross_entropy(out, labels, reduction="sum", label_smoothing=args.label_smoothing)
+        if wanted is None:
+            return loss
+        w, t = args.distill_weight, args.distill_temperature
+        follow = F.kl_div(F.log_softmax(out / t, 1), F.log_softmax(wanted / t, 1), reduction="sum", log_target=True)
+        return (1 - w) * loss + w * t**2 * follow
 
     def before_step(self, net, optimizer, scaler):
         """Between backward and the optimizer's step."""

@@ -13,6 +13,7 @@ from . import checkpoint, data, log
 from .cli import refuse_idle
 from .errors import UseError
 from .loop import Trainer, seed_all
+from .optim import Recipe
 
 FREE = {"print_freq", "save_freq", "workers", "data_root", "dataset_dir", "device", "gpu", "multiprocessing_distributed",
         "world_size", "rank", "dist_url", "dist_backend", "local_rank", "debug", "resume", "energy",
@@ -25,6 +26,9 @@ def common_rules(args):
     return [(["kernel_size"], args.architecture == "VGG16", "only VGG16 has a free kernel size"),
             (["image_size"], args.dataset == "FOLDER", f"{args.dataset} has a fixed size, only --dataset FOLDER takes it"),
             (["data_root"], cifar, f"{args.dataset} is not looked for under --data_root"),
+            (["lr_interval", "lr_reduce"], args.lr_schedule == "step", "--lr_schedule cosine has no drops"),
+            (["warm_up_epochs", "warm_up_lr"], args.warm_up, "give --warm_up"),
+            (["distill_weight", "distill_temperature"], args.distill, "there is no teacher, give --distill"),
             (["dataset_dir"], cifar or args.dataset in ("IMAGENET", "FOLDER"), f"{args.dataset} needs no folder")]
 
 
@@ -124,6 +128,19 @@ def calibration_images(content, args, world, count, epoch):
     alone = type(world)(device=world.device)
     settings = Namespace(**{**vars(args), "batch_size": count, "limit_train_batches": 1})
     return next(data.loaders(content, settings, alone)[0].epoch(epoch))[0]
+
+
+def recipe(args, about, world):
+    """The published recipe, with the teacher that --distill names."""
+    if not args.distill:
+        return Recipe(args)
+    content = checkpoint.load(args.distill)
+    if content["format"] == "published":
+        raise UseError(f"--distill {args.distill} is a file of the published code: run absorb_bn.py on it first")
+    if any(content["data"][k] != about[k] for k in ("num_classes", "image_size")):
+        raise UseError(f"--distill {args.distill} was trained on {content['data']['source']}, not on {about['source']}")
+    teacher = checkpoint.rebuild(content).eval().requires_grad_(False)
+    return Recipe(args, teacher.to(world.device, memory_format=torch.channels_last))
 
 
 def train(net, kind, stable, loaders, about, args, world, saved, **hooks):

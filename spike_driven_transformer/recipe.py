@@ -39,7 +39,7 @@ class TimmRecipe(Recipe):
         return optimizer
 
     def set_rate(self, optimizer, epoch):
-        self.scheduler.step(epoch - 1)
+        self.scheduler.step(int(epoch) - 1)  # timm counts epochs from 0
         return optimizer.param_groups[0]["lr"]
 
     def targets(self, images, labels, epoch):

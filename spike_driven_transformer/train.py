@@ -220,6 +220,14 @@ def build(args, about):
         raise UseError(str(error)) from None
 
 
+def result(args):
+    """File of the trained network."""
+    lanes = f"_c{args.mlif_channels}" if args.spike_mode in ("mlif", "fast_mlif") else ""
+    name = args.experiment or (f"sdt_{args.layer}_{args.dim}_{DATASETS[args.dataset].lower()}_t{args.time_steps}_"
+                               f"{args.spike_mode}{lanes}")
+    return Path(args.output_dir) / f"{name}.pth"
+
+
 def work(args, world, saved=None):
     for name, value in SIZES[args.model].items():
         if getattr(args, name) != value and name in args.given:
@@ -247,10 +255,7 @@ def work(args, world, saved=None):
         summary = report(net, loaders[2], world, args)
         world.say(f"{about['source']}: test accuracy {summary['test_accuracy']:.2%}")
         return summary
-    lanes = f"_c{args.mlif_channels}" if args.spike_mode in ("mlif", "fast_mlif") else ""
-    name = args.experiment or (f"sdt_{args.layer}_{args.dim}_{DATASETS[args.dataset].lower()}_t{args.time_steps}_"
-                               f"{args.spike_mode}{lanes}")
-    return run.train(net, "sdt", Path(args.output_dir) / f"{name}.pth", loaders, about, args, world, saved,
+    return run.train(net, "sdt", result(args), loaders, about, args, world, saved,
                      recipe=TimmRecipe(args, about["num_classes"]))
 
 
