@@ -56,6 +56,10 @@ def read(args):
     return content, checkpoint.rebuild(content)
 
 
+def rules(args):
+    return [(["kernel_size"], args.architecture == "VGG16", "only VGG16 has a free kernel size")]
+
+
 def result(args):
     """File of the fused network."""
     path = Path(args.pretrained_ann)
@@ -64,7 +68,7 @@ def result(args):
 
 def main(argv=None):
     args = get_parser().parse(argv)
-    cli.refuse_idle(args, [(["kernel_size"], args.architecture == "VGG16", "only VGG16 has a free kernel size")])
+    cli.refuse_idle(args, rules(args))
     content, net = read(args)
     seed_all(args.seed)
     size = net.built["image_size"]

@@ -1,0 +1,153 @@
+"""Run a chain of the public scripts and go on where it stopped.
+
+Every stage has a folder of its own, with the command in stage.json. A stage is done when its summary is there, resumes at
+the epoch where it was interrupted, and is refused if its command or the code has changed, so that results never mix.
+"""
+
+import fcntl
+import hashlib
+import importlib
+import json
+import os
+import shlex
+import subprocess
+import sys
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from engine.cli import refuse_idle
+from engine.errors import RunError, UseError
+from engine.log import write_json
+
+ROOT = Path(__file__).resolve().parents[1]
+CODE = ("ann_ddp.py", "snn_ddp.py", "absorb_bn.py", "models/**/*.py", "models/**/*.cu", "models/**/*.h", "engine/*.py",
+        "analysis/convert.py", "analysis/energy.py", "spike_driven_transformer/*.py", "neuromorphic_tasks/*.py")
+
+
+def code():
+    """Digest of the code that results depend on; a commit of documents does not change it."""
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in CODE for path in ROOT.glob(pattern)}):
+        digest.update(f"{path.relative_to(ROOT)}\n".encode() + path.read_bytes())
+    return digest.hexdigest()[:16]
+
+
+def commit():
+    """Commit of the working tree, with `+` if it was changed; '' outside git."""
+    done = subprocess.run(["git", "describe", "--always", "--dirty=+", "--abbrev=10", "--exclude=*"], cwd=ROOT,
+                          capture_output=True, text=True, check=False)
+    return done.stdout.strip()
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A command: script without .py ('snn_ddp', 'spike_driven_transformer.train'), its words; `{ann}` in a word stands
+    for the checkpoint of the stage 'ann'."""
+
+    name: str
+    script: str
+    words: tuple
+
+    @property
+    def module(self):
+        return importlib.import_module(self.script)
+
+    @property
+    def trains(self):
+        return self.script != "absorb_bn"
+
+
+@contextmanager
+def locked(folder):
+    """Only one process works in `folder`; the lock ends with the process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / "lock", "a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            file.seek(0)
+            raise UseError(f"{folder} is in use by process {file.read().strip() or '?'}: wait for it, or give another "
+                           "--output_dir") from None
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield
+
+
+class Chain:
+    """Stages below `folder`, in order; each may name the results of those before it."""
+
+    def __init__(self, folder, stages):
+        self.folder, self.stages = Path(folder).resolve(), {stage.name: stage for stage in stages}
+
+    def words(self, stage):
+        """The stage's command line, with file names in the place of `{stage}`."""
+        files = {name: str(self.checkpoint(other)) for name, other in self.stages.items()
+                 if any(f"{{{name}}}" in word for word in stage.words)}
+        words = [word.format(**files) for word in stage.words]
+        return [*words, "--output_dir", str(self.folder / stage.name)] if stage.trains else words
+
+    def parsed(self, stage):
+        """The stage's options as its own script reads and checks them."""
+        module, words = stage.module, self.words(stage)
+        parser = module.get_parser()
+        args = parser.parse(module.with_config(parser, words) if hasattr(module, "with_config") else words)
+        refuse_idle(args, module.rules(args))
+        return args
+
+    def checkpoint(self, stage):
+        """File of the stage's result."""
+        return Path(stage.module.result(self.parsed(stage)))
+
+    def command(self, stage):
+        return shlex.join(["python3", stage.script.replace(".", "/") + ".py", *self.words(stage)])
+
+    def _run_folder(self, stage):
+        """Newest run folder of the stage that can be resumed, or None."""
+        base = self.checkpoint(stage).with_suffix("")
+        found = [path.parent for path in base.parent.glob(f"{base.name}_2*/last.pth")]
+        return max(found, default=None)
+
+    def summary(self, stage):
+        """The finished stage's summary, or None."""
+        if not stage.trains:
+            return {"checkpoint": str(self.checkpoint(stage))} if self.checkpoint(stage).is_file() else None
+        run = self._run_folder(stage)
+        return json.loads((run / "summary.json").read_text()) if run and (run / "summary.json").is_file() else None
+
+    def _check(self, stage, record):
+        """Refuse a stage that was begun by another command or code; note this one otherwise."""
+        path = self.folder / stage.name / "stage.json"
+        if not path.is_file():
+            return write_json(path, record)
+        old = json.loads(path.read_text())
+        for key, what in (("command", "with other arguments"), ("code", "by other code")):
+            if old[key] != record[key]:
+                raise UseError(f"{path.parent} was made {what} (commit {old['commit']}): results never mix, give another "
+                               "--output_dir or remove that folder")
+
+    def run(self, stage, say=print):
+        """Run or resume one stage; returns its summary.
+
+        Raises:
+            UseError: the stage was begun with other arguments or other code. RunError: its script failed.
+        """
+        self._check(stage, {"command": self.command(stage), "code": code(), "commit": commit()})
+        if (summary := self.summary(stage)) is not None:
+            say(f"{stage.name}: done before")
+            return summary
+        run = self._run_folder(stage) if stage.trains else None
+        words = ["--resume", str(run)] if run else self.words(stage)
+        say(f"{stage.name}: {'resumed: ' if run else ''}{self.command(stage)}")
+        script = ROOT / (stage.script.replace(".", "/") + ".py")
+        done = subprocess.run([sys.executable, str(script), *words], cwd=ROOT, check=False)
+        if done.returncode:
+            raise RunError(f"{stage.name} ended with status {done.returncode}: mend what it says and run this again, "
+                           "it goes on where it stopped")
+        return self.summary(stage)
+
+    def all(self, say=print):
+        """{stage: summary} of the whole chain."""
+        with locked(self.folder):
+            return {name: self.run(stage, say) for name, stage in self.stages.items()}
