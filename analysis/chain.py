@@ -40,6 +40,12 @@ def commit():
     return done.stdout.strip()
 
 
+def words(options):
+    """Command-line words of {name: value}; True is a flag, None leaves the option out."""
+    return tuple(word for name, value in options.items() if value is not None
+                 for word in ((f"--{name}",) if value is True else (f"--{name}", str(value))))
+
+
 @dataclass(frozen=True)
 class Stage:
     """A command: script without .py ('snn_ddp', 'spike_driven_transformer.train'), its words; `{ann}` in a word stands
@@ -60,26 +66,29 @@ class Stage:
 
 @contextmanager
 def locked(folder):
-    """Only one process works in `folder`; the lock ends with the process, however it ends."""
+    """Only one process works in `folder`; yields the lock's descriptor, which a script that is started must inherit: the
+    lock ends when the last of them does, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / "lock", "a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
             file.seek(0)
-            raise UseError(f"{folder} is in use by process {file.read().strip() or '?'}: wait for it, or give another "
-                           "--output_dir") from None
+            raise UseError(f"{folder} is in use by process {file.read().strip() or '?'} or a script that it started: wait for "
+                           "it, or give another --output_dir") from None
         file.truncate(0)
         file.write(f"{os.getpid()}\n")
         file.flush()
-        yield
+        yield file.fileno()
 
 
 class Chain:
-    """Stages below `folder`, in order; each may name the results of those before it."""
+    """Stages below `folder`, in order; each may name the results of those before it. launcher: words in the place of
+    `python3` for the stages that train, such as those of torchrun."""
 
-    def __init__(self, folder, stages):
+    def __init__(self, folder, stages, launcher=()):
         self.folder, self.stages = Path(folder).resolve(), {stage.name: stage for stage in stages}
+        self.launcher = list(launcher)
 
     def words(self, stage):
         """The stage's command line, with file names in the place of `{stage}`."""
@@ -127,8 +136,8 @@ class Chain:
                 raise UseError(f"{path.parent} was made {what} (commit {old['commit']}): results never mix, give another "
                                "--output_dir or remove that folder")
 
-    def run(self, stage, say=print):
-        """Run or resume one stage; returns its summary.
+    def run(self, stage, lock, say=print):
+        """Run or resume one stage under the folder's lock; returns its summary.
 
         Raises:
             UseError: the stage was begun with other arguments or other code. RunError: its script failed.
@@ -141,7 +150,8 @@ class Chain:
         words = ["--resume", str(run)] if run else self.words(stage)
         say(f"{stage.name}: {'resumed: ' if run else ''}{self.command(stage)}")
         script = ROOT / (stage.script.replace(".", "/") + ".py")
-        done = subprocess.run([sys.executable, str(script), *words], cwd=ROOT, check=False)
+        python = self.launcher if self.launcher and stage.trains else [sys.executable]
+        done = subprocess.run([*python, str(script), *words], cwd=ROOT, check=False, pass_fds=(lock,))
         if done.returncode:
             raise RunError(f"{stage.name} ended with status {done.returncode}: mend what it says and run this again, "
                            "it goes on where it stopped")
@@ -149,5 +159,5 @@ class Chain:
 
     def all(self, say=print):
         """{stage: summary} of the whole chain."""
-        with locked(self.folder):
-            return {name: self.run(stage, say) for name, stage in self.stages.items()}
+        with locked(self.folder) as lock:
+            return {name: self.run(stage, lock, say) for name, stage in self.stages.items()}

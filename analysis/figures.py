@@ -1,6 +1,7 @@
 """Figures of a chain of stages, drawn with matplotlib into PNG files."""
 
 import json
+from functools import partial
 from itertools import cycle
 from pathlib import Path
 
@@ -97,4 +98,45 @@ def firing(title, energy, path):
         axis.margins(y=0.2)
     below.legend(title="spikes worth", ncols=8, loc="upper center")
     write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+    plt.close(figure)
+
+
+def rows(table, measured, path):
+    """The published rows and what was measured of them: accuracy against energy, a panel per data set; PNG and SVG.
+
+    Args:
+        table: `analysis.rows.ROWS`. measured: [(row, its outcome {"accuracy": (mean, deviation), "energy": ...}, where)].
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = list(dict.fromkeys(row.dataset for row in table))
+    figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 5), layout="constrained")
+    networks = dict(zip(dict.fromkeys(row.network for row in table), COLORS, strict=False))
+    for axis, name in zip(axes, names, strict=True):
+        for row in (r for r in table if r.dataset == name):
+            axis.scatter(row.energy, row.accuracy, color=networks[row.network], marker="s" if row.method == "ANN" else "o",
+                         facecolors="none", label=f"{row.network}, {row.method}, published")
+        for row, values, where in (m for m in measured if m[0].dataset == name):
+            (accuracy, spread), (energy, _) = values["accuracy"], values["energy"]
+            axis.errorbar(energy, accuracy, spread, color=networks[row.network], marker="s" if row.method == "ANN" else "o",
+                          capsize=3, linestyle="none", label=f"{row.network}, {row.method}, measured: {where}")
+        axis.set_xscale("log")
+        axis.set_title(name)
+        axis.set_xlabel("compute energy per image (uJ)")
+        axis.set_ylabel("test accuracy (%)")
+        axis.grid(alpha=0.3)
+        handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
+        axis.legend(handles.values(), handles, fontsize="x-small")
+    save(figure, path)
+
+
+def save(figure, path):
+    """The figure as PNG and as SVG beside it."""
+    import matplotlib.pyplot as plt
+
+    for kind in ("png", "svg"):
+        write_atomic(Path(path).with_suffix(f".{kind}"), partial(figure.savefig, dpi=110, format=kind))
     plt.close(figure)

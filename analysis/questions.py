@@ -18,7 +18,7 @@ from engine.checkpoint import write_atomic
 from engine.errors import UseError, guard
 from engine.log import versions, write_json
 
-from .chain import Chain, Stage, commit
+from .chain import Chain, Stage, commit, words
 
 BASE = {"num_channels": 3, "timesteps": 1, "conversion": "matched", "surrogate_edge": "paper", "surrogate_gamma": 1.0}
 PUBLISHED = {"conversion": "published", "scaling_factor": 0.2}
@@ -53,12 +53,6 @@ QUESTIONS = {  # page: (question, reference, variants compared with it)
 }
 
 
-def words(options):
-    """Command-line words of {name: value}; True is a flag."""
-    return [word for name, value in options.items() if value is not None
-            for word in ((f"--{name}",) if value is True else (f"--{name}", str(value)))]
-
-
 def stages(args, seed, variants):
     """The stages of one seed: its ANN, its LQ-ANN, both fused, and the variants."""
     common = {"dataset": "CIFAR10", "architecture": args.architecture, "width_mult": args.width_mult, "bias": True}
@@ -66,19 +60,19 @@ def stages(args, seed, variants):
              "data_root": args.data_root, "device": args.device, "energy": True,
              "limit_train_batches": args.limit_train_batches, "limit_eval_batches": args.limit_eval_batches}
     adam = {**train, "epochs": args.epochs, "optimizer": "Adam", "weight_decay": 0, "learning_rate": args.learning_rate}
-    found = [Stage("ann", "ann_ddp", tuple(words({**train, "bn": True, "epochs": args.ann_epochs, "learning_rate": 0.05,
-                                                  "warm_up": True, "warm_up_epochs": 1, "label_smoothing": 0.1})))]
+    found = [Stage("ann", "ann_ddp", words({**train, "bn": True, "epochs": args.ann_epochs, "learning_rate": 0.05,
+                                            "warm_up": True, "warm_up_epochs": 1, "label_smoothing": 0.1}))]
     if {"from the LQ-ANN", "LQ-ANN"} & set(variants):
         lq = {"quant_act": True, "act_bits": 3, "quant_id": "lvl", "bn": True, "pretrained_ann": "{ann}"}
-        found.append(Stage("lq", "ann_ddp", tuple(words({**adam, **lq}))))
+        found.append(Stage("lq", "ann_ddp", words({**adam, **lq})))
     for name in [stage.name for stage in found]:
-        found.append(Stage(f"{name}_fused", "absorb_bn", tuple(words({**common, "bn": True, "pretrained_ann": f"{{{name}}}"}))))
+        found.append(Stage(f"{name}_fused", "absorb_bn", words({**common, "bn": True, "pretrained_ann": f"{{{name}}}"})))
     for name in variants:
         if name in VARIANTS:
             changed = {**BASE, **VARIANTS[name]}
             start = changed.pop("from", "ann_fused")
-            found.append(Stage(folder(name), "snn_ddp", tuple(words({**adam, "multi_channel": 1, **changed,
-                                                                     "pretrained_ann": f"{{{start}}}"}))))
+            found.append(Stage(folder(name), "snn_ddp", words({**adam, "multi_channel": 1, **changed,
+                                                               "pretrained_ann": f"{{{start}}}"})))
     return found
 
 

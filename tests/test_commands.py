@@ -15,9 +15,9 @@ import torch
 import models
 from analysis import convert
 from engine import checkpoint
-from tests.helpers import command, image_folder, read
+from tests.helpers import ROOT, command, image_folder, read
 
-COMMANDS = (Path(__file__).parent / "published_commands.txt").read_text().splitlines()
+COMMANDS = (ROOT / "analysis" / "published_commands.txt").read_text().splitlines()
 GOLDEN = Path(__file__).parent / "golden"
 SHORT = " --epochs 1 --limit_train_batches 2 --limit_eval_batches 2"
 CLASSES = {"CIFAR10": 10, "CIFAR100": 100, "IMAGENET": 1000}

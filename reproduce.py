@@ -1,0 +1,259 @@
+"""Reproduce a row of the published tables: its whole chain by the public scripts, measured beside published.
+
+python reproduce.py --list
+python reproduce.py cifar10-resnet20-mlif --schedule fast --width_mult 0.25
+python reproduce.py --report
+"""
+
+import json
+import statistics
+from pathlib import Path
+
+from analysis import figures, rows
+from analysis.chain import ROOT, Chain, code, commit
+from engine import cli
+from engine.checkpoint import write_atomic
+from engine.errors import UseError, guard
+from engine.log import versions, write_json
+
+POINTS, SHARE = 0.5, 0.1  # tolerance: accuracy in points below, energy as a share above the published
+START, END = "<!-- rows: written by reproduce.py --report -->", "<!-- end of rows -->"
+
+
+def get_parser():
+    parser = cli.Parser(prog="reproduce.py", description="Run a row of the published tables, measured beside published.")
+    parser.add_argument("row", nargs="?", help="name of the row")
+    parser.add_argument("--list", action="store_true", help="show the rows: published, cost, measured so far and on which data")
+    parser.add_argument("--report", action="store_true", help="write the table into README.md and the figure into --results")
+    parser.add_argument("--dry-run", action="store_true", help="show the row's commands (without a row: of all), run nothing")
+    parser.add_argument("--schedule", default="published", choices=rows.SCHEDULES, help="published: as printed; fast: fewer "
+                        "epochs, cosine, matched conversion (CIFAR CNNs); smoke: minutes, to see the chain work")
+    parser.add_argument("--seeds", type=lambda text: [cli.natural(part) for part in text.split(",")], default=[0],
+                        help="comma-separated; several give mean and spread")
+    parser.add_argument("--width_mult", type=cli.strictly_positive, default=None,
+                        help="factor of every layer's width; default 1, of smoke 0.25")
+    parser.add_argument("--data_root", default="./data", help="folder of the row's data set")
+    parser.add_argument("--amp", default=None, choices=("none", "bf16", "fp16"), help="default: none, of fast and smoke bf16")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    parser.add_argument("--launcher", default="", help="what starts the training scripts instead of python, such as "
+                        "'torchrun --nproc_per_node=4'")
+    parser.add_argument("--output_dir", default="runs/reproduce", help="folder of the runs")
+    parser.add_argument("--results", default="results/rows", help="folder of the results")
+    parser.add_argument("--replace", action="store_true", help="replace a result of other code or other arguments")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def make_chain(row, args, seed):
+    width = "" if args.width_mult == 1 else f"-w{args.width_mult:g}"
+    folder = Path(args.output_dir) / f"{row.group}{width}-{args.schedule}" / f"seed{seed}"
+    return Chain(folder, rows.stages(row, args, seed), args.launcher.split())
+
+
+def result_file(row, args):
+    width = "" if args.width_mult == 1 else f".w{args.width_mult:g}"
+    return Path(args.results) / f"{row.name}{width}.{args.schedule}.json"
+
+
+def recipe(chain):
+    """{stage: its options} but for what depends on the machine."""
+    machine = ("data_root", "data_dir", "dataset_dir", "device")
+    return {s.name: {k: v for k, v in rows.options(s.words).items() if k not in machine} for s in chain.stages.values()}
+
+
+def kept(chain, name, summary):
+    """What a result holds of a stage."""
+    out = {k: v for k, v in summary.items() if k not in ("converted", "checkpoint")}
+    out["command"] = chain.command(chain.stages[name])
+    if summary.get("run"):
+        run = Path(summary["run"])
+        out |= {"data_parts": json.loads((run / "config.json").read_text())["data"],
+                "log": [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]}
+    return out
+
+
+def outcome(result):
+    """The measured figures of a result: means and, of several seeds, standard deviations.
+
+    {"accuracy", "energy", "rate", "hours", "gap", "ratio"}, each (mean, deviation or None); gap (points) and ratio of the
+    energies are to the row's ANN, in the same chain.
+    """
+    values = {"accuracy": [], "energy": [], "rate": [], "hours": [], "gap": [], "ratio": []}
+    for run in result["runs"].values():
+        own = run["stages"][run["result"]]
+        values["accuracy"].append(100 * own["test_accuracy"])
+        values["energy"].append(own["energy_uj"])
+        values["rate"].append(sum(own["lane_rates"]))
+        values["hours"].append(sum(s.get("seconds", 0) for s in run["stages"].values()) / 3600)
+        ann = run["stages"].get("ann")
+        if ann and run["result"] != "ann":
+            values["gap"].append(100 * (ann["test_accuracy"] - own["test_accuracy"]))
+            values["ratio"].append(own["ann_energy_uj"] / own["energy_uj"])
+    return {k: (statistics.mean(v), statistics.stdev(v) if len(v) > 1 else None) for k, v in values.items() if v}
+
+
+def number(pair, form="{:.2f}"):
+    mean, deviation = pair
+    return form.format(mean) + (f" ± {form.format(deviation)}" if deviation is not None else "")
+
+
+def where(result):
+    """On what a result was measured: data, width, schedule, seeds."""
+    own = next(iter(result["runs"].values()))
+    width = "" if result["width_mult"] == 1 else f", width x{result['width_mult']:g}"
+    seeds = len(result["runs"])
+    return f"{own['stages'][own['result']]['data']}{width}, {result['schedule']}" + (f", {seeds} seeds" if seeds > 1 else "")
+
+
+def verdict(row, result):
+    """Lines that hold what was measured beside what was published."""
+    found = outcome(result)
+    lines = [f"{row.name}: {where(result)}", f"{'':<24}{'published':>12}{'measured':>22}",
+             f"{'accuracy (%)':<24}{row.accuracy:>12.2f}{number(found['accuracy']):>22}",
+             f"{'energy (uJ)':<24}{row.energy:>12.4g}{number(found['energy'], '{:.4g}'):>22}"]
+    if row.ann and "gap" in found:
+        gap, ratio = row.ann.accuracy - row.accuracy, row.ann.energy / row.energy
+        lines += [f"{'gap to the ANN (points)':<24}{gap:>12.2f}{number(found['gap']):>22}",
+                  f"{'ANN energy / energy':<24}{ratio:>12.1f}{number(found['ratio'], '{:.1f}'):>22}"]
+    if row.method != "ANN":
+        lines.append(f"{'spikes per neuron':<24}{'':>12}{number(found['rate'], '{:.4f}'):>22}")
+    lines.append(f"{'training (hours)':<24}{'':>12}{number(found['hours']):>22}")
+    accurate = found["accuracy"][0] >= row.accuracy - POINTS
+    frugal = found["energy"][0] <= row.energy * (1 + SHARE)
+    text = f"accuracy {'reached' if accurate else 'NOT reached'} (tolerance {POINTS} points), energy " \
+           f"{'reached' if frugal else 'NOT reached'} (tolerance {SHARE:.0%})"
+    if result["width_mult"] != 1:
+        text += "; at another width than published, so only gap and ratio compare"
+    other = next(iter(result["runs"].values()))["stages"].get("snn_as_printed")
+    if other:
+        lines.append(f"the printed recipe has another neuron (S=1, T=3) than the table's row: {other['test_accuracy']:.2%}, "
+                     f"{other['energy_uj']:.4g} uJ")
+    return "\n".join([*lines, f"verdict: {text}"])
+
+
+def run(row, args):
+    """Run what is missing of a row for all seeds, write the result and print the verdict."""
+    path = result_file(row, args)
+    chains = {seed: make_chain(row, args, seed) for seed in args.seeds}
+    about = {"row": row.name, "schedule": args.schedule, "width_mult": args.width_mult, "code": code(),
+             "recipe": {seed: recipe(chain) for seed, chain in chains.items()}}
+    if path.is_file() and not args.replace:
+        old = json.loads(path.read_text())
+        different = [k for k in about if old.get(k) != json.loads(json.dumps(about[k]))]
+        if different:
+            raise UseError(f"{path} holds a result of {'other code' if different == ['code'] else 'another ' + different[0]} "
+                           f"(commit {old['commit']}): results never mix, give --replace or another --results")
+    runs = {}
+    for seed, chain in chains.items():
+        found = chain.all(lambda text, seed=seed: print(f"[{row.name}, seed {seed}] {text}", flush=True))
+        runs[str(seed)] = {"stages": {name: kept(chain, name, found[name]) for name in found}, "result": list(found)[-1]}
+    result = {**about, "commit": commit(), "versions": versions(), "runs": runs}
+    write_json(path, result)
+    print(f"\n{verdict(row, result)}\nwritten to {path}")
+    return result
+
+
+def results(folder, row):
+    """Results of a row, the most telling first: full width before reduced, published before fast, no smoke."""
+    found = [json.loads(path.read_text()) for path in sorted(Path(folder).glob(f"{row.name}.*json"))]
+    found = [r for r in found if r["schedule"] != "smoke"]
+    return sorted(found, key=lambda r: (-r["width_mult"], rows.SCHEDULES.index(r["schedule"])))
+
+
+def measured(row, folder):
+    """[(accuracy, energy, where)] as text of what is measured of a row; the ANN's energy needs no data."""
+    found = []
+    for result in results(folder, row):
+        values = outcome(result)
+        gap = f", gap {number(values['gap'])}" if "gap" in values else ""
+        ratio = f", 1/{values['ratio'][0]:.1f}" if "ratio" in values else ""
+        found.append((f"{number(values['accuracy'])} %{gap}", f"{number(values['energy'], '{:.4g}')} uJ{ratio}", where(result)))
+    return found
+
+
+def ann_energy(row):
+    return 4.6e-6 * row.macs
+
+
+def needs(row):
+    data = "" if row.dataset == "CIFAR10" else f"{row.dataset} and "
+    return f"not measured: needs {data}a GPU"
+
+
+def cost(row):
+    """Training cost of the published schedule: epochs, and 10^15 operations."""
+    images = {"CIFAR10": 5e4, "CIFAR100": 5e4, "IMAGENET": 1.281167e6, "DVS-CIFAR10": 9e3}[row.dataset]
+    if row.cnn:
+        epochs = [int(rows.published(script, row.dataset, row.network)["epochs"])
+                  for script in ("ann_ddp", "snn_ddp")[:1 if row.method == "ANN" else 2]]
+    else:
+        epochs = [300] if row.network == "VGGSNN" else [310]
+    steps = 1 if row.cnn else row.steps
+    return f"{' + '.join(map(str, epochs))} epochs, {6e-15 * row.macs * steps * images * sum(epochs):,.0f} PFLOP"
+
+
+def neuron(row):
+    if row.method == "ANN":
+        return "ANN"
+    return f"S={row.levels} " + (f"T_F={row.frames} Q_F={row.steps}" if row.frames else f"T={row.steps}")
+
+
+def listing(args):
+    lines = [f"{'row':<28}{'neuron':<18}{'published':>22}   {'published schedule':<38}measured so far"]
+    for row in rows.ROWS:
+        found = [" ".join(parts) for parts in measured(row, args.results)]
+        known = f"energy {ann_energy(row):.4g} uJ; " if row.method == "ANN" else ""
+        lines.append(f"{row.name:<28}{neuron(row):<18}{row.accuracy:>9.2f} %{row.energy:>9.4g} uJ   {cost(row):<38}"
+                     + ("; ".join(found) or known + needs(row)))
+    return "\n".join(lines)
+
+
+def table(folder):
+    """All rows as Markdown."""
+    lines = ["| row | neuron | published accuracy, energy | measured accuracy | measured energy | on |",
+             "|---|---|---|---|---|---|"]
+    for row in rows.ROWS:
+        head = f"| `{row.name}` | {neuron(row)} | {row.accuracy:g} %, {row.energy:g} uJ "
+        known = f"{ann_energy(row):.1f} uJ" if row.method == "ANN" else ""
+        for accuracy, energy, place in measured(row, folder) or [(needs(row), known, "")]:
+            lines.append(f"{head}| {accuracy} | {energy} | {place} |")
+    return "\n".join(lines)
+
+
+def report(args, readme=ROOT / "README.md"):
+    """Write the table between its marks in README.md, and the figure."""
+    text = readme.read_text()
+    before, mark, rest = text.partition(START)
+    _, end, after = rest.partition(END)
+    if not mark or not end:
+        raise UseError(f"{readme} has no place for the table: it needs the lines {START} and {END}")
+    content = f"{before}{START}\n{table(args.results)}\n{END}{after}"
+    write_atomic(readme, lambda temporary: temporary.write_text(content))
+    points = [(row, outcome(r), where(r)) for row in rows.ROWS for r in results(args.results, row)]
+    figures.rows(rows.ROWS, points, Path(args.results) / "rows.png")
+    print(f"{table(args.results)}\n\nwritten to {readme} and {args.results}/rows.png")
+
+
+def main(argv=None):
+    args = get_parser().parse(argv)
+    smoke = args.schedule == "smoke"
+    args.width_mult = args.width_mult or (0.25 if smoke and (args.row or "").count("transformer") == 0 else 1.0)
+    args.amp = args.amp or ("none" if args.schedule == "published" else "bf16")
+    if args.list or args.report:
+        return print(listing(args)) if args.list else report(args)
+    if not args.row and not args.dry_run:
+        raise UseError("name a row; --list shows all")
+    for row in [rows.find(args.row)] if args.row else rows.ROWS:
+        if not args.dry_run:
+            args.data_root = str(Path(args.data_root).resolve())
+            return run(row, args)
+        chain = make_chain(row, args, args.seeds[0])
+        print(f"# {row.name}")
+        for stage in chain.stages.values():
+            chain.parsed(stage)
+            print(chain.command(stage))
+    return None
+
+
+if __name__ == "__main__":
+    guard(main)

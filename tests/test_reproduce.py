@@ -1,0 +1,162 @@
+"""Rows, chains and questions: commands that parse, resumption, results that never mix, figures by hand."""
+
+import fcntl
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from argparse import Namespace
+
+import pytest
+
+import reproduce
+from analysis import chain, questions, rows
+from engine.errors import guard
+from tests.helpers import ROOT, environment
+
+SMOKE = "cifar10-resnet20-mlif --schedule smoke --width_mult 0.03 --device cpu"
+
+
+def arguments(**given):
+    return Namespace(**{"schedule": "published", "width_mult": 1.0, "data_root": "data", "amp": "none", "device": "cpu",
+                        "launcher": "", "output_dir": "runs", "results": "results"} | given)
+
+
+def test_every_row_has_commands_that_its_scripts_accept(capsys):
+    assert len(rows.ROWS) == 23 and sum(r.dataset != "DVS-CIFAR10" for r in rows.ROWS) == 17
+    reproduce.main(["--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[2:] for line in lines if line.startswith("# ")] == [row.name for row in rows.ROWS]
+    assert all(line.startswith(("# ", "python3 ")) for line in lines)
+    reproduce.main(["--list"])
+    text = capsys.readouterr().out
+    assert len(text.splitlines()) == 24 and "energy 1557 uJ" in text and "energy 992.2 uJ" in text and "7.116e+04" in text
+
+
+@pytest.mark.parametrize("schedule", rows.SCHEDULES)
+@pytest.mark.parametrize("row", rows.ROWS, ids=lambda row: row.name)
+def test_schedules(row, schedule):
+    if schedule == "fast" and row not in [r for r in rows.ROWS if r.cnn and r.dataset in rows.FAST]:
+        with pytest.raises(rows.UseError, match="has no fast schedule"):
+            rows.stages(row, arguments(schedule=schedule), 0)
+        return
+    made = reproduce.make_chain(row, arguments(schedule=schedule), 0)
+    parsed = {name: made.parsed(stage) for name, stage in made.stages.items()}
+    if row.method == "M-LIF" and row.cnn:
+        assert (parsed["snn"].num_channels, parsed["snn"].timesteps) == (row.levels, row.steps)
+        assert parsed["snn"].pretrained_ann == str(made.checkpoint(made.stages["ann_fused"]))
+        assert ("snn_as_printed" in parsed) == (row.name == "cifar10-vgg16-mlif" and schedule == "published")
+
+
+def test_the_recipe_that_contradicts_its_row_runs_both_ways():
+    made = reproduce.make_chain(rows.find("cifar10-vgg16-mlif"), arguments(), 0)
+    printed, wanted = (made.parsed(made.stages[name]) for name in ("snn_as_printed", "snn"))
+    assert (printed.num_channels, printed.timesteps) == (1, 3) and (wanted.num_channels, wanted.timesteps) == (3, 1)
+    different = {k for k in vars(printed) if getattr(printed, k) != getattr(wanted, k)}
+    assert different == {"num_channels", "timesteps", "output_dir"}
+
+
+def result(accuracy=0.93, energy=50.0, **more):
+    snn = {"test_accuracy": accuracy, "energy_uj": energy, "ann_energy_uj": 1000.0, "lane_rates": [0.1, 0.2], "seconds": 1800,
+           "data": "somewhere"}
+    return {"schedule": "published", "width_mult": 1.0,
+            "runs": {"0": {"result": "snn", "stages": {"ann": {"test_accuracy": 0.94, "seconds": 1800}, "snn": snn}}}} | more
+
+
+def test_outcome_and_verdict_by_hand():
+    row = rows.find("cifar10-resnet20-mlif")
+    found = reproduce.outcome(result())
+    assert {k: v[0] for k, v in found.items()} == pytest.approx({"accuracy": 93, "energy": 50, "rate": 0.3, "hours": 1,
+                                                                 "gap": 1, "ratio": 20})
+    text = reproduce.verdict(row, result())
+    assert "accuracy reached" in text and "energy reached" in text and "1.12" in text and "18.0" in text
+    text = reproduce.verdict(row, result(accuracy=0.92, energy=100.0, width_mult=0.5))
+    assert "accuracy NOT reached" in text and "energy NOT reached" in text and "another width" in text
+    several = result()
+    several["runs"]["1"] = result(accuracy=0.95)["runs"]["0"]
+    assert reproduce.outcome(several)["accuracy"] == pytest.approx((94, 2**0.5))
+    assert "94.00 ± 1.41" in reproduce.verdict(row, several) and "2 seeds" in reproduce.where(several)
+
+
+def test_the_readme_shows_the_table_of_the_results():
+    text = (ROOT / "README.md").read_text()
+    shown = text.partition(reproduce.START)[2].partition(reproduce.END)[0].strip()
+    assert shown == reproduce.table(ROOT / "results" / "rows"), "run: python reproduce.py --report"
+
+
+def test_report_needs_its_place(tmp_path, fails):
+    (tmp_path / "README.md").write_text("nothing\n")
+    args = arguments(results=str(tmp_path))
+    fails(lambda _: reproduce.report(args, tmp_path / "README.md"), "", "has no place for the table", keep=tmp_path)
+
+
+def test_a_killed_row_goes_on_and_results_never_mix(tmp_path, cifar, fails, monkeypatch, capsys):
+    argv = [*SMOKE.split(), "--data_root", str(cifar), "--output_dir", str(tmp_path / "runs"),
+            "--results", str(tmp_path / "out")]
+    process = subprocess.Popen([sys.executable, ROOT / "reproduce.py", *argv], env=environment(tmp_path), text=True,
+                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True, cwd=tmp_path)
+    folder = tmp_path / "runs" / "cifar10-resnet20-w0.03-smoke" / "seed0"
+    deadline = time.monotonic() + 120
+    while not list(folder.glob("ann/ann/*/best.pth")):  # the first epoch is done
+        assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
+        time.sleep(0.02)
+    fails(reproduce.main, argv, "is in use by process", str(process.pid), "--output_dir")
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    with open(folder / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # until the script that it started is gone, too
+    reproduce.main(argv)
+    told = capsys.readouterr().out
+    assert "verdict: accuracy NOT reached" in told and "gap to the ANN" in told
+    stored = json.loads((tmp_path / "out" / "cifar10-resnet20-mlif.w0.03.smoke.json").read_text())
+    assert [line["epoch"] for line in stored["runs"]["0"]["stages"]["ann"]["log"]] == [1, 2, 3]
+    assert len(list(folder.glob("ann/ann/*/last.pth"))) == 1  # resumed, not begun anew
+    reproduce.main(argv)
+    assert capsys.readouterr().out.count("done before") == 3
+    fails(reproduce.main, [*argv, "--amp", "none"], "holds a result of another recipe", "never mix", "--replace", keep=tmp_path)
+    monkeypatch.setattr(reproduce, "code", lambda: "other")
+    fails(reproduce.main, argv, "holds a result of other code", "--replace", keep=tmp_path)
+    monkeypatch.setattr(chain, "code", lambda: "other")
+    fails(reproduce.main, [*argv, "--replace"], "was made by other code", "results never mix", "remove that folder")
+
+
+@pytest.mark.parametrize("argv, words", [
+    ("cifar10-vgg17", ["there is no row 'cifar10-vgg17'", "did you mean cifar10-vgg16"]),
+    ("", ["name a row", "--list"]),
+    ("imagenet-vgg16-ann --schedule fast", ["has no fast schedule", "published or smoke"]),
+    ("cifar10-transformer-t1 --width_mult 0.5", ["has one width"]),
+    ("cifar10-resnet20-ann --schedule fats", ["fats", "published"]),
+    ("cifar10-resnet20-ann --seeds 0,x", ["--seeds"]),
+])
+def test_bad_input(argv, words, fails, tmp_path):
+    fails(reproduce.main, [*argv.split(), "--output_dir", str(tmp_path)], *words)
+
+
+def test_missing_data_is_named(tmp_path, capfd):
+    with pytest.raises(SystemExit) as end:
+        guard(reproduce.main, ["imagenet-vgg16-ann", "--data_root", str(tmp_path / "none"), "--output_dir", str(tmp_path),
+                               "--results", str(tmp_path), "--device", "cpu"])
+    err = capfd.readouterr().err
+    assert end.value.code == 1 and "Traceback" not in err
+    assert f"{tmp_path}/none/train" in err and "ann ended with status 2" in err
+
+
+def test_questions_are_commands_and_differ_in_one_thing():
+    args = Namespace(architecture="RESNET20", width_mult=0.25, ann_epochs=1, epochs=1, learning_rate=1e-3, amp="none",
+                     data_root="data", device="cpu", limit_train_batches=1, limit_eval_batches=1, output_dir="runs")
+    for question, (_, reference, others) in questions.QUESTIONS.items():
+        made = questions.chain(args, 0, question)
+        parsed = {name: vars(made.parsed(made.stages[questions.folder(name)])) for name in [reference, *others]}
+        for name in others:
+            changed = {k for k, v in parsed[name].items() if v != parsed[reference].get(k)} - {"output_dir", "given"}
+            expected = set(questions.VARIANTS.get(name, {}))
+            assert name == "LQ-ANN" or changed <= expected | {"surrogate_edge", "pretrained_ann"}, (name, changed)
+            assert changed
+
+
+def test_paired_differences_and_their_verdicts():
+    assert questions.paired([1.0, 2.0, 4.0], [0.0, 2.0, 2.0]) == pytest.approx((1.0, (1 / 3) ** 0.5))
+    assert questions.judge(1.0, 0.4) == "better" and questions.judge(-1.0, 0.4) == "worse"
+    assert questions.judge(1.0, 0.5) == "no difference" and questions.judge(9.0, float("inf")) == "no difference"
