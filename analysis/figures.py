@@ -5,6 +5,8 @@ from functools import partial
 from itertools import cycle
 from pathlib import Path
 
+import numpy as np
+
 from engine.checkpoint import write_atomic
 
 LANES = ("#9ecae1", "#4292c6", "#08519c", "#08306b", "#74c476", "#31a354", "#006d2c", "#00441b")
@@ -123,13 +125,50 @@ def rows(table, measured, path):
             (accuracy, spread), (energy, _) = values["accuracy"], values["energy"]
             axis.errorbar(energy, accuracy, spread, color=networks[row.network], marker="s" if row.method == "ANN" else "o",
                           capsize=3, linestyle="none", label=f"{row.network}, {row.method}, measured: {where}")
-        axis.set_xscale("log")
         axis.set_title(name)
-        axis.set_xlabel("compute energy per image (uJ)")
-        axis.set_ylabel("test accuracy (%)")
-        axis.grid(alpha=0.3)
+        accuracy_against_energy(axis)
         handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-        axis.legend(handles.values(), handles, fontsize="x-small")
+        axis.legend(handles.values(), handles, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12))
+    save(figure, path)
+
+
+def accuracy_against_energy(axis):
+    """Label such axes; the energy's is logarithmic, with plain numbers."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axis.set_xscale("log")
+    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.xaxis.set_minor_formatter(NullFormatter())
+    axis.margins(0.12)
+    axis.set_xlabel("compute energy per image (uJ)")
+    axis.set_ylabel("test accuracy (%)")
+    axis.grid(alpha=0.3)
+
+
+def tradeoff(title, points, ann, path):
+    """Accuracy against energy, a curve over T for every S; PNG and SVG.
+
+    Args:
+        points: {(S, T): [(accuracy in %, energy in uJ) per seed]}. ann: (accuracy, energy) of the ANN.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    for levels, color in zip(sorted({s for s, _ in points}), COLORS, strict=False):
+        curve = {t: np.array(values) for (s, t), values in sorted(points.items()) if s == levels}
+        middle, spread = ([f(values, 0) for values in curve.values()] for f in (np.mean, np.std))
+        axis.errorbar([m[1] for m in middle], [m[0] for m in middle], [d[0] for d in spread], color=color, marker="o",
+                      capsize=3, label=f"S = {levels}" + (" (LIF)" if levels == 1 else ""))
+        for t, (accuracy, energy) in zip(curve, middle, strict=True):
+            axis.annotate(f"T={t}", (energy, accuracy), xytext=(4, -11), textcoords="offset points", color=color)
+    axis.scatter(*reversed(ann), color="black", marker="s", label="ANN")
+    axis.set_title(title)
+    accuracy_against_energy(axis)
+    axis.legend()
     save(figure, path)
 
 
@@ -137,6 +176,6 @@ def save(figure, path):
     """The figure as PNG and as SVG beside it."""
     import matplotlib.pyplot as plt
 
-    for kind in ("png", "svg"):
-        write_atomic(Path(path).with_suffix(f".{kind}"), partial(figure.savefig, dpi=110, format=kind))
+    for kind, metadata in (("png", None), ("svg", {"Date": None})):
+        write_atomic(Path(path).with_suffix(f".{kind}"), partial(figure.savefig, dpi=110, format=kind, metadata=metadata))
     plt.close(figure)

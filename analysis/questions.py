@@ -18,6 +18,7 @@ from engine.checkpoint import write_atomic
 from engine.errors import UseError, guard
 from engine.log import versions, write_json
 
+from . import figures
 from .chain import Chain, Stage, commit, words
 
 BASE = {"num_channels": 3, "timesteps": 1, "conversion": "matched", "surrogate_edge": "paper", "surrogate_gamma": 1.0}
@@ -39,6 +40,10 @@ VARIANTS = {  # what differs from BASE; None removes an option; "from": the stag
     "T=2": {"timesteps": 2},
     "T=2, fixed theta and leak": {"timesteps": 2, "fixed_neuron": True},
 }
+SAME = {(3, 1): "base", (1, 1): "LIF, T=1", (1, 3): "LIF, T=3", (3, 2): "T=2"}
+TRADEOFF = {(s, t): SAME.get((s, t), f"S={s}, T={t}") for s in range(1, 5) for t in range(1, 5)}
+VARIANTS |= {name: {"num_channels": s, "timesteps": t, "surrogate_edge": "paper" if s > 1 else None}
+             for (s, t), name in TRADEOFF.items() if name not in VARIANTS}
 QUESTIONS = {  # page: (question, reference, variants compared with it)
     "edge_and_damping": ("Inner surrogate coefficient 1/2 (paper) or 3/2 (published code), damping 1 or 0.3?", "base",
                          ["edge 3/2", "edge 1/2, damping 0.3", "edge 3/2, damping 0.3"]),
@@ -50,6 +55,7 @@ QUESTIONS = {  # page: (question, reference, variants compared with it)
     "learned_neuron_t2": ("The same at T = 2, where the leak acts.", "T=2", ["T=2, fixed theta and leak"]),
     "levels": ("M-LIF S=3 against LIF at T = 1 and 3, multi-hot, and the LQ-ANN with the same levels.", "base",
                ["LIF, T=1", "LIF, T=3", "multi-hot", "LQ-ANN"]),
+    "tradeoff": ("Accuracy against energy, S and T from 1 to 4.", "base", [n for n in TRADEOFF.values() if n != "base"]),
 }
 
 
@@ -156,8 +162,19 @@ def report(args, question):
     write_json(target.with_suffix(".json"), {"question": QUESTIONS[question][0], "commit": commit(), "versions": versions(),
                                              "runs": runs})
     text = page(args, question, runs)
+    if question == "tradeoff":
+        draw_tradeoff(args, runs, target)
     write_atomic(target.with_suffix(".md"), lambda temporary: temporary.write_text(text))
     return text
+
+
+def draw_tradeoff(args, runs, path):
+    points = {key: [(100 * r["last_accuracy"], r["energy_uj"]) for r in runs[name]] for key, name in TRADEOFF.items()
+              if name in runs}
+    first = runs["base"]
+    ann = 100 * statistics.mean(r["ann_accuracy"] for r in first), first[0]["ann_energy_uj"]
+    figures.tradeoff(f"{args.architecture} at width x{args.width_mult:g}, {first[0]['data']}, {args.epochs} epochs, "
+                     f"{len(args.seeds)} seeds", points, ann, path)
 
 
 def main(argv=None):

@@ -145,9 +145,11 @@ def from_published(state, net):
         out |= {f"{name}.lo": state[f"{path}.minimum"].reshape(()), f"{name}.hi": state[f"{path}.maximum"].reshape(())}
     for keys, field in ((thetas, "theta"), (leaks, "leak")):
         out |= {f"{name}.{field}": state[key].reshape(()) for key, name in zip(keys, acts, strict=False)}
-    count = len(weighted) - 1 - len(synapses)
-    if count:
-        out["(weighted layers)"] = torch.empty(len(weighted))  # reported as unexpected
+    counts = {"weighted layers": (weighted, [*synapses, "head"]), "batch norms": (norms, normed), "quantisers": (ranges, acts),
+              "thresholds": (thetas, acts), "leaks": (leaks, acts)}
+    for name, (found, places) in counts.items():
+        if len(found) > len(places):
+            out[f"({name})"] = torch.empty(len(found))  # reported as unexpected
     return out
 
 

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+import absorb_bn
 import models
 from analysis import convert
 from engine import checkpoint
@@ -185,6 +186,16 @@ def test_published_ann_is_fused(published, scripts):
     got = logits(scripts / "ann_bn_fused.pth", numbers)
     assert convert.relative_error(torch.from_numpy(numbers["ann_logits"]), got) < 1e-4
     assert checkpoint.load(scripts / "ann_bn_fused.pth")["accuracy"] == 0.5
+
+
+def test_surplus_parts_of_a_published_file_are_named(published, tmp_path, fails):
+    content = torch.load(published[0] / "ann.pth", weights_only=True)
+    state = content["state_dict"]
+    norm = next(k.rpartition(".")[0] for k in state if k.endswith("running_mean"))
+    more = {f"layer9.0.residual.1.{k.rpartition('.')[2]}": v for k, v in state.items() if k.startswith(f"{norm}.")}
+    torch.save({"state_dict": state | more}, tmp_path / "more.pth")
+    argv = [*NETWORK, "--bn", "--pretrained_ann", str(tmp_path / "more.pth")]
+    fails(absorb_bn.main, argv, "does not fit this resnet20", "1 unexpected ['(batch norms)']")
 
 
 def test_published_fused_file_becomes_an_snn(published, scripts):
