@@ -147,6 +147,7 @@ def rules(args):
             (["neuron_backend"], mlif and (args.compile == "none" or args.neuron_backend in ("auto", "compiled")),
              "lif and plif are SpikingJelly's, and --compile traces the neuron"),
             (["TET_means", "TET_lamb"], args.TET, "give --TET"),
+            (["cooldown_epochs"], args.sched != "step", "--sched step has no cool-down"),
             (["pad_crop"], device_side(args), "it needs --scale 1 1 --ratio 1 1 --color_jitter 0 and neither --aa, --reprob "
              "nor --vflip")]
 

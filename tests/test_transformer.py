@@ -226,6 +226,7 @@ def test_configuration_mistakes(text, words, tmp_path, fails):
     ("--dataset digits --pooling_stat 01", ("four digits",)), ("--dataset imagenet --data_dir {d}", ("{d}",)),
     ("--dataset digits --sync_bn --pooling_stat 0011", ("--sync_bn needs GPUs",)),
     ("--dataset digits --TET_lamb 0.1", ("--TET_lamb does nothing here",)),
+    ("--dataset digits --cooldown_epochs 3", ("--cooldown_epochs does nothing here", "no cool-down")),
     ("--dataset digits --pad_crop 4 --aa rand-m9", ("--pad_crop does nothing here",)),
     ("--dataset folder --data_dir {d}", ("--img_size",)), ("--dataset digits --test_only", ("--initial_checkpoint",)),
     ("--dataset digits --pooling_stat 0011 --initial_checkpoint {d}/absent.pth", ("no checkpoint at",)),
