@@ -131,20 +131,23 @@ def page(args, question, runs):
     text, reference, others = QUESTIONS[question]
     first = runs[reference]
     size = f"{args.architecture} at width x{args.width_mult:g}, {first[0]['data']}"
+    early = [epoch for epoch in (1, 5, 10) if epoch < args.epochs]
     trained = f"ANN {args.ann_epochs} epochs ({percent([r['ann_accuracy'] for r in first])} %), then {args.epochs}"
     lines = [f"# {text}", "", f"{size}; seeds {', '.join(map(str, args.seeds))}; {trained}. Accuracy in % after the last "
              "epoch, mean ± standard deviation; difference to the first row paired by seed, ± its standard error.", "",
-             "| variant | after conversion | accuracy | difference (points) | energy (uJ) | |", "|---|---|---|---|---|---|"]
+             f"| variant | after conversion | after epoch {', '.join(map(str, early))} | accuracy | difference (points) "
+             "| energy (uJ) | |", "|---|---|---|---|---|---|---|"]
     for name in [reference, *others]:
         if name not in runs:
-            lines.append(f"| {name} | | not measured | | | |")
+            lines.append(f"| {name} | | | not measured | | | |")
             continue
         found = runs[name]
         after = percent([r["converted_accuracy"] for r in found]) if "converted_accuracy" in found[0] else ""
         difference, error = paired([r["last_accuracy"] for r in found], [r["last_accuracy"] for r in first])
-        told = f"{100 * difference:+.2f} ± {100 * error:.2f}", judge(difference, error)
+        told = f"{100 * difference:+.2f}" + (f" ± {100 * error:.2f}" if len(found) > 1 else ""), judge(difference, error)
         told = ("", "reference") if name == reference else told
-        lines.append(f"| {name} | {after} | {percent([r['last_accuracy'] for r in found])} | {told[0]} "
+        curve = ", ".join(f"{100 * statistics.mean(r['curve'][epoch - 1] for r in found):.2f}" for epoch in early)
+        lines.append(f"| {name} | {after} | {curve} | {percent([r['last_accuracy'] for r in found])} | {told[0]} "
                      f"| {statistics.mean(r['energy_uj'] for r in found):.2f} | {told[1]} |")
     command = ["python -m analysis.questions", question, f"--architecture {args.architecture} --width_mult {args.width_mult:g}",
                f"--ann_epochs {args.ann_epochs} --epochs {args.epochs} --learning_rate {args.learning_rate:g}",
