@@ -35,7 +35,7 @@ demo: $(READY)
 lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m pylint --score=n ann_ddp.py snn_ddp.py absorb_bn.py energy.py demo.py models engine analysis benchmarks \
-		spike_driven_transformer
+		spike_driven_transformer neuromorphic_tasks
 
 test: lint
 	$(PY) -m pytest
