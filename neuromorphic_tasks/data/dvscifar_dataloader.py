@@ -1,0 +1,1 @@
+dvscifar_prepare.py

@@ -1,0 +1,189 @@
+"""Prepare DVS-CIFAR10 for training: 80 binary frames of equal event counts per recording, bit-packed, without MATLAB.
+
+python3 dvscifar_prepare.py     # dvs-cifar10/<class>/<recordings> beside this script -> dvs-cifar10/prepared/first900
+
+The output folder holds train.npy and test.npy, uint8 [N, 80, 2, 128, 16] (`events.unpack` gives [N, 80, 2, 128, 128]), and
+manifest.json, which describes their rows and is written last: a folder without it is not prepared data.
+An interrupted run goes on when the same command is given again, up to the first recording that has changed since.
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+import time
+import zlib
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT))
+
+from engine import cli
+from engine.dist import World
+from engine.errors import RunError, UseError, guard
+from engine.log import progress
+from neuromorphic_tasks.data.events import CLASSES, FRAMES, SIDE, SUFFIXES, frames, pack, read
+from neuromorphic_tasks.data.pool import ordered
+from neuromorphic_tasks.data.store import BYTES, PARTS, Job, Store, fingerprint, is_finished
+
+FORMAT = "mlif-dvs-1"
+
+
+def split_name(text):
+    """Argument type: the name of a split."""
+    if not re.fullmatch(r"first900|last100|random-\d+", text):
+        raise cli.argparse.ArgumentTypeError(f"expected first900, last100 or random-<seed>, got {text!r}")
+    return text
+
+
+def get_parser():
+    parser = cli.Parser(prog="dvscifar_prepare.py", description="Prepare DVS-CIFAR10 for training.")
+    parser.add_argument("--source", default=str(Path(__file__).resolve().parent / "dvs-cifar10"),
+                        help=f"folder with <class>/<recordings> ({', '.join(SUFFIXES)})")
+    parser.add_argument("--output", default="", help="folder to write to; default: <source>/prepared/<split>")
+    parser.add_argument("--split", type=split_name, default="first900", help="first900: the first nine tenths of each class "
+                        "train (900 of 1000), as published; last100: all but the last 100; random-<seed>: a random nine tenths")
+    parser.add_argument("--workers", type=cli.positive, default=os.cpu_count(), help="processes")
+    parser.add_argument("--skip_bad", action="store_true", help="list unusable recordings in the manifest and go on")
+    parser.add_argument("--debug", action="store_true", help="show tracebacks")
+    return parser
+
+
+def find(source):
+    """{label: recordings under `source`, in the order of the numbers in their names}.
+
+    Raises:
+        UseError: no such folder, no recordings, a folder that is no class, a name without a number, a number twice.
+    """
+    if not source.is_dir():
+        raise UseError(f"no recordings at {source}: expected {source}/<class>/*.aedat (or another --source)")
+    folders = [p for p in sorted(source.iterdir()) if p.is_dir() and p.name != "prepared" and not p.name.startswith(".")]
+    found = {}
+    for folder in folders:
+        if folder.name not in CLASSES:
+            raise UseError(f"{folder} is no class of DVS-CIFAR10, expected {', '.join(CLASSES)}: rename or remove it")
+        numbered = {}
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+                continue
+            number = re.search(r"\d+$", path.stem)
+            if not number:
+                raise UseError(f"{path} has no number at the end of its name, by which recordings are ordered: rename it")
+            other = numbered.setdefault(int(number[0]), path)
+            if other != path:
+                raise UseError(f"{folder} holds recording {int(number[0])} twice, {other.name} and {path.name}: remove one")
+        found[CLASSES.index(folder.name)] = [f"{folder.name}/{numbered[n].name}" for n in sorted(numbered)]
+    if not any(found.values()):
+        raise UseError(f"{source} holds no recordings: expected {source}/<class>/*.aedat (or {', '.join(SUFFIXES[1:])})")
+    return found
+
+
+def tested(count, split, label):
+    """Which of the `count` recordings of a class are for testing: bool [count]."""
+    test, tenth = np.zeros(count, bool), count - count * 9 // 10
+    if split == "first900":
+        test[count - tenth:] = True
+    elif split == "last100":
+        if count <= 100:
+            raise UseError(f"--split last100: {CLASSES[label]} has {count} recordings, more than 100 are needed; use first900")
+        test[-100:] = True
+    else:
+        test[np.random.default_rng([int(split.split("-")[1]), label]).permutation(count)[:tenth]] = True
+    return test
+
+
+def plan(source, split):
+    """The jobs in the order of the rows: part, then number, then class, so that any stretch of rows has all classes."""
+    jobs = []
+    for label, files in find(source).items():
+        test = tested(len(files), split, label)
+        jobs += [(test[i], i, Job(file, label, PARTS[int(test[i])])) for i, file in enumerate(files)]
+    jobs = [job for *_, job in sorted(jobs)]
+    for part in PARTS:
+        if part not in {job.part for job in jobs}:
+            raise UseError(f"--split {split} leaves no recording for the {part} part: a class needs at least two")
+    return jobs
+
+
+def convert(source, job):
+    """(entry of the journal and the manifest, packed frames); for an unusable recording (entry with a reason, None)."""
+    path = Path(source, job.file)
+    entry = job._asdict()
+    try:
+        entry |= fingerprint(path)
+        events = read(path)
+        row = pack(frames(events))
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+    except (UseError, OSError) as error:
+        return entry | {"reason": str(error)}, None
+    return entry | {"events": len(events), "sha256": digest, "dropped": events.dropped, "steps_back": events.steps_back,
+                    "crc32": zlib.crc32(row)}, row
+
+
+def check_space(output, count):
+    """Refuse to begin what does not fit on the disk."""
+    needed, free = count * BYTES, shutil.disk_usage(output).free
+    if needed > free:
+        raise RunError(f"{count} recordings need {needed / 1e9:.2f} GB in {output}, {free / 1e9:.2f} GB are free: make room or "
+                       "give --output on another disk")
+
+
+def prepare(source, output, split, workers, skip_bad, world):
+    """Prepare the recordings under `source`; returns the manifest, or None if that was done before.
+
+    Raises:
+        UseError: no recordings, or (unless skip_bad) an unusable one. RunError: the disk is full; what is done is kept.
+    """
+    jobs, start = plan(source, split), time.monotonic()
+    head = {"format": FORMAT, "split": split, "source": str(source), "frames": FRAMES, "sensor": [SIDE, SIDE],
+            "classes": list(CLASSES)}
+    if (source / "simulated.json").is_file():  # of simulate.py: recordings that no camera made
+        head["simulated"] = json.loads((source / "simulated.json").read_text())
+    if is_finished(output, head, jobs, source, skip_bad):
+        return None
+    try:
+        with Store(output, head) as store:
+            entries = store.resume(jobs, source, skip_bad)
+            left = jobs[len(entries):]
+            check_space(output, len(left))
+            if entries:
+                world.say(f"going on after {len(entries)} of {len(jobs)} recordings")
+            for entry, row in progress(ordered(partial(convert, source), left, workers), world, total=len(left)):
+                if row is None and not skip_bad:
+                    raise UseError(f"{entry['reason']} (--skip_bad lists it in the manifest and goes on)")
+                store.add(entry, row)
+                entries.append(entry)
+            if not any("reason" not in e for e in entries):
+                raise UseError(f"none of the {len(entries)} recordings can be used, the first: {entries[0]['reason']}")
+            manifest = store.finish(entries)
+    except OSError as error:
+        raise RunError(f"cannot write to {output} ({error}): check the disk's space and the folder's permissions; what is done "
+                       "is kept, the same command goes on with it") from error
+    seconds = time.monotonic() - start
+    entries = [e for part in PARTS for e in manifest[part]]
+    rejected = sum(sum(e["dropped"].values()) for e in entries)
+    world.say(f"prepared {len(manifest['train'])} training and {len(manifest['test'])} test recordings, "
+              f"{len(manifest['skipped'])} skipped, of {sum(e['events'] for e in entries)} events ({rejected} left out, "
+              f"{sum(e['steps_back'] for e in entries)} steps back in time)")
+    world.say(f"{len(entries) * BYTES / 1e9:.2f} GB in {output}, {seconds:.0f} s, {len(left) / seconds:.1f} recordings/s")
+    return manifest
+
+
+def main(argv=None):
+    args, world = get_parser().parse(sys.argv[1:] if argv is None else argv), World()
+    source = Path(args.source).resolve()
+    output = Path(args.output).resolve() if args.output else source / "prepared" / args.split
+    if output.is_relative_to(source) and not output.is_relative_to(source / "prepared"):
+        raise UseError(f"--output {output} lies among the recordings: give a folder outside {source}")
+    if prepare(source, output, args.split, args.workers, args.skip_bad, world) is None:
+        world.say(f"{output} is prepared already, from these recordings")
+
+
+if __name__ == "__main__":
+    guard(main)
