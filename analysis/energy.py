@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import nn
 
-from engine.checkpoint import write_atomic
+from engine.files import write_atomic
 from models import LIFLayer, SpikingLayer, lanes
 
 E_MAC, E_AC = 4.6, 0.9  # pJ, 45 nm, float32

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.checkpoint import write_atomic
+from engine.files import write_atomic
 
 LANES = ("#9ecae1", "#4292c6", "#08519c", "#08306b", "#74c476", "#31a354", "#006d2c", "#00441b")
 COLORS = ("#4c72b0", "#55a868", "#8172b3", "#c44e52", "#dd8452", "#937860")

@@ -8,8 +8,8 @@ import json
 import shlex
 from pathlib import Path
 
-from engine.checkpoint import write_atomic
 from engine.errors import UseError, guard
+from engine.files import write_atomic
 from engine.log import write_json
 
 from . import figures

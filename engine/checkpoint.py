@@ -5,42 +5,19 @@ A checkpoint holds `format`, `kind` ('ann', 'lq', 'snn'), `fused`, `network` and
 Files of the published code (a `state_dict` with its own key names) are read too.
 """
 
-import os
 import re
 import warnings
-from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 import models
 
-from .errors import RunError, UseError
+from .errors import UseError
+from .files import write_atomic
 
 FORMAT = "mlif-1"
 FIELDS = ("kind", "fused", "network", "activation", "data", "settings", "model")
-
-
-def write_atomic(path, write):
-    """Call write(temporary path), then rename it to path; on any failure the temporary file is removed.
-
-    Raises:
-        RunError: the disk is full, or the folder cannot be written to.
-    """
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        raise RunError(f"cannot write {path} ({error}): check the disk's space and the folder's permissions; "
-                       "a file that was there is as it was") from error
-    finally:
-        with suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def save(path, content):

@@ -7,8 +7,8 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from .checkpoint import write_atomic
 from .errors import UseError
+from .files import write_atomic
 
 PACKAGES = ("torch", "torchvision", "numpy", "timm", "spikingjelly", "tensorboard")
 
@@ -30,13 +30,13 @@ def write_json(path, content):
     write_atomic(path, lambda temporary: temporary.write_text(text))
 
 
-def progress(iterable, world, **options):
-    """tqdm bar on rank 0."""
+def progress(iterable, world=None, **options):
+    """tqdm bar on rank 0, or without a `world`."""
     from tqdm import tqdm
 
     interval = 0.5 if sys.stderr.isatty() else 10.0
-    return tqdm(iterable, disable=not world.main, file=sys.stderr, dynamic_ncols=True, leave=False, mininterval=interval,
-                **options)
+    hidden = world is not None and not world.main
+    return tqdm(iterable, disable=hidden, file=sys.stderr, dynamic_ncols=True, leave=False, mininterval=interval, **options)
 
 
 def _epoch(line):

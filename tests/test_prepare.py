@@ -12,12 +12,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from engine.errors import RunError, UseError, guard
+from engine.errors import UseError, guard
 from neuromorphic_tasks.data import dvscifar_prepare as prepare
 from neuromorphic_tasks.data import simulate, store
 from neuromorphic_tasks.data.events import CLASSES, Events, frames, read, unpack, write
 from tests.conftest import digests
 from tests.helpers import ROOT, start
+from tests.helpers import read as script
 
 COUNT, RESULT = 4, {"train.npy", "test.npy", "manifest.json"}
 
@@ -111,7 +112,7 @@ def test_kill_and_go_on(recordings, whole, tmp_path, monkeypatch, capsys):
     source = tmp_path / "many"
     for name in CLASSES:
         (source / name).mkdir(parents=True)
-        for n in range(100):
+        for n in range(30):
             os.link(recordings / name / f"cifar10_{name}_{n % COUNT + 8}.aedat", source / name / f"{n}.aedat")
     script = ROOT / "neuromorphic_tasks/data/dvscifar_dataloader.py"  # the README's name of it
     process = start([script, "--source", source, "--workers", 2], tmp_path)
@@ -128,10 +129,10 @@ def test_kill_and_go_on(recordings, whole, tmp_path, monkeypatch, capsys):
         time.sleep(0.01)
     assert len(workers) == 2 and not (output / "manifest.json").exists()
     done = journal.read_bytes().count(b"\n") - 1
-    assert 40 <= done < 1000
+    assert 40 <= done < 300
     capsys.readouterr()
     guard(prepare.main, f"--source {source} --workers 2".split())
-    assert f"going on after {done} of 1000 recordings" in capsys.readouterr().out
+    assert f"going on after {done} of 300 recordings" in capsys.readouterr().out
     run(source, tmp_path / "again")
     assert content(output) == content(tmp_path / "again") and set(content(output)) == RESULT
 
@@ -234,7 +235,8 @@ def test_finished_data_is_left_alone_until_something_changes(recordings, tmp_pat
     run(source, output)
     after = np.load(output / "train.npy")
     changed = [i for i in range(30) if not np.array_equal(before[i], after[i])]
-    assert [json.loads((output / "manifest.json").read_text())["train"][i]["file"] for i in changed] == ["bird/cifar10_bird_9.aedat"]
+    files = [entry["file"] for entry in json.loads((output / "manifest.json").read_text())["train"]]
+    assert [files[i] for i in changed] == ["bird/cifar10_bird_9.aedat"]
     assert np.array_equal(rows, before)  # who has the old file open keeps it
     recording(source / "dog/cifar10_dog_12.aedat")
     run(source, output)
@@ -295,7 +297,8 @@ def test_bad_recordings_end_the_run_or_are_listed(recordings, fails, tmp_path, c
     for part, count in (("train", 29), ("test", 9)):
         rows = np.load(output / f"{part}.npy")
         assert len(rows) == len(manifest[part]) == count
-        assert all(np.array_equal(unpack(r), frames(read(source / e["file"]))) for r, e in zip(rows, manifest[part], strict=True))
+        for row, entry in zip(rows, manifest[part], strict=True):
+            assert np.array_equal(unpack(row), frames(read(source / entry["file"])))
     run(source, output, "--skip_bad")
     assert "prepared already" in capsys.readouterr().out
     before = content(output)
@@ -313,6 +316,7 @@ def test_a_worker_that_dies(recordings, fails, monkeypatch, tmp_path):
     (lambda root: (root / "plane").mkdir(), ("{s}/plane is no class of DVS-CIFAR10", "airplane, automobile")),
     (lambda root: recording(root / "cat/cat.aedat"), ("{s}/cat/cat.aedat has no number",)),
     (lambda root: recording(root / "cat/9.npz"), ("{s}/cat holds recording 9 twice", "9.npz and cifar10_cat_9.aedat")),
+    (lambda root: (root / "simulated.json").write_text("{"), ("{s}/simulated.json cannot be read", "simulate it anew")),
     (lambda root: (root / "cat/7.mat").mkdir(), ("{s}/cat/7.mat is a folder, expected a recording",)),
     (lambda root: shutil.rmtree(root), ("no recordings at {s}", "--source")),
     (lambda root: [shutil.rmtree(root / name) for name in CLASSES], ("{s} holds no recordings",)),
@@ -347,15 +351,23 @@ def test_simulated_recordings_are_prepared(fails, tmp_path, capsys):
     guard(simulate.main, argv.replace("--workers 2", "--workers 1").split())
     assert digests(tmp_path / "made") == made and len(made) == 21
     fails(simulate.main, f"{argv} --seed 1", "were not made with these settings", keep=tmp_path / "made")
-    fails(simulate.main, f"--output {tmp_path}/x --per_class 999", "--per_class 999: scikit-learn digits has 178 images of class 0")
+    fails(simulate.main, f"--output {tmp_path}/x --per_class 999", "--per_class 999: scikit-learn digits has 178 images")
     fails(simulate.main, f"{argv} --data_root x", "--data_root does nothing here")
     run(tmp_path / "made", tmp_path / "out")
+    assert "note:" not in capsys.readouterr().out
     manifest = json.loads((tmp_path / "out/manifest.json").read_text())
     assert manifest["simulated"]["images"] == "scikit-learn digits" and manifest["simulated"]["events"] == 500
     assert [entry["label"] for entry in manifest["train"]] == list(range(10)) and manifest["train"][0]["events"] == 500
     guard(simulate.main, f"--output {tmp_path}/other --per_class 1 --events 500 --seed 1".split())
     name = "cat/cifar10_cat_0.aedat"
     assert (tmp_path / "other" / name).read_bytes() != (tmp_path / "made" / name).read_bytes()
+
+
+def test_a_part_of_the_classes(recordings, tmp_path, capsys):
+    shutil.copytree(recordings / "cat", tmp_path / "cat")
+    run(tmp_path, tmp_path / "prepared/a")
+    assert "holds no recordings of airplane, automobile, bird, deer" in capsys.readouterr().out
+    assert json.loads((tmp_path / "prepared/a/manifest.json").read_text())["test"][0]["label"] == 3
 
 
 def test_cifar10_is_recorded(cifar, tmp_path, capsys):
@@ -365,14 +377,16 @@ def test_cifar10_is_recorded(cifar, tmp_path, capsys):
 
 @pytest.mark.long
 def test_throughput(tmp_path):
-    """One core: at least 20 recordings of 200,000 events per second, under 400 kB each, in under 500 MB of memory."""
+    """A core: at least 20 recordings of 200,000 events per second; under 400 kB each, under 500 MB of memory a process."""
     for name in CLASSES:
-        for n in range(10):
+        for n in range(20):
             recording(tmp_path / name / f"{n}.aedat", 200_000)
-    before = time.perf_counter()
-    run(tmp_path, tmp_path / "prepared/one", "--workers 1")
-    rate = 100 / (time.perf_counter() - before)
-    size = sum(p.stat().st_size for p in (tmp_path / "prepared/one").iterdir()) / 100
-    peak = max(resource.getrusage(who).ru_maxrss for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)) / 1024
-    print(f"{rate:.1f} recordings/s, {size / 1000:.0f} kB per recording, {peak:.0f} MB")
-    assert rate >= 20 and size < 400_000 and peak < 500
+    measure = ("import resource, subprocess, sys; subprocess.run([sys.executable, *sys.argv[1:]], check=True); "
+               "used = resource.getrusage(resource.RUSAGE_CHILDREN); "
+               "print(used.ru_utime + used.ru_stime, used.ru_maxrss / 1024)")
+    said = script(["-c", measure, ROOT / "neuromorphic_tasks/data/dvscifar_prepare.py", "--source", tmp_path, "--workers", 1],
+                  tmp_path)
+    seconds, peak = map(float, said.split()[-2:])  # of both processes together; the largest
+    size = sum(path.stat().st_size for path in (tmp_path / "prepared/first900").iterdir()) / 200_000
+    print(f"{said}{200 / seconds:.1f} recordings per second of a core, {size:.0f} kB per recording, {peak:.0f} MB")
+    assert 200 / seconds >= 20 and size < 400 and peak < 500

@@ -1,1 +1,6 @@
-dvscifar_prepare.py
+"""The published README's name of dvscifar_prepare.py."""
+
+from dvscifar_prepare import guard, main
+
+if __name__ == "__main__":
+    guard(main)

@@ -8,7 +8,6 @@ An interrupted run goes on when the same command is given again, up to the first
 """
 
 import hashlib
-import json
 import os
 import re
 import shutil
@@ -24,10 +23,9 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
 from engine import cli
-from engine.dist import World
 from engine.errors import RunError, UseError, guard
 from engine.log import progress
-from neuromorphic_tasks.data.events import CLASSES, FRAMES, SIDE, SUFFIXES, frames, pack, read
+from neuromorphic_tasks.data.events import CLASSES, FRAMES, SIDE, SUFFIXES, frames, pack, read, simulated
 from neuromorphic_tasks.data.pool import ordered
 from neuromorphic_tasks.data.store import BYTES, PARTS, Job, Store, fingerprint, is_finished
 
@@ -134,7 +132,7 @@ def check_space(output, count):
                        "give --output on another disk")
 
 
-def prepare(source, output, split, workers, skip_bad, world):
+def prepare(source, output, split, workers, skip_bad):
     """Prepare the recordings under `source`; returns the manifest, or None if that was done before.
 
     Raises:
@@ -143,18 +141,21 @@ def prepare(source, output, split, workers, skip_bad, world):
     jobs, start = plan(source, split), time.monotonic()
     head = {"format": FORMAT, "split": split, "source": str(source), "frames": FRAMES, "sensor": [SIDE, SIDE],
             "classes": list(CLASSES)}
-    if (source / "simulated.json").is_file():  # of simulate.py: recordings that no camera made
-        head["simulated"] = json.loads((source / "simulated.json").read_text())
+    if made := simulated(source):
+        head["simulated"] = made
     if is_finished(output, head, jobs, source, skip_bad):
         return None
+    absent = [name for label, name in enumerate(CLASSES) if label not in {job.label for job in jobs}]
+    if absent:
+        print(f"note: {source} holds no recordings of {', '.join(absent)}")
     try:
         with Store(output, head) as store:
             entries = store.resume(jobs, source, skip_bad)
             left = jobs[len(entries):]
             check_space(output, len(left))
             if entries:
-                world.say(f"going on after {len(entries)} of {len(jobs)} recordings")
-            for entry, row in progress(ordered(partial(convert, source), left, workers), world, total=len(left)):
+                print(f"going on after {len(entries)} of {len(jobs)} recordings")
+            for entry, row in progress(ordered(partial(convert, source), left, workers), total=len(left)):
                 if row is None and not skip_bad:
                     raise UseError(f"{entry['reason']} (--skip_bad lists it in the manifest and goes on)")
                 store.add(entry, row)
@@ -168,21 +169,21 @@ def prepare(source, output, split, workers, skip_bad, world):
     seconds = time.monotonic() - start
     entries = [e for part in PARTS for e in manifest[part]]
     rejected = sum(sum(e["dropped"].values()) for e in entries)
-    world.say(f"prepared {len(manifest['train'])} training and {len(manifest['test'])} test recordings, "
-              f"{len(manifest['skipped'])} skipped, of {sum(e['events'] for e in entries)} events ({rejected} left out, "
-              f"{sum(e['steps_back'] for e in entries)} steps back in time)")
-    world.say(f"{len(entries) * BYTES / 1e9:.2f} GB in {output}, {seconds:.0f} s, {len(left) / seconds:.1f} recordings/s")
+    print(f"prepared {len(manifest['train'])} training and {len(manifest['test'])} test recordings, "
+          f"{len(manifest['skipped'])} skipped, of {sum(e['events'] for e in entries)} events ({rejected} left out, "
+          f"{sum(e['steps_back'] for e in entries)} steps back in time)")
+    print(f"{len(entries) * BYTES / 1e9:.2f} GB in {output}, {seconds:.0f} s, {len(left) / seconds:.1f} recordings/s")
     return manifest
 
 
 def main(argv=None):
-    args, world = get_parser().parse(sys.argv[1:] if argv is None else argv), World()
+    args = get_parser().parse(sys.argv[1:] if argv is None else argv)
     source = Path(args.source).resolve()
     output = Path(args.output).resolve() if args.output else source / "prepared" / args.split
     if output.is_relative_to(source) and not output.is_relative_to(source / "prepared"):
         raise UseError(f"--output {output} lies among the recordings: give a folder outside {source}")
-    if prepare(source, output, args.split, args.workers, args.skip_bad, world) is None:
-        world.say(f"{output} is prepared already, from these recordings")
+    if prepare(source, output, args.split, args.workers, args.skip_bad) is None:
+        print(f"{output} is prepared already, from these recordings")
 
 
 if __name__ == "__main__":

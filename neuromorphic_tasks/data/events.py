@@ -9,14 +9,15 @@ Formats, told apart by their content, `.mat` and `.npz` by their suffix:
 """
 
 import importlib
+import json
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from engine.checkpoint import write_atomic
 from engine.errors import UseError
+from engine.files import write_atomic
 
 SIDE, FRAMES = 128, 80
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -184,6 +185,15 @@ def write(path, events, *comments):
     words["address"], words["t"] = encode(events.x, events.y, events.p), events.t & 0xFFFFFFFF
     text = TEXT + "".join(f"# {line}\r\n" for line in comments)
     write_atomic(path, lambda temporary: temporary.write_bytes(text.encode() + words.tobytes()))
+
+
+def simulated(folder):
+    """The settings with which simulate.py made the recordings in `folder`; None: they are not simulated."""
+    path = Path(folder) / "simulated.json"
+    try:
+        return json.loads(path.read_text()) if path.exists() else None
+    except (OSError, ValueError) as error:
+        raise UseError(f"{path} cannot be read ({error}): remove {folder} and simulate it anew") from None
 
 
 def frames(events, count=FRAMES):

@@ -26,7 +26,7 @@ from engine import cli, data
 from engine.dist import World
 from engine.errors import UseError, guard
 from engine.log import progress, write_json
-from neuromorphic_tasks.data.events import CLASSES, SIDE, Events, write
+from neuromorphic_tasks.data.events import CLASSES, SIDE, Events, simulated, write
 from neuromorphic_tasks.data.pool import ordered
 
 RADIUS, STEPS, LOOP = 4, 48, 200_000  # of the path: half its diagonal, pixels; positions on it; duration, us
@@ -139,11 +139,10 @@ def main(argv=None):
     jobs, output, start = plan(content, args.per_class), Path(args.output).resolve(), time.monotonic()
     settings = {"images": content.about["source"], "sha256": content.about["train"]["sha256"]}
     settings |= {name: getattr(args, name) for name in ("per_class", "events", "threshold", "noise", "seed")}
-    note = output / "simulated.json"
-    made = json.loads(note.read_text()) if note.is_file() else None
+    made = simulated(output)
     if made != settings and (made or any((output / name).exists() for name in CLASSES)):
         raise UseError(f"{output} holds recordings that were not made with these settings: give another --output, or remove it")
-    write_json(note, settings)
+    write_json(output / "simulated.json", settings)
     sizes = list(progress(ordered(partial(make, output, settings), jobs, args.workers), world, total=len(jobs)))
     seconds = time.monotonic() - start
     world.say(f"{len(sizes)} recordings of {args.events} events, {sum(sizes) / 1e6:.1f} MB, of {content.about['source']} in "
