@@ -12,8 +12,8 @@ from pathlib import Path
 from analysis import figures, rows
 from analysis.chain import ROOT, Chain, code, commit
 from engine import cli
-from engine.checkpoint import write_atomic
 from engine.errors import UseError, guard
+from engine.files import write_atomic
 from engine.log import versions, write_json
 
 POINTS, SHARE = 0.5, 0.1  # tolerance: accuracy in points below, energy as a share above the published

@@ -14,8 +14,8 @@ import statistics
 from pathlib import Path
 
 from engine import cli
-from engine.checkpoint import write_atomic
 from engine.errors import UseError, guard
+from engine.files import write_atomic
 from engine.log import versions, write_json
 
 from . import figures
