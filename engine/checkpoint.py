@@ -1,7 +1,8 @@
 """Checkpoints that rebuild themselves; written to a temporary name and renamed, loaded with weights_only.
 
-A checkpoint holds `format`, `kind` ('ann', 'lq', 'snn'), `fused`, `network` and `activation` (how to build it), `data`,
-`settings`, `accuracy` (fraction), `epoch`, `model` (weights), `versions`; `last.pth` also `training` (see `loop.py`).
+A checkpoint holds `format`, `kind` ('ann', 'lq', 'snn', 'sdt', 'vggsnn'), `fused`, `network` and `activation` (how to build
+it), `data`, `settings`, `accuracy` (fraction), `epoch`, `model` (weights), `versions`; `last.pth` also `training` (see
+`loop.py`).
 Files of the published code (a `state_dict` with its own key names) are read too.
 """
 
@@ -144,12 +145,12 @@ def load_into(net, checkpoint, path, new=(), dropped=()):
         except (KeyError, RuntimeError, TypeError):
             raise UseError(f"{path} does not fit a {net.built['name']}: neither this project's nor the published code's "
                            "names of weights; check --architecture") from None
+    elif checkpoint["network"]["name"] != net.built["name"]:
+        raise UseError(f"{path} holds a {checkpoint['network']['name']}, expected a {net.built['name']}: check --architecture")
     elif (checkpoint["kind"] == "snn") != (expected := net.act.kind == "spiking" and "theta" not in new):
         held, way = ("SNN", "only --pretrained_snn of snn_ddp.py takes it") if checkpoint["kind"] == "snn" else \
             ("ANN", "fused, it can be converted as --pretrained_ann")
         raise UseError(f"{path} holds an {held}, expected an {'SNN' if expected else 'ANN'}: {way}")
-    elif checkpoint["network"]["name"] != net.built["name"]:
-        raise UseError(f"{path} holds a {checkpoint['network']['name']}, expected a {net.built['name']}: check --architecture")
     norm_in_file, norm_here = any("running_mean" in k for k in state), any("running_mean" in k for k in own)
     if norm_in_file and not norm_here:
         raise UseError(f"{path} holds unfused batch norm: run absorb_bn.py on it first and give its ..._bn_fused.pth")
@@ -168,3 +169,18 @@ def load_into(net, checkpoint, path, new=(), dropped=()):
         raise UseError(f"{path} does not fit this {net.built['name']}: {len(missing)} tensors missing {missing[:2]}, "
                        f"{len(extra)} unexpected {extra[:2]}{hint}")
     net.load_state_dict({k: state.get(k, v) for k, v in own.items()})
+
+
+def load_named(net, path, rename, **allowed):
+    """Copy weights into `net`, strictly: ours (`allowed`: see `load_into`), or published ones by rename(state, net).
+
+    Raises:
+        UseError: they do not fit.
+    """
+    content = load(path)
+    if content["format"] != "published":
+        return load_into(net, content, path, **allowed)
+    try:
+        net.load_state_dict(rename(content["model"], net))
+    except ValueError as error:
+        raise UseError(f"{path}: {error}") from None

@@ -158,6 +158,11 @@ def add_data(parser):
     group.add_argument("--batch_size", type=positive, default=64, help="images per step, all processes together")
     group.add_argument("--workers", type=natural, default=4, help="image-decoding processes per training process "
                        "(sets up to 64 pixels are held in memory and need none)")
+    return add_limits(group)
+
+
+def add_limits(group):
+    """Options of every data set: what is held back, and how many batches are used."""
     group.add_argument("--val_fraction", type=number(float, low=0, high=0.9), default=0.0, help="share of the training "
                        "images held back to choose the best epoch on; 0 chooses on the test set, as published")
     group.add_argument("--limit_train_batches", type=natural, default=0, help="training batches per epoch, 0: all")

@@ -100,3 +100,12 @@ class Recipe:
 
     def load_state_dict(self, state):
         pass
+
+
+def tet_loss(out, targets, lamb=0.0, means=1.0, smoothing=0.0):
+    """TET (temporal efficient training) of the readouts of T steps, out [T, B, classes], summed over the B images:
+    (1 - lamb) * mean_t CE(y_t, targets) + lamb * MSE(y_t, means)."""
+    flat = out.flatten(0, 1)
+    repeated = targets.repeat(len(out), *[1] * (targets.dim() - 1))
+    entropy = F.cross_entropy(flat, repeated, reduction="sum", label_smoothing=smoothing) / len(out)
+    return (1 - lamb) * entropy + lamb * (out - means).square().mean() * out.shape[1]

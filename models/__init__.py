@@ -10,7 +10,8 @@ from .quantize import QuantReLU, calibrate
 __all__ = ["BACKENDS", "LIF", "MLIF", "NETWORKS", "LIFLayer", "LogQuant", "NeuronConfig", "QuantReLU", "ReLU", "Spiking",
            "SpikingLayer", "build", "calibrate", "choose", "describe", "from_description", "lanes", "network", "options"]
 
-NETWORKS = {"vgg16": "vgg.VGG16", "resnet20": "resnet.ResNet20", "sdt": "transformer.SpikeDrivenTransformer"}
+NETWORKS = {"vgg16": "vgg.VGG16", "resnet20": "resnet.ResNet20", "sdt": "transformer.SpikeDrivenTransformer",
+            "vggsnn": "vggsnn.VGGSNN"}
 
 
 def network(name):
@@ -35,7 +36,7 @@ def options(name):
 
 
 def build(name, act, **arguments):
-    """Build network `name` ('vgg16', 'resnet20', 'sdt') with activation `act` (`ReLU()`, `LogQuant(...)`, `Spiking(...)`).
+    """Build network `name` (one of `NETWORKS`) with activation `act` (`ReLU()`, `LogQuant(...)`, `Spiking(...)`).
 
     The weights have the same names whatever the activation. `arguments`: see the network's class. The result remembers
     how it was built in `net.built = {"name": ..., **all arguments}`.

@@ -67,9 +67,9 @@ class SpikingLayer(MLIF):
 class Spiking:
     """The SNN: a neuron run for `steps` = T steps.
 
-    encoding: 'direct' (the analog image is the input of every step; the first layer's current is computed once) or
-    'rate' (Bernoulli spikes of pixels scaled to [0, 1] per image). theta, leak: initial values, parameters if `learn`, else
-    buffers. scale: see SpikingLayer.
+    encoding: 'direct' (the analog image is the input of every step; the first layer's current is computed once), 'rate'
+    (Bernoulli spikes of pixels scaled to [0, 1] per image) or 'frames' (the input has a frame for each step, [B, T, ...]).
+    theta, leak: initial values, parameters if `learn`, else buffers. scale: see SpikingLayer.
     """
 
     neuron: NeuronConfig = field(default_factory=NeuronConfig)
@@ -84,8 +84,8 @@ class Spiking:
     kind = "spiking"
 
     def __post_init__(self):
-        if self.encoding not in ("direct", "rate") or self.steps < 1:
-            raise ValueError(f"a spiking network needs steps >= 1 and encoding 'direct' or 'rate', "
+        if self.encoding not in ("direct", "rate", "frames") or self.steps < 1:
+            raise ValueError(f"a spiking network needs steps >= 1 and encoding 'direct', 'rate' or 'frames', "
                              f"got {self.steps} and {self.encoding!r}")
 
     def layer(self, first=False, theta=None):
@@ -94,6 +94,10 @@ class Spiking:
     def encode(self, x):
         if self.encoding == "direct":
             return x
+        if self.encoding == "frames":
+            if x.dim() < 3 or x.shape[1] != self.steps:
+                raise ValueError(f"expected frames [B, {self.steps}, ...], one for each step, got {list(x.shape)}")
+            return x.transpose(0, 1).flatten(0, 1)
         flat = x.flatten(1)
         lo, hi = flat.amin(1), flat.amax(1)
         shape = (-1, *[1] * (x.dim() - 1))

@@ -90,10 +90,11 @@ class Residual(nn.Module):
 
 
 class Network(nn.Module):
-    """Stages and a linear readout: [B, C, H, W] -> [B, classes]. `act` is the injected activation."""
+    """Stages and a linear readout: [B, C, H, W] (frames: [B, T, C, H, W]) -> [B, classes]. `act` is injected."""
 
     stem = 0  # number of leading stages that `--balance stem` measures; 0: the network has no stem
     each_step = False  # the energy bills the first layer once (its current does not change), or at every step
+    per_step = False  # the readout of every step, [T, B, classes], for the TET loss, instead of its mean over the steps
     recompute = False  # keep only the stages' inputs for the backward and run each stage's T steps again there
 
     def __init__(self, act, stages, head):
@@ -109,7 +110,7 @@ class Network(nn.Module):
                 nn.init.zeros_(m.bias)
 
     def currents(self, x):
-        """The readout at each step: [B, C, H, W] -> [T*B, classes]."""
+        """The readout at each step, [T*B, classes]."""
         x = self.act.encode(x)
         if not (self.recompute and torch.is_grad_enabled()):
             return self.head(self.stages(x))
@@ -118,8 +119,28 @@ class Network(nn.Module):
         return self.head(x)
 
     def forward(self, x):
-        return self.act.readout(self.currents(x))
+        y = self.currents(x)
+        return y.unflatten(0, (self.act.steps, -1)) if self.per_step else self.act.readout(y)
 
     def sites(self):
         """Every activation module, in the order of the signal."""
         return [act for stage in self.stages if hasattr(stage, "sites") for act, _ in stage.sites()]
+
+
+def fit(renamed, net, unknown=()):
+    """Published weights under the names of `net`, completed by what it keeps beside weights (theta, leak of the neurons).
+
+    unknown: keys that had no name in `net`.
+    Raises:
+        ValueError: a weight is missing, unknown, or of another size; the message names the first.
+    """
+    own = net.state_dict()
+    unknown = [*unknown, *(k for k in renamed if k not in own)]
+    missing = [k for k in own if k not in renamed and k.rpartition(".")[2] not in ("theta", "leak")]
+    wrong = [f"{k} is {tuple(v.shape)}, expected {tuple(own[k].shape)}" for k, v in renamed.items()
+             if k in own and v.shape != own[k].shape]
+    if missing or unknown or wrong:
+        problem = f"no {missing[0]}" if missing else f"an unknown {unknown[0]}" if unknown else wrong[0]
+        raise ValueError(f"the weights do not fit this {type(net).__name__} ({len(missing)} missing, {len(unknown)} unknown, "
+                         f"{len(wrong)} of another size): {problem}; check its size and number of classes")
+    return {k: renamed.get(k, v) for k, v in own.items()}

@@ -11,7 +11,7 @@ from timm.models import register_model
 from torch import nn
 
 from .activations import LIF, Spiking
-from .layers import HeldDropout, Layer, Network, Synapse
+from .layers import HeldDropout, Layer, Network, Synapse, fit
 from .neuron import NeuronConfig
 
 ATTENTION_THETA = 0.5  # threshold of the neuron behind the attention's sum, relative to the others'
@@ -102,21 +102,16 @@ class SpikeDrivenTransformer(Network):
             stages += [Attention(act, dim, drop), MLP(act, dim, int(dim * mlp_ratio), drop)]
         stages += [MeanSpace(), act.layer()]
         super().__init__(act, stages, nn.Linear(dim, num_classes))
-        self.tet = tet
+        self.per_step = tet
         for m in self.modules():
             if isinstance(m, (nn.Conv2d, nn.Linear)):
                 nn.init.trunc_normal_(m.weight, std=0.02)
-
-    def forward(self, x):
-        y = self.currents(x)
-        return y.unflatten(0, (self.act.steps, -1)) if self.tet else self.act.readout(y)
 
 
 def from_published(state, net):
     """Weights of the published code, or of the original Spike-Driven Transformer, under the names of `net`.
 
-    Left out by name: `talking_heads` and `attn_lif`, which those build and never use. What `net` keeps beside weights (theta,
-    leak of the neurons) is taken from it.
+    Left out by name: `talking_heads` and `attn_lif`, which those build and never use.
     Raises:
         ValueError: a weight is missing, unknown, or of another size; the message names the first.
     """
@@ -137,15 +132,7 @@ def from_published(state, net):
             site = {"proj": "out", "fc1": "wide.synapse", "fc2": "out"}.get(name, f"{name}.synapse")
             new = f"stages.{7 + 2 * int(block) + (part == 'mlp')}.{site}.{'map' if kind == 'conv' else 'norm'}.{field}"
         renamed[new] = value.reshape(own[new].shape) if new in own and value.numel() == own[new].numel() else value
-    missing = [k for k in own if k not in renamed and k.rpartition(".")[2] not in ("theta", "leak")]
-    unknown += [k for k in renamed if k not in own]
-    wrong = [f"{k} is {tuple(v.shape)}, expected {tuple(own[k].shape)}" for k, v in renamed.items()
-             if k in own and v.shape != own[k].shape]
-    if missing or unknown or wrong:
-        problem = f"no {missing[0]}" if missing else f"an unknown {unknown[0]}" if unknown else wrong[0]
-        raise ValueError(f"the weights do not fit this transformer ({len(missing)} missing, {len(unknown)} unknown, "
-                         f"{len(wrong)} of another size): {problem}; check dim, layer, mlp_ratio and num_classes")
-    return {k: renamed.get(k, v) for k, v in own.items()}
+    return fit(renamed, net, unknown)
 
 
 def neurons(spike_mode="mlif", levels=3, steps=4, scaled=True, edge="published", soft=False, backend="auto"):

@@ -1,20 +1,15 @@
 """The transformer's training recipe, from timm's parts: optimizer, schedule, mixing, smoothing, clipping, average; TET loss."""
 
-import torch
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad
-from torch.nn import functional as F
 
-from engine.optim import Recipe
+from engine.optim import Recipe, tet_loss
 
 
 class TimmRecipe(Recipe):
-    """Recipe by timm's option names; `epochs` includes the cool-down.
-
-    TET (temporal efficient training): `(1 - lamb) * mean_t CE(y_t) + lamb * MSE(y_t, means)` over the steps' readouts.
-    """
+    """Recipe by timm's option names; `epochs` includes the cool-down."""
 
     def __init__(self, args, num_classes):
         super().__init__(args)
@@ -49,13 +44,10 @@ class TimmRecipe(Recipe):
         return self.mixup(images, labels)
 
     def loss(self, out, targets):
-        args, steps = self.args, out if out.dim() == 3 else out[None]
+        args = self.args
         smoothing = 0.0 if targets.dim() == 2 else args.smoothing  # mixed targets are smooth already
-        loss = torch.stack([F.cross_entropy(y, targets, reduction="sum", label_smoothing=smoothing) for y in steps]).mean()
-        if not args.TET or not args.TET_lamb:
-            return loss
-        images = steps.shape[1]
-        return (1 - args.TET_lamb) * loss + args.TET_lamb * images * F.mse_loss(steps, torch.full_like(steps, args.TET_means))
+        return tet_loss(out if out.dim() == 3 else out[None], targets, args.TET_lamb if args.TET else 0.0, args.TET_means,
+                        smoothing)
 
     def before_step(self, net, optimizer, scaler):
         if self.args.clip_grad is not None:

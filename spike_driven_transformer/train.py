@@ -64,10 +64,7 @@ def get_parser(prog="train.py"):
     group.add_argument("-j", "--workers", type=natural, default=4, help="image-decoding processes per training process")
     group.add_argument("--mean", type=float, nargs=3, default=None, help="of the channels; default: the data set's")
     group.add_argument("--std", type=float, nargs=3, default=None, help="of the channels; default: the data set's")
-    group.add_argument("--val_fraction", type=number(float, low=0, high=0.9), default=0.0,
-                       help="share of the training images held back to choose the best epoch on")
-    group.add_argument("--limit_train_batches", type=natural, default=0, help="training batches per epoch, 0: all")
-    group.add_argument("--limit_eval_batches", type=natural, default=0, help="evaluation batches, 0: all")
+    cli.add_limits(group)
     group = parser.add_argument_group("augmentation")
     group.add_argument("--no_aug", action="store_true", help="none at all")
     group.add_argument("--scale", type=float, nargs=2, default=[0.08, 1.0], help="area of the random resized crop")
@@ -200,13 +197,7 @@ def load_data(args, world):
 
 def load_weights(net, path):
     """Copy weights into the network, strictly: ours, the published code's, or the original transformer's."""
-    content = checkpoint.load(path)
-    if content["format"] != "published":
-        return checkpoint.load_into(net, content, path, new=("theta", "leak"), dropped=("theta", "leak"))
-    try:
-        net.load_state_dict(from_published(content["model"], net))
-    except ValueError as error:
-        raise UseError(f"{path}: {error}") from None
+    checkpoint.load_named(net, path, from_published, new=("theta", "leak"), dropped=("theta", "leak"))
 
 
 def build(args, about):
