@@ -12,6 +12,8 @@ from engine.dist import launch
 from engine.errors import UseError, guard
 from engine.loop import report
 
+ELSEWHERE = {"sdt": "spike_driven_transformer/firing_num.py", "vggsnn": "neuromorphic_tasks/main_test.py"}
+
 
 def get_parser():
     parser = cli.Parser(prog="energy.py", description="Accuracy, firing rates and energy of a checkpoint.")
@@ -28,6 +30,8 @@ def work(args, world):
     content = checkpoint.load(args.checkpoint)
     if content["format"] == "published":
         raise UseError(f"{args.checkpoint} is a file of the published code: run absorb_bn.py or snn_ddp.py on it first")
+    if content["kind"] in ELSEWHERE:
+        raise UseError(f"{args.checkpoint} holds a {content['kind']}: measure it with {ELSEWHERE[content['kind']]}")
     stored = {k: v for k, v in content["settings"].items() if k not in args.given}
     args = Namespace(**{**vars(args), **{k: v for k, v in stored.items() if k in ("dataset", "data_root", "dataset_dir",
                                                                                   "image_size")},

@@ -10,7 +10,7 @@ import torch
 
 import models
 from analysis import convert
-from analysis.energy import Counter
+from analysis.energy import lane_curves
 from engine import checkpoint, cli, run
 from engine.dist import launch
 from engine.errors import UseError, guard
@@ -160,11 +160,8 @@ def work(args, world, saved=None):
 
     def scalars():
         """Thetas, leaks and, on one test batch, firing rates per layer and lane."""
-        with torch.no_grad(), Counter(net) as counter:
-            net.eval()(next(loaders[2].epoch(0))[0])
-        rates = counter.energy().lane_rates_per_layer
-        return {f"{kind}/{names[id(s)]}": getattr(s, kind).item() for s in sites for kind in ("theta", "leak")} | {
-            f"rate/{name}/lane{2**i}": rate for name, lane in rates.items() for i, rate in enumerate(lane)}
+        return {f"{kind}/{names[id(s)]}": getattr(s, kind).item() for s in sites for kind in ("theta", "leak")} | lane_curves(
+            net, next(loaders[2].epoch(0))[0])
 
     def export(trained):
         """What is stored emits plain powers of two: output scales are folded away and proved away."""

@@ -171,3 +171,10 @@ def measure(net, batches):
             net(images)
     net.train(training)
     return counter.energy()
+
+
+@torch.no_grad()
+def lane_curves(net, images):
+    """Firing rate of every lane on one batch, in eval mode, for TensorBoard: {'rate/<layer>/lane<worth>': rate}."""
+    rates = measure(net, [images]).lane_rates_per_layer
+    return {f"rate/{name}/lane{2**i}": rate for name, lane in rates.items() for i, rate in enumerate(lane)}

@@ -103,6 +103,36 @@ def firing(title, energy, path):
     plt.close(figure)
 
 
+def recording(title, rows, path, columns=10):
+    """An event recording step by step, OFF events blue and ON events red, the darker the more.
+
+    Args:
+        rows: [(label, images [Q_F, 2, H, W])]; at most `columns` steps are drawn, evenly chosen. path: the PNG.
+    """
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    count = len(rows[0][1])
+    steps = np.linspace(0, count - 1, min(count, columns)).round().astype(int)
+    figure, axes = plt.subplots(len(rows), len(steps), figsize=(1 + 1.4 * len(steps), 1.4 * len(rows) + 0.8), squeeze=False,
+                                layout="constrained")
+    figure.suptitle(title)
+    for axis, step in zip(axes[0], steps, strict=True):
+        axis.set_title(f"step {step + 1}", fontsize=9)
+    for line, (label, images) in zip(axes, rows, strict=True):
+        strength = np.sqrt(np.asarray(images, np.float32) / max(float(images.max()), 1.0))
+        for axis, step in zip(line, steps, strict=True):
+            off, on = strength[step]
+            axis.imshow(1 - np.stack([off, np.maximum(off, on), on], -1))
+            axis.set_xticks([])
+            axis.set_yticks([])
+        line[0].set_ylabel(label, fontsize=9)
+    write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
+    plt.close(figure)
+
+
 def rows(table, measured, path):
     """The published rows and what was measured of them: accuracy against energy, a panel per data set; PNG and SVG.
 

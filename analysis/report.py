@@ -15,7 +15,7 @@ from engine.log import write_json
 from . import figures
 
 SCRIPTS = {"ann": "ann_ddp.py", "lq": "ann_ddp.py", "snn": "snn_ddp.py",
-           "sdt": "spike_driven_transformer/train.py"}
+           "sdt": "spike_driven_transformer/train.py", "vggsnn": "neuromorphic_tasks/main_training_parallel.py"}
 
 
 def read(label, run):

@@ -29,6 +29,9 @@ class Memory:
     images: torch.Tensor
     labels: torch.Tensor
 
+    def subset(self, index):
+        return Memory(self.images[index], self.labels[index])
+
 
 @dataclass(frozen=True)
 class Files:
@@ -36,6 +39,9 @@ class Files:
 
     paths: list
     labels: torch.Tensor
+
+    def subset(self, index):
+        return Files([self.paths[i] for i in index.tolist()], self.labels[index])
 
 
 @dataclass(frozen=True)
@@ -218,16 +224,11 @@ def load(args, world):
     return Data(train, test, about, mean, std, crop, flip)
 
 
-def subset(part, index):
-    if isinstance(part, Memory):
-        return Memory(part.images[index], part.labels[index])
-    return Files([part.paths[i] for i in index.tolist()], part.labels[index])
-
-
-def loaders(data, args, world):
+def loaders(data, args, world, loader=None):
     """(training, choosing, test) loaders; the best epoch is chosen on the second, which is the test set itself when
     `val_fraction` is 0.
 
+    loader: class of the loaders; default: what fits the part.
     Raises:
         UseError: a batch is smaller than the number of processes.
     """
@@ -238,7 +239,7 @@ def loaders(data, args, world):
         if not 0 < held < len(order):
             raise UseError(f"--val_fraction {args.val_fraction} of {len(order)} training images holds back {held}: "
                            "at least one image is needed on either side")
-        train, choose = subset(data.train, order[held:]), subset(data.train, order[:held])
+        train, choose = data.train.subset(order[held:]), data.train.subset(order[:held])
     for name, count in (("--batch_size", args.batch_size), ("the training part", len(train.labels))):
         if count < world.size:
             raise UseError(f"{name} is {count}, smaller than the {world.size} processes that share it: "
@@ -246,7 +247,8 @@ def loaders(data, args, world):
 
     def make(part, training):
         limit = args.limit_train_batches if training else args.limit_eval_batches
-        cls = MemoryLoader if isinstance(part, Memory) and not (training and data.transforms) else FileLoader
+        in_memory = isinstance(part, Memory) and not (training and data.transforms)
+        cls = loader or (MemoryLoader if in_memory else FileLoader)
         batch = args.batch_size if training else getattr(args, "val_batch_size", args.batch_size)
         return cls(part, data, world, batch, training, limit, args.seed, args.workers)
 

@@ -17,7 +17,7 @@ from .optim import Recipe
 
 FREE = {"print_freq", "save_freq", "workers", "data_root", "dataset_dir", "device", "gpu", "multiprocessing_distributed",
         "world_size", "rank", "dist_url", "dist_backend", "local_rank", "debug", "resume", "energy",
-        "compile", "neuron_backend", "recompute"}
+        "compile", "neuron_backend", "recompute", "prepared", "cache_gb"}
 
 
 def common_rules(args):

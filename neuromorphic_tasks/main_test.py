@@ -1,0 +1,70 @@
+"""Accuracy, operations, rates per layer, lane and step, and energy of a trained VGGSNN on the test recordings.
+
+python3 main_test.py --multi_channel 1 --num_channels 4 --T_prime 80       the checkpoint that the training wrote for these
+python3 main_test.py --checkpoint trained_models/vggsnn_dvscifar10_first900_T80_C4.pth
+"""
+
+import sys
+from argparse import Namespace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from analysis.firing import measured
+from engine import checkpoint, cli, data, run
+from engine.dist import launch
+from engine.errors import UseError, guard
+from neuromorphic_tasks import dvs
+from neuromorphic_tasks.main_training_parallel import add_setting, build, load_weights, stem
+
+SETTING = ("multi_channel", "num_channels", "T_prime", "resize", "width_mult", "surrogate_edge")
+
+
+def get_parser():
+    parser = cli.Parser(prog="main_test.py", description="Accuracy, operations, rates and energy of a trained VGGSNN.")
+    group = add_setting(parser, 1, 2, 5)
+    group.add_argument("--checkpoint", default="", help="trained weights, ours (their settings hold) or the published code's; "
+                       "default: what the training wrote for these options")
+    group.add_argument("--output_dir", default="./trained_models", help="folder in which that is looked for")
+    group.add_argument("--output", default="", help="path without suffix of the results, else beside the checkpoint")
+    group.add_argument("--debug", action="store_true", help="show tracebacks")
+    cli.add_distributed(parser)
+    parser.set_defaults(compile="none")
+    return parser
+
+
+def settled(args, content, path):
+    """`args` with the settings of a checkpoint; options that contradict them are refused."""
+    if content["network"]["name"] != "vggsnn":
+        raise UseError(f"{path} holds a {content['network']['name']}, expected a vggsnn")
+    stored = {name: content["settings"][name] for name in SETTING} | {"split": content["data"]["split"]}
+    for name in sorted(args.given & set(stored)):
+        if getattr(args, name) != stored[name]:
+            raise UseError(f"{path} was trained with --{name} {stored[name]}, not {getattr(args, name)}: leave it out, or give "
+                           "another --checkpoint")
+    return Namespace(**{**vars(args), **stored})
+
+
+def work(args, world):
+    path = args.checkpoint or Path(args.output_dir) / f"{stem(args, dvs.read_manifest(args)[1]['split'])}.pth"
+    content = checkpoint.load(path)
+    if content["format"] != "published":
+        args = settled(args, content, path)
+    run.say_backend(args, world)
+    found = dvs.load(args)
+    net = build(args, found.about)
+    load_weights(net, path)
+    test = data.loaders(found, args, world, dvs.EventLoader)[2]
+    return measured(run.place(net, world), test, world, args, found.about["source"],
+                    args.output or Path(path).with_suffix("").as_posix() + "_test")
+
+
+def main(argv=None):
+    args = get_parser().parse(sys.argv[1:] if argv is None else argv)
+    cli.refuse_idle(args, [(["val_fraction", "limit_train_batches"], False, "the test set is measured, nothing is trained"),
+                           (["num_channels"], args.multi_channel, "plain LIF has one lane, give --multi_channel 1")])
+    return launch(work, args)
+
+
+if __name__ == "__main__":
+    guard(main)
