@@ -19,6 +19,7 @@ from neuromorphic_tasks import coding, dvs, main_test
 from neuromorphic_tasks import main_training_parallel as training
 from neuromorphic_tasks.coding import Coding
 from tests.helpers import ROOT, command
+from tests.test_vggsnn import state
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "C_dvs_pack.npz")
 FRAMES = torch.from_numpy(GOLDEN["frames"])[None]  # one recording, packed
@@ -150,15 +151,22 @@ def test_batches(prepared):
 
 
 def test_augmentation_depends_on_epoch_and_step_alone(prepared):
-    train = loaders(prepared)[0]
-    one, two, again = (list(train.epoch(epoch)) for epoch in (1, 2, 1))
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(one, again, strict=True))
-    assert not torch.equal(one[0][0], two[0][0])
-    assert torch.equal(next(train.epoch(1, start=1))[0], one[1][0])
-    plain = coding.encode(torch.from_numpy(np.load(prepared / "train.npy"))[one[0][1]], Coding(3, 10)).float() / 255
-    for got, image in zip(one[0][0], plain):  # the same flip and roll at all steps
-        assert any(torch.equal(got, (image.flip(-1) if flip else image).roll((y, x), (-2, -1)))
-                   for flip in (0, 1) for y in range(-5, 6) for x in range(-5, 6))
+    train, packed = loaders(prepared)[0], torch.from_numpy(np.load(prepared / "train.npy"))
+    epochs = {key: list(train.epoch(epoch)) for key, epoch in (("one", 1), ("again", 1), ("two", 2))}
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(epochs["one"], epochs["again"], strict=True))
+    assert torch.equal(next(train.epoch(1, start=1))[0], epochs["one"][1][0])
+
+    def moves(frames, labels, _):
+        """(flip, roll in y, roll in x) of each recording, the same at all its steps."""
+        found = []
+        for got, codes in zip(frames, coding.encode(packed[labels], Coding(3, 10)), strict=True):
+            found += [(flip, y, x) for flip in (0, 1) for y in range(-5, 6) for x in range(-5, 6)
+                      if torch.equal(got, (codes.flip(-1) if flip else codes).roll((y, x), (-2, -1)).float() / 255)]
+        assert len(found) == len(frames)
+        return found
+
+    batches = [epochs["one"][0], epochs["one"][1], epochs["two"][0]]
+    assert len({tuple(moves(*batch)) for batch in batches}) == 3
 
 
 def test_shares_of_two_processes_are_the_batch_of_one(prepared):
@@ -237,6 +245,15 @@ def test_resume(words, prepared, tmp_path):
     first, second = (checkpoint.load(Path(p) / "last.pth") for p in (whole["run"], run))
     assert all(torch.equal(v, second["model"][k]) for k, v in first["model"].items())
     assert first["training"]["optimizer"]["state"][0]["exp_avg"].equal(second["training"]["optimizer"]["state"][0]["exp_avg"])
+
+
+def test_published_weights_are_measured(prepared, tmp_path):
+    torch.save(state("mc1_S3"), tmp_path / "published.pth")
+    options = f"{SMALL.replace('0.0625', '0.125')} --prepared {prepared}"
+    measured = main_test.main(shlex.split(f"{options} --checkpoint {tmp_path}/published.pth"))
+    tested = training.main(shlex.split(f"{options} --test_only --pretrained_snn {tmp_path}/published.pth"))
+    assert measured["test_loss"] == pytest.approx(tested["test_loss"]) and measured["test_images"] == 5
+    assert (tmp_path / "published_test.csv").is_file()
 
 
 def test_recipe_by_hand():
