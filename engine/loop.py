@@ -168,7 +168,7 @@ class Trainer:
                 full = n == min(self.train_loader.batch_size, self.train_loader.images)  # others are not worth compiling for
                 with autocast(self.world.device, self.args.amp):
                     images, targets = self.recipe.targets(images, labels, self.epoch)
-                    out = (self.fast if self.fast and full else self.model)(images)
+                    out = (self.fast if self.fast is not None and full else self.model)(images)
                 out = out.float()
                 loss = self.recipe.loss(out, targets)
                 self.optimizer.zero_grad(set_to_none=True)

@@ -247,6 +247,23 @@ def test_resume(words, prepared, tmp_path):
     assert first["training"]["optimizer"]["state"][0]["exp_avg"].equal(second["training"]["optimizer"]["state"][0]["exp_avg"])
 
 
+def test_compiled_steps_learn_the_same(prepared, tmp_path, monkeypatch):
+    """With --compile whole batches go through the traced step (here by its eager backend), the last, smaller one does not."""
+    original, calls = torch.compile, []
+
+    def traced(net, **_):
+        fast = original(net, backend="eager")
+        monkeypatch.setattr(fast, "forward", lambda x, inner=fast.forward: calls.append(len(x)) or inner(x))
+        return fast
+
+    options = f"{SMALL} --prepared {prepared} --epochs 1 --limit_eval_batches 1 --amp none"
+    plain = training.main(shlex.split(f"{options} --output_dir {tmp_path}/a"))
+    monkeypatch.setattr(torch, "compile", traced)
+    compiled = training.main(shlex.split(f"{options} --output_dir {tmp_path}/b --compile"))
+    first, second = (checkpoint.load(Path(s["run"]) / "last.pth")["model"] for s in (plain, compiled))
+    assert calls == [4, 4] and all(torch.allclose(v, second[k], atol=1e-5) for k, v in first.items())
+
+
 def test_published_weights_are_measured(prepared, tmp_path):
     torch.save(state("mc1_S3"), tmp_path / "published.pth")
     options = f"{SMALL.replace('0.0625', '0.125')} --prepared {prepared}"
