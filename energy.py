@@ -1,29 +1,49 @@
-"""Accuracy, firing rates and energy of a checkpoint over its whole test set.
+"""Accuracy, firing rates and energy of a checkpoint over its whole test set; or the energy of an ANN from its shape alone.
 
 python energy.py trained_models/snn/snn_resnet20_cifar10_MC_T_1_H_1_C_3_Z_0.pth --data_root data
+python energy.py --architecture VGG16 --dataset IMAGENET            (no checkpoint, no data)
 """
 
 import sys
 from argparse import Namespace
 from pathlib import Path
 
+from analysis.energy import MODELS, of_ann
 from engine import checkpoint, cli, data, run
 from engine.dist import launch
 from engine.errors import UseError, guard
 from engine.loop import report
 
+SHAPES = {"CIFAR10": (10, 32), "CIFAR100": (100, 32), "IMAGENET": (1000, 224)}  # classes, side of the images
 ELSEWHERE = {"sdt": "spike_driven_transformer/firing_num.py", "vggsnn": "neuromorphic_tasks/main_test.py"}
 
 
 def get_parser():
     parser = cli.Parser(prog="energy.py", description="Accuracy, firing rates and energy of a checkpoint.")
-    parser.add_argument("checkpoint", help="checkpoint of ann_ddp.py, absorb_bn.py or snn_ddp.py")
+    parser.add_argument("checkpoint", nargs="?", default="", help="checkpoint of ann_ddp.py, absorb_bn.py or snn_ddp.py")
+    parser.add_argument("-a", "--architecture", type=str.upper, choices=cli.ARCHITECTURES, help="in the place of a checkpoint: "
+                        "the energy of this network for --dataset as an ANN")
+    parser.add_argument("--width_mult", type=cli.strictly_positive, default=1.0, help="with it: factor of every layer's width")
+    parser.add_argument("--energy_model", default="paper", choices=MODELS, help="prices of the table; files hold all models")
     parser.add_argument("--output", default="", help="path without suffix of the .json and .csv, else beside the checkpoint")
     cli.add_data(parser)
     cli.add_distributed(parser)
     parser.add_argument("--amp", default="none", choices=("none", "bf16", "fp16"), help="autocast type")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
+
+
+def shape_only(args):
+    """Energy of --architecture as an ANN."""
+    if args.dataset not in SHAPES:
+        raise UseError(f"--architecture without a checkpoint needs --dataset {', '.join(SHAPES)}, got {args.dataset}")
+    classes, size = SHAPES[args.dataset]
+    energy = of_ann(args.architecture, num_classes=classes, image_size=size, width_mult=args.width_mult)
+    print(energy.table(args.energy_model))
+    print(f"{args.architecture} for {args.dataset} as an ANN: {energy.uj(args.energy_model):.3E} uJ per image")
+    if args.output:
+        energy.write(args.output)
+    return energy
 
 
 def work(args, world):
@@ -42,15 +62,23 @@ def work(args, world):
         raise UseError(f"{args.checkpoint} was trained for {sizes[0]}, {found.about['source']} has {sizes[1]}")
     test = data.loaders(found, args, world)[2]
     stem = args.output or Path(args.checkpoint).with_suffix("").as_posix() + "_energy"
-    summary = report(net, test, world, args, stem)
-    world.say(f"accuracy {summary['test_accuracy']:.2%}, energy {summary['energy_uj']:.4g} uJ per image; "
-              f"written to {stem}.json and {stem}.csv")
+    summary = report(net, test, world, args, stem, args.energy_model)
+    world.say(f"accuracy {summary['test_accuracy']:.2%}, energy {summary['energy'].uj(args.energy_model):.4g} uJ per image "
+              f"({args.energy_model}); written to {stem}.json and {stem}.csv")
     return summary
 
 
 def main(argv=None):
     args = get_parser().parse(sys.argv[1:] if argv is None else argv)
-    cli.refuse_idle(args, [(["val_fraction", "limit_train_batches"], False, "the test set is measured, nothing is trained")])
+    if bool(args.checkpoint) == bool(args.architecture):
+        raise UseError("give a checkpoint to measure, or --architecture for the energy of an ANN from its shape, "
+                       + ("not both" if args.checkpoint else "one of the two"))
+    measured = args.given - {"architecture", "width_mult", "dataset", "energy_model", "output", "debug", "checkpoint"}
+    cli.refuse_idle(args, [(["val_fraction", "limit_train_batches"], False, "the test set is measured, nothing is trained"),
+                           (["width_mult"], args.architecture, "the checkpoint says how wide the network is"),
+                           (measured, args.checkpoint, "an ANN's energy follows from its shape, nothing is run")])
+    if args.architecture:
+        return shape_only(args)
     return launch(work, args)
 
 

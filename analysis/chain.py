@@ -22,7 +22,8 @@ from engine.log import write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("ann_ddp.py", "snn_ddp.py", "absorb_bn.py", "models/**/*.py", "models/**/*.cu", "models/**/*.h", "engine/*.py",
-        "analysis/convert.py", "analysis/energy.py", "spike_driven_transformer/*.py", "neuromorphic_tasks/*.py")
+        "analysis/convert.py", "analysis/energy.py", "analysis/pricing.py", "spike_driven_transformer/*.py",
+        "neuromorphic_tasks/*.py")
 
 
 def code():

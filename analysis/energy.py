@@ -1,83 +1,41 @@
-"""Compute energy of a network from its measured activity (SPEC section 7).
-
-    E = E_MAC * MAC_first + E_AC * sum_(l > first) rate_l * MAC_l        (SNN, directly encoded)
-    E = E_MAC * rate_first * MAC_first + ...                             (transformer: the first layer at every step)
-    E = E_MAC * sum_l MAC_l                                              (ANN, LQ-ANN)
-
-rate_l = nonzero inputs of layer l / inputs per step, summed over the T steps, averaged over the images.
-"""
-
-import csv
-import json
-from dataclasses import asdict, dataclass, field
+"""Measure a network's activity: every count that `analysis.pricing` prices, taken by hooks while the network runs."""
 
 import torch
 from torch import nn
 
-from engine.files import write_atomic
-from models import LIFLayer, SpikingLayer, lanes
+from models import LIFLayer, ReLU, SpikingLayer, build, lanes
 
-E_MAC, E_AC = 4.6, 0.9  # pJ, 45 nm, float32
+from .pricing import E_AC, E_MAC, MODELS, Energy, Row
 
-
-@dataclass
-class Row:
-    """A weighted layer: MACs of one image and step, inputs of one step, rate over all steps, energy in uJ, rate per step."""
-
-    name: str
-    macs: int
-    inputs: int
-    rate: float
-    energy_uj: float
-    step_rates: list = field(default_factory=list)
-
-
-@dataclass
-class Energy:
-    """Energy of one image in uJ, per layer and in all; firing rate per lane over all neurons and per layer.
-
-    Lane rates are summed over the T steps; lane_rates_per_step is {layer: [step][lane]}.
-    """
-
-    total_uj: float
-    ann_uj: float
-    macs: int
-    images: int
-    steps: int
-    layers: list
-    lane_rates: list = field(default_factory=list)
-    lane_rates_per_layer: dict = field(default_factory=dict)
-    lane_rates_per_step: dict = field(default_factory=dict)
-
-    def as_dict(self):
-        return asdict(self)
-
-    def table(self):
-        """The layers as text."""
-        lines = [f"{'layer':<28}{'MACs':>14}{'rate':>9}{'uJ':>12}"]
-        lines += [f"{r.name:<28}{r.macs:>14,}{r.rate:>9.4f}{r.energy_uj:>12.4f}" for r in self.layers]
-        lines.append(f"{'total':<28}{self.macs:>14,}{'':>9}{self.total_uj:>12.4f}   (ANN: {self.ann_uj:.2f})")
-        if self.lane_rates:
-            lines.append("firing rate per lane: " + "  ".join(f"{2**s}: {v:.4f}" for s, v in enumerate(self.lane_rates)))
-        return "\n".join(lines)
-
-    def write(self, stem):
-        """Write <stem>.json and <stem>.csv."""
-        write_atomic(f"{stem}.json", lambda p: p.write_text(json.dumps(self.as_dict(), indent=2) + "\n"))
-
-        def rows(path):
-            with open(path, "w", newline="") as file:
-                writer = csv.DictWriter(file, ["name", "macs", "inputs", "rate", "energy_uj"])
-                writer.writeheader()
-                writer.writerows({k: v for k, v in asdict(r).items() if k != "step_rates"} for r in self.layers)
-
-        write_atomic(f"{stem}.csv", rows)
+__all__ = ["E_AC", "E_MAC", "MODELS", "Counter", "Energy", "Row", "macs_of", "measure", "of_ann"]
 
 
 def macs_of(module, out):
     """MACs of one row of a convolution or linear layer with output `out`."""
     per_output = module.weight[0].numel()
     return out[0].numel() * per_output
+
+
+def fan_out(module, x, out):
+    """Weights that one input meets: a number, or [H, W] of a convolution, whose border inputs meet fewer."""
+    if isinstance(module, nn.Linear):
+        return x.new_tensor(module.out_features, dtype=torch.float64)
+    ones, size = x.new_ones(()), module.kernel_size
+    uses = nn.grad.conv2d_input((1, 1, *x.shape[2:]), ones.expand(1, 1, *size), ones.expand(1, 1, *out.shape[2:]),
+                                module.stride, module.padding, module.dilation)
+    return uses[0, 0].double() * (len(module.weight) // module.groups)
+
+
+def marks(x, levels):
+    """Which inputs are nonzero, which of them are no binary numbers, which have the digit worth 4^-S, ... 2^(S-1)."""
+    scaled = x.float() * 4.0**levels
+    code = scaled.int()
+    binary = (code == scaled) & (code >> 3 * levels == 0)
+    yield x != 0
+    yield (x != 0) & ~binary
+    code *= binary
+    for digit in range(3 * levels):  # spikes have the upper S; scaled ones, their products and averages of four the lower
+        yield code >> digit & 1
 
 
 class Counter:
@@ -90,15 +48,20 @@ class Counter:
         self.net, self.handles, self.images = net, [], 0
         self.weighted = {n: m for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
         self.neurons = {n: m for n, m in net.named_modules() if isinstance(m, (SpikingLayer, LIFLayer))}
-        self.nonzero, self.shape, self.fired, self.outputs = {}, {}, {}, {}
+        self.levels = max((m.config.levels for m in self.neurons.values()), default=0)
+        self.counts, self.shape, self.fired, self.outputs = {}, {}, {}, {}
 
     def _weighted(self, name):
         def hook(module, args, out):
-            x = args[0]
+            x = args[0].detach()
             steps = len(x) // self.batch  # 1 where the input is shown to the network once
-            count = torch.count_nonzero(x.detach().reshape(steps, -1), dim=1)
-            self.nonzero[name] = self.nonzero.get(name, 0) + count.expand(self.net.act.steps) / (self.net.act.steps // steps)
-            self.shape[name] = (macs_of(module, out), x[0].numel())
+            each = torch.stack([mark.sum((1, 2), dtype=torch.int32)  # several times as fast as a wider sum
+                                for mark in marks(x.unflatten(0, (steps, -1)), self.levels)], -1).double()  # [T, (H, W,) marks]
+            both = torch.stack([each, each * fan_out(module, x, out)[..., None]])
+            count = both.reshape(2, steps, -1, both.shape[-1]).sum(2)  # [inputs or additions, T, marks]
+            count = count.expand(-1, self.net.act.steps, -1) / (self.net.act.steps // steps)
+            self.counts[name] = self.counts.get(name, 0) + count
+            self.shape[name] = (macs_of(module, out), x[0].numel(), module.weight.numel())
         return hook
 
     def _neuron(self, name):
@@ -126,39 +89,51 @@ class Counter:
 
     def energy(self, world=None):
         """The `Energy` of what was counted, over all processes of `world`."""
-        names, act = list(self.shape), self.net.act
-        device = self.nonzero[names[0]].device
-        counts = torch.stack([self.nonzero[n].double() for n in names])  # [layers, T]
+        names = list(self.shape)
+        counts = torch.stack([self.counts[n] for n in names])  # [layers, inputs or additions, T, marks]
+        device = counts.device
         images = torch.tensor(float(self.images), dtype=torch.float64, device=device)
         fired = torch.stack([self.fired[n] for n in self.fired]) if self.fired else None  # [layers, T, S]
         outputs = torch.tensor([float(n) for n in self.outputs.values()], dtype=torch.float64, device=device)
         if world is not None:
             counts, images = world.sum(counts), world.sum(images)
             fired, outputs = (world.sum(fired), world.sum(outputs)) if fired is not None else (None, outputs)
-        images, spiking = int(images.item()), fired is not None
-        per_step = [(n / (images * self.shape[name][1])).tolist() for n, name in zip(counts, names, strict=True)]
-        first_is_analog = not spiking or act.encoding == "direct"
-        rows = []
-        for i, (name, rates) in enumerate(zip(names, per_step, strict=True)):
-            each_step = i == 0 and self.net.each_step  # its input is shown at each step, though it was counted once
-            rates = [r * act.steps for r in rates] if each_step else rates
-            rows.append(row(name, *self.shape[name], rates, spiking, first_is_analog and i == 0, each_step))
-        macs = sum(r.macs for r in rows)
-        energy = Energy(sum(r.energy_uj for r in rows), E_MAC * macs * 1e-6, macs, images, act.steps, rows)
-        if spiking:
+        images = int(images.item())
+        rows = [self._row(name, *both, images, first=name == names[0]) for name, both in zip(names, counts.cpu(), strict=True)]
+        rows[-1].readout = True
+        energy = Energy(images, self.net.act.steps, rows)
+        if fired is not None:
             energy.lane_rates = (fired.sum((0, 1)) / outputs.sum()).tolist()
             shares = {n: f / o for n, f, o in zip(self.fired, fired, outputs, strict=True)}
             energy.lane_rates_per_layer = {n: share.sum(0).tolist() for n, share in shares.items()}
             energy.lane_rates_per_step = {n: share.tolist() for n, share in shares.items()}
         return energy
 
+    def _row(self, name, inputs, additions, images, first):
+        """`Row` of a layer from its two counts [T, marks] over all images."""
+        (macs, size, weights), steps = self.shape[name], len(inputs)
+        analog = not self.neurons or (first and self.net.act.encoding == "direct")
+        once = analog and not (first and self.net.each_step)
+        if analog and not once:  # shown at each step, though it was counted once
+            inputs, additions = inputs * steps, additions * steps
+        seen = [k for k in range(3 * self.levels) if inputs[:, 2 + k].any()]
+        values = bool(inputs[:, 1].any())  # some inputs are no binary numbers
+        one_hot = not values and bool(inputs[:, 2:].sum() == inputs[:, 0].sum())
+        width = max(seen[-1] - seen[0] + 1 if seen else 0, 1 if first else self.levels)
+        code = 0 if analog or values else width.bit_length() if one_hot else width
+        rates, additions = (inputs / (images * size)).T.tolist(), (additions / images).T.tolist()
+        by_lane = [{2.0 ** (k - 2 * self.levels): count[2 + k] for k in seen} for count in (rates, additions)]
+        dense = None if not analog else [1.0] + [0.0] * (steps - 1) if once else rates[0]
+        return Row(name, macs, size, weights, rates[0], *additions[:2], *by_lane, one_hot, dense, code, 1 if once else steps)
 
-def row(name, macs, inputs, rates, spiking, analog, each_step=False):
-    """Energy row of a layer: MACs at E_MAC for an ANN or an analog input (by its rate if billed at each step), else
-    additions at E_AC times the rate. rates: of nonzero inputs, one per step."""
-    rate = sum(rates)
-    picojoule = E_AC * rate * macs if spiking and not analog else E_MAC * macs * (rate if each_step else 1)
-    return Row(name, macs, inputs, rate, picojoule * 1e-6, rates)
+
+def of_ann(name, **arguments):
+    """`Energy` of a network as an ANN, from its shapes alone; arguments: see `models.build`."""
+    with torch.device("meta"):
+        net = build(name, ReLU(), **arguments).eval()
+        with Counter(net) as counter:
+            net(torch.empty(1, 3, net.built["image_size"], net.built["image_size"]))
+    return Energy(1, 1, [Row(n, *shape, dense=[1.0]) for n, shape in counter.shape.items()])
 
 
 @torch.no_grad()

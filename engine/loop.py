@@ -260,8 +260,8 @@ class Trainer:
         return summary
 
 
-def report(net, loader, world, args, stem=None):
-    """Test accuracy and, with --energy, the energy of `net`, printed and written to <stem>.json and .csv."""
+def report(net, loader, world, args, stem=None, model="paper"):
+    """Test accuracy and, with --energy, the energy of `net`: printed under `model`, under all in <stem>.json and .csv."""
     from analysis.energy import Counter
 
     counter = Counter(net) if args.energy else None
@@ -272,7 +272,7 @@ def report(net, loader, world, args, stem=None):
         energy = counter.energy(world)
         summary |= {"energy_uj": energy.total_uj, "ann_energy_uj": energy.ann_uj, "lane_rates": energy.lane_rates}
         summary["energy"] = energy
-        world.say(energy.table())
+        world.say(energy.table(model))
         if stem and world.main:
             energy.write(stem)
     return summary

@@ -1,8 +1,5 @@
-"""Matched conversion and its fold, spike trains, energy."""
+"""Matched conversion and its fold, spike trains."""
 
-from pathlib import Path
-
-import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,8 +7,6 @@ from torch import nn
 import models
 from analysis import convert, energy
 from models import NeuronConfig, Spiking
-
-GOLDEN = Path(__file__).parent / "golden"
 
 
 def spiking(name, steps=1, scale=True, **arguments):
@@ -117,55 +112,3 @@ def test_percentile_is_the_published_rank():
         assert models.statistics.percentile(x, percent) == wanted
         for floor in (wanted - 0.1, wanted, wanted + 0.1):
             assert models.statistics.percentile(x, percent, floor) == max(floor, wanted)
-
-
-PUBLISHED_MACS = {("vgg16", 10, 32): 338_403_328, ("vgg16", 1000, 224): 15_470_264_320, ("resnet20", 10, 32): 215_699_456}
-PUBLISHED_UJ = {("vgg16", 10, 32): "1.557E+03", ("vgg16", 1000, 224): "7.116E+04", ("resnet20", 10, 32): "9.922E+02"}
-
-
-@pytest.mark.parametrize("key", PUBLISHED_MACS)
-def test_operation_counts(key):
-    name, classes, size = key
-    with torch.device("meta"):
-        net = models.build(name, models.ReLU(), num_classes=classes, image_size=size).eval()
-        rows = []
-        for m in net.modules():
-            if isinstance(m, (nn.Conv2d, nn.Linear)):
-                m.register_forward_hook(lambda m, i, o: rows.append(energy.macs_of(m, o)))
-        net(torch.empty(1, 3, size, size))
-    assert sum(rows) == PUBLISHED_MACS[key]
-    assert f"{energy.E_MAC * sum(rows) * 1e-6:.3E}" == PUBLISHED_UJ[key]
-    data = {10: "CIFAR10", 1000: "IMAGENET"}[classes]
-    golden = np.load(GOLDEN / "D_macs.npz")[f"{name}_{data}_mac_true_i64"]
-    assert sorted(rows) == sorted(golden.tolist())
-
-
-@pytest.mark.parametrize("key", ["VGG16_T1_S3", "VGG16_T3_S1", "RESNET20_T1_S3", "RESNET20_T3_S1"])
-def test_published_operation_table(key):
-    """rate = spikes / inputs and operations = rate * MACs, as in the published table; the first layer is billed as MACs."""
-    table = np.load(GOLDEN / "D2_ops_energy.npz")[f"{key}_mac_spikes_neurons_rate_snnop"].astype(np.float64)
-    macs, spikes, neurons, rate, operations = table.T
-    for i in range(1, len(table)):
-        row = energy.row("layer", macs[i], neurons[i], [spikes[i] / neurons[i]], spiking=True, analog=False)
-        assert row.rate == pytest.approx(rate[i], rel=1e-5)
-        assert row.energy_uj == pytest.approx(0.9e-6 * operations[i], rel=1e-5)
-    assert energy.row("first", macs[0], neurons[0], [1.0], True, True).energy_uj == pytest.approx(4.6e-6 * macs[0])
-
-
-def test_measured_energy_by_hand():
-    """Two steps, S = 2, a network of two layers whose spikes are known."""
-    act = Spiking(NeuronConfig.vgg(2), 2)
-    conv, head = nn.Conv2d(1, 1, 1, bias=False), nn.Linear(4, 2, bias=False)
-    layer = models.layers.Layer(models.layers.Synapse(conv), act.layer(first=True))
-    net = models.layers.Network(act, [layer, nn.Flatten()], head)
-    conv.weight.data.fill_(1.0)
-    x = torch.tensor([[[[0.5, 1.5], [2.5, 0.6]]]])
-    # theta 1, soft reset. step 1: 0, 1, 2, 0; potentials 0.5, 0.5, 0.5, 0.6. step 2: u = 1.0, 2.0, 3.0, 1.2 -> 0, 1, 2, 1
-    result = energy.measure(net, [x])
-    first, second = result.layers
-    assert (first.macs, second.macs, result.images) == (4, 8, 1)
-    assert second.rate == pytest.approx(5 / 4)
-    assert result.total_uj == pytest.approx((4.6 * 4 + 0.9 * 8 * 5 / 4) * 1e-6)
-    assert result.lane_rates == pytest.approx([3 / 4, 2 / 4])
-    assert "theta" not in str(result.table()) and set(net.state_dict()) == {
-        "stages.0.synapse.map.weight", "stages.0.act.theta", "stages.0.act.leak", "head.weight"}
