@@ -9,10 +9,11 @@ READY := $(VENV)/ready
 endif
 BASE_PYTHON ?= python3
 
-.PHONY: help setup demo test lint test-long test-gpu bench bench-gpu doctor clean
+.PHONY: help setup demo demo-dvs test lint test-long test-gpu bench bench-gpu doctor clean
 
 help:
 	@echo "make demo       digits: ANN -> LQ-ANN -> fused -> SNN, with a table and a figure (under 5 minutes on 2 cores)"
+	@echo "make demo-dvs   simulated event recordings: prepare, train VGGSNN with 3 lanes and with 1 (under 5 minutes on 2 cores)"
 	@echo "make test       lint and the test suite (under 10 minutes on 2 cores)"
 	@echo "make test-long  the checks that take longer: the ImageNet commands of the README, every neuron on every backend"
 	@echo "make test-gpu   the checks that need a CUDA GPU"
@@ -32,9 +33,12 @@ setup: $(READY)
 demo: $(READY)
 	$(PY) demo.py
 
+demo-dvs: $(READY)
+	$(PY) neuromorphic_tasks/demo.py
+
 lint: $(READY)
 	$(PY) -m ruff check .
-	$(PY) -m pylint --score=n ann_ddp.py snn_ddp.py absorb_bn.py energy.py demo.py models engine analysis benchmarks \
+	$(PY) -m pylint --score=n ann_ddp.py snn_ddp.py absorb_bn.py energy.py reproduce.py demo.py models engine analysis benchmarks \
 		spike_driven_transformer neuromorphic_tasks
 
 test: lint

@@ -32,7 +32,8 @@ def get_parser():
                         help="comma-separated; several give mean and spread")
     parser.add_argument("--width_mult", type=cli.strictly_positive, default=None,
                         help="factor of every layer's width; default 1, of smoke 0.25")
-    parser.add_argument("--data_root", default="./data", help="folder of the row's data set")
+    parser.add_argument("--data_root", default=rows.DATA, help="folder of the row's data set; of "
+                        "DVS-CIFAR10 the prepared recordings (default: where dvscifar_prepare.py puts them)")
     parser.add_argument("--amp", default=None, choices=("none", "bf16", "fp16"), help="default: none, of fast and smoke bf16")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     parser.add_argument("--launcher", default="", help="what starts the training scripts instead of python, such as "
@@ -57,7 +58,7 @@ def result_file(row, args):
 
 def recipe(chain):
     """{stage: its options} but for what depends on the machine."""
-    machine = ("data_root", "data_dir", "dataset_dir", "device")
+    machine = ("data_root", "data_dir", "dataset_dir", "prepared", "device")
     return {s.name: {k: v for k, v in rows.options(s.words).items() if k not in machine} for s in chain.stages.values()}
 
 
@@ -245,7 +246,7 @@ def main(argv=None):
         raise UseError("name a row; --list shows all")
     for row in [rows.find(args.row)] if args.row else rows.ROWS:
         if not args.dry_run:
-            args.data_root = str(Path(args.data_root).resolve())
+            args.data_root = args.data_root if args.data_root == rows.DATA else str(Path(args.data_root).resolve())
             return run(row, args)
         chain = make_chain(row, args, args.seeds[0])
         print(f"# {row.name}")

@@ -116,8 +116,8 @@ def recording(title, rows, path, columns=10):
 
     count = len(rows[0][1])
     steps = np.linspace(0, count - 1, min(count, columns)).round().astype(int)
-    figure, axes = plt.subplots(len(rows), len(steps), figsize=(1 + 1.4 * len(steps), 1.4 * len(rows) + 0.8), squeeze=False,
-                                layout="constrained")
+    size = max(8, 1 + 1.4 * len(steps)), 1.4 * len(rows) + 0.8
+    figure, axes = plt.subplots(len(rows), len(steps), figsize=size, squeeze=False, layout="constrained")
     figure.suptitle(title)
     for axis, step in zip(axes[0], steps, strict=True):
         axis.set_title(f"step {step + 1}", fontsize=9)

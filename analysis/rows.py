@@ -12,6 +12,7 @@ from .chain import Stage, words
 
 COMMANDS = Path(__file__).with_name("published_commands.txt")
 SCHEDULES = ("published", "fast", "smoke")
+DATA = "./data"  # default of --data_root; that of the recordings is their own script's
 CONFS = "spike_driven_transformer/conf"
 FAST = {"CIFAR10": (60, 40), "CIFAR100": (60, 40)}  # epochs of the ANN and of the SNN
 SNN = {"multi_channel": 1, "hardware_opt": 1, "input_encoding": 1, "optimizer": "Adam", "weight_decay": 0,
@@ -138,8 +139,10 @@ def _transformer(row, args, seed):
 
 
 def _vggsnn(row, args, seed):
-    found = {"multi_channel": 1, "num_channels": row.levels, "T_prime": row.frames, "data_root": args.data_root, "seed": seed,
-             "device": args.device, "energy": True, "width_mult": args.width_mult}
+    found = {"multi_channel": 1, "num_channels": row.levels, "T_prime": row.frames, "seed": seed, "device": args.device,
+             "energy": True, "width_mult": args.width_mult}
+    if args.data_root != DATA:
+        found["prepared"] = args.data_root
     if args.amp != "none":
         found["amp"] = args.amp
     if args.schedule == "smoke":

@@ -24,6 +24,11 @@ def make_optimizer(net, args):
                             fused=True)
 
 
+def cosine(epoch, epochs, rate):
+    """Half a cosine from `rate` at epoch 1 to 0 after `epochs` epochs."""
+    return rate * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
+
+
 def learning_rate(epoch, args):
     """Learning rate at `epoch`, counted from 1: 2.5 is the middle of the second epoch.
 
@@ -31,12 +36,12 @@ def learning_rate(epoch, args):
     'cosine': half a cosine from learning_rate to 0, step by step. Before either, with `warm_up`, linear from warm_up_lr
     over warm_up_epochs epochs.
     """
-    warm, cosine = args.warm_up_epochs if args.warm_up else 0, args.lr_schedule == "cosine"
-    epoch = epoch if cosine else int(epoch)
+    warm, smooth = args.warm_up_epochs if args.warm_up else 0, args.lr_schedule == "cosine"
+    epoch = epoch if smooth else int(epoch)
     if epoch - 1 < warm:
         return args.warm_up_lr + (args.learning_rate - args.warm_up_lr) * (epoch - 1) / warm
-    if cosine:
-        return args.learning_rate * (1 + math.cos(math.pi * (epoch - 1 - warm) / (args.epochs - warm))) / 2
+    if smooth:
+        return cosine(epoch - warm, args.epochs - warm, args.learning_rate)
     drops = sum(1 <= int(f * args.epochs) <= epoch for f in args.lr_interval)
     return args.learning_rate / args.lr_reduce**drops
 

@@ -158,7 +158,9 @@ def load(args):
     """
     folder, content = read_manifest(args)
     how, parts = coding(args), []
-    about = {"name": "DVS-CIFAR10", "source": f"DVS-CIFAR10 ({content.get('source', '?')}, split {content['split']})",
+    made = content.get("simulated")
+    name = f"simulated events of {made['images']}" if made else "DVS-CIFAR10"
+    about = {"name": "DVS-CIFAR10", "source": f"{name}, split {content['split']}",
              "where": str(folder), "split": content["split"], "num_classes": len(content["classes"]), "image_size": SIDE}
     for name in ("train", "test"):
         path, entries = folder / f"{name}.npy", content[name]

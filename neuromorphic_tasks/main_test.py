@@ -15,7 +15,7 @@ from engine import checkpoint, cli, data, run
 from engine.dist import launch
 from engine.errors import UseError, guard
 from neuromorphic_tasks import dvs
-from neuromorphic_tasks.main_training_parallel import add_setting, build, load_weights, stem
+from neuromorphic_tasks.main_training_parallel import add_setting, build, load_weights, result
 
 SETTING = ("multi_channel", "num_channels", "T_prime", "resize", "width_mult", "surrogate_edge")
 
@@ -46,7 +46,7 @@ def settled(args, content, path):
 
 
 def work(args, world):
-    path = args.checkpoint or Path(args.output_dir) / f"{stem(args, dvs.read_manifest(args)[1]['split'])}.pth"
+    path = args.checkpoint or result(args, dvs.read_manifest(args)[1]["split"])
     content = checkpoint.load(path)
     if content["format"] != "published":
         args = settled(args, content, path)

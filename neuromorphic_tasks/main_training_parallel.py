@@ -4,11 +4,11 @@ python3 main_training_parallel.py --multi_channel 1 --num_channels 4 --T_prime 8
 """
 
 import argparse
-import math
 import sys
 from pathlib import Path
 
 import torch
+from torch.nn import functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -18,7 +18,7 @@ from engine import checkpoint, cli, data, run
 from engine.dist import launch
 from engine.errors import UseError, guard
 from engine.loop import report, seed_all
-from engine.optim import Recipe, tet_loss
+from engine.optim import Recipe, cosine, tet_loss
 from models.vggsnn import from_published, neurons
 from neuromorphic_tasks import dvs
 
@@ -77,20 +77,23 @@ def rules(args):
 
 
 class TETRecipe(Recipe):
-    """Adam, its rate a cosine from --learning_rate to 0 over the epochs, set once per epoch; TET loss."""
+    """Adam, its rate a cosine from --learning_rate to 0 over the epochs, set once per epoch, as published; TET loss."""
 
     def optimizer(self, net):
         return torch.optim.Adam(net.parameters(), self.args.learning_rate, weight_decay=self.args.weight_decay, fused=True)
 
     def set_rate(self, optimizer, epoch):
-        rate = self.args.learning_rate * (1 + math.cos(math.pi * (epoch - 1) / self.epochs)) / 2
+        rate = cosine(int(epoch), self.epochs, self.args.learning_rate)
         for group in optimizer.param_groups:
             group["lr"] = rate
         return rate
 
+    def targets(self, images, labels, epoch):
+        return images, labels
+
     def loss(self, out, targets):
         if not self.args.TET:
-            return super().loss(out.mean(0), targets)
+            return F.cross_entropy(out.mean(0), targets, reduction="sum")
         return tet_loss(out, targets, self.args.lamb, self.args.means)
 
 
@@ -114,6 +117,11 @@ def stem(args, split):
             + ("_published" if coding.published else "") + (f"_w{args.width_mult:g}" if args.width_mult != 1 else ""))
 
 
+def result(args, split="first900"):
+    """File of the trained network."""
+    return Path(args.output_dir) / f"{stem(args, args.split or split)}.pth"
+
+
 def work(args, world, saved=None):
     run.check_compile(args, world)
     run.say_backend(args, world)
@@ -135,8 +143,7 @@ def work(args, world, saved=None):
         summary = report(net, loaders[2], world, args)
         world.say(f"{about['source']}: test accuracy {summary['test_accuracy']:.2%}")
         return summary
-    path = Path(args.output_dir) / f"{stem(args, about['split'])}.pth"
-    return run.train(net, "vggsnn", path, loaders, about, args, world, saved,
+    return run.train(net, "vggsnn", result(args, about["split"]), loaders, about, args, world, saved,
                      recipe=TETRecipe(args), scalars=lambda: lane_curves(net, next(loaders[2].epoch(0))[0]),
                      extra={"S": coding.lanes, "T_F": coding.frames, "Q_F": coding.steps})
 
