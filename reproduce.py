@@ -177,7 +177,7 @@ def ann_energy(row):
 
 
 def needs(row):
-    data = "" if row.dataset == "CIFAR10" else f"{row.dataset} and "
+    data = "" if row.dataset == "CIFAR10" else f"{row.dataset.replace('IMAGENET', 'ImageNet')} and "
     return f"not measured: needs {data}a GPU"
 
 

@@ -207,5 +207,6 @@ def save(figure, path):
     import matplotlib.pyplot as plt
 
     for kind, metadata in (("png", None), ("svg", {"Date": None})):
-        write_atomic(Path(path).with_suffix(f".{kind}"), partial(figure.savefig, dpi=110, format=kind, metadata=metadata))
+        with plt.rc_context({"svg.hashsalt": "mlif"}):  # the same figure gives the same file
+            write_atomic(Path(path).with_suffix(f".{kind}"), partial(figure.savefig, dpi=110, format=kind, metadata=metadata))
     plt.close(figure)
