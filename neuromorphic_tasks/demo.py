@@ -28,7 +28,7 @@ def main(argv=None):
     parser.add_argument("--output_dir", default="runs/demo_dvs", help="folder of everything that the demo writes")
     parser.add_argument("--per_class", type=int, default=100, help="recordings of each of the ten classes")
     parser.add_argument("--T_prime", type=int, default=8, help="frames T_F of a recording")
-    parser.add_argument("--epochs", type=int, default=15)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args(argv)
     out, begin = Path(args.output_dir), time.perf_counter()
