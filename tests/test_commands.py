@@ -16,6 +16,7 @@ import absorb_bn
 import models
 from analysis import convert
 from engine import checkpoint
+from engine.cli import refuse_idle
 from tests.helpers import ROOT, command, image_folder, read
 
 COMMANDS = (ROOT / "analysis" / "published_commands.txt").read_text().splitlines()
@@ -34,10 +35,7 @@ def parsed(line):
     script, *argv = shlex.split(line)[1:]
     module = importlib.import_module(script.removesuffix(".py"))
     args = module.get_parser().parse(argv)
-    if hasattr(module, "rules"):
-        from engine import run
-
-        run.settings(module.get_parser(), argv, module.rules)
+    refuse_idle(args, module.rules(args))
     return module.__name__, args
 
 
