@@ -56,7 +56,7 @@ QUESTIONS = {  # page: (question, reference, variants compared with it)
     "learned_neuron": ("Thresholds (and at T = 2 leaks) learned or fixed?", "base", ["fixed theta"]),
     "learned_neuron_t2": ("The same at T = 2, where the leak acts.", "T=2", ["T=2, fixed theta and leak"]),
     "levels": ("M-LIF S=3 against LIF at T = 1 and 3, multi-hot, and the LQ-ANN with the same levels.", "base",
-               ["LIF, T=1", "LIF, T=3", "multi-hot", "LQ-ANN"]),
+               ["LIF, T=1", "multi-hot", "LQ-ANN", "LIF, T=3"]),
     "tradeoff": ("Accuracy against energy, S and T from 1 to 4.", "base", [n for n in TRADEOFF.values() if n != "base"]),
 }
 
