@@ -10,7 +10,7 @@ import statistics
 from pathlib import Path
 
 from analysis import figures, rows
-from analysis.chain import ROOT, Chain, code, commit
+from analysis.chain import LOCAL, ROOT, Chain, code, commit
 from engine import cli
 from engine.errors import UseError, guard
 from engine.files import write_atomic
@@ -56,19 +56,13 @@ def result_file(row, args):
     return Path(args.results) / f"{row.name}{width}.{args.schedule}.json"
 
 
-def recipe(chain):
-    """{stage: its options} but for what depends on the machine."""
-    machine = ("data_root", "data_dir", "dataset_dir", "prepared", "device")
-    return {s.name: {k: v for k, v in rows.options(s.words).items() if k not in machine} for s in chain.stages.values()}
-
-
-def kept(chain, name, summary):
-    """What a result holds of a stage."""
-    out = {k: v for k, v in summary.items() if k not in ("converted", "checkpoint")}
-    out["command"] = chain.command(chain.stages[name])
+def kept(stage, summary):
+    """What a result holds of a stage: nothing of this machine's folders."""
+    out = {k: v for k, v in summary.items() if k not in LOCAL} | {"script": stage.script, "recipe": stage.recipe}
     if summary.get("run"):
         run = Path(summary["run"])
-        out |= {"data_parts": json.loads((run / "config.json").read_text())["data"],
+        about = json.loads((run / "config.json").read_text())["data"]
+        out |= {"data_parts": {part: about[part] for part in ("train", "test")},
                 "log": [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]}
     return out
 
@@ -137,17 +131,17 @@ def run(row, args):
     path = result_file(row, args)
     chains = {seed: make_chain(row, args, seed) for seed in args.seeds}
     about = {"row": row.name, "schedule": args.schedule, "width_mult": args.width_mult, "code": code(),
-             "recipe": {seed: recipe(chain) for seed, chain in chains.items()}}
+             "recipe": {seed: {s.name: s.recipe for s in chain.stages.values()} for seed, chain in chains.items()}}
     if path.is_file() and not args.replace:
         old = json.loads(path.read_text())
-        different = [k for k in about if old.get(k) != json.loads(json.dumps(about[k]))]
+        different = [k for k, v in about.items() if old.get(k) != json.loads(json.dumps(v))]
         if different:
             raise UseError(f"{path} holds a result of {'other code' if different == ['code'] else 'another ' + different[0]} "
                            f"(commit {old['commit']}): results never mix, give --replace or another --results")
     runs = {}
     for seed, chain in chains.items():
         found = chain.all(lambda text, seed=seed: print(f"[{row.name}, seed {seed}] {text}", flush=True))
-        runs[str(seed)] = {"stages": {name: kept(chain, name, found[name]) for name in found}, "result": list(found)[-1]}
+        runs[str(seed)] = {"stages": {name: kept(chain.stages[name], found[name]) for name in found}, "result": list(found)[-1]}
     result = {**about, "commit": commit(), "versions": versions(), "runs": runs}
     write_json(path, result)
     print(f"\n{verdict(row, result)}\nwritten to {path}")

@@ -9,6 +9,7 @@ import hashlib
 import importlib
 import json
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -24,6 +25,9 @@ ROOT = Path(__file__).resolve().parents[1]
 CODE = ("ann_ddp.py", "snn_ddp.py", "absorb_bn.py", "models/**/*.py", "models/**/*.cu", "models/**/*.h", "engine/*.py",
         "analysis/convert.py", "analysis/energy.py", "analysis/pricing.py", "spike_driven_transformer/*.py",
         "neuromorphic_tasks/*.py")
+
+MACHINE = ("data_root", "data_dir", "dataset_dir", "prepared", "device")
+LOCAL = ("run", "checkpoint", "converted")  # parts of a summary that tell of files here
 
 
 def code():
@@ -47,6 +51,18 @@ def words(options):
                  for word in ((f"--{name}",) if value is True else (f"--{name}", str(value))))
 
 
+def options(tokens):
+    """{name: value} of command-line words, the inverse of `words`."""
+    found, name = {}, None
+    for token in tokens:
+        if re.match(r"--?[a-z]", token):
+            name, _, value = token.lstrip("-").partition("=")
+            found[name] = value or True
+        else:
+            found[name] = token
+    return found
+
+
 @dataclass(frozen=True)
 class Stage:
     """A command: script without .py ('snn_ddp', 'spike_driven_transformer.train'), its words; `{ann}` in a word stands
@@ -63,6 +79,11 @@ class Stage:
     @property
     def trains(self):
         return self.script != "absorb_bn"
+
+    @property
+    def recipe(self):
+        """Its options but for what depends on the machine."""
+        return {name: value for name, value in options(self.words).items() if name not in MACHINE}
 
 
 @contextmanager
@@ -126,12 +147,16 @@ class Chain:
         run = self._run_folder(stage)
         return json.loads((run / "summary.json").read_text()) if run and (run / "summary.json").is_file() else None
 
+    def record(self, stage):
+        """What was noted when the stage was begun: {"command", "code", "commit"}; None: it was not."""
+        path = self.folder / stage.name / "stage.json"
+        return json.loads(path.read_text()) if path.is_file() else None
+
     def _check(self, stage, record):
         """Refuse a stage that was begun by another command or code; note this one otherwise."""
-        path = self.folder / stage.name / "stage.json"
-        if not path.is_file():
+        path, old = self.folder / stage.name / "stage.json", self.record(stage)
+        if old is None:
             return write_json(path, record)
-        old = json.loads(path.read_text())
         for key, what in (("command", "with other arguments"), ("code", "by other code")):
             if old[key] != record[key]:
                 raise UseError(f"{path.parent} was made {what} (commit {old['commit']}): results never mix, give another "

@@ -21,7 +21,7 @@ from engine.files import write_atomic
 from engine.log import versions, write_json
 
 from . import figures
-from .chain import Chain, Stage, commit, words
+from .chain import LOCAL, Chain, Stage, words
 
 BASE = {"num_channels": 3, "timesteps": 1, "conversion": "matched", "surrogate_edge": "paper", "surrogate_gamma": 1.0}
 PUBLISHED = {"conversion": "published", "scaling_factor": 0.2}
@@ -117,9 +117,10 @@ def collect(args, question):
             stage = one.stages[folder(name)]
             if (summary := one.summary(stage)) is not None:
                 lines = (Path(summary["run"]) / "log.jsonl").read_text().splitlines()
-                kept = {k: v for k, v in summary.items() if k not in ("converted", "network", "run", "checkpoint")}
+                kept = {k: v for k, v in summary.items() if k not in LOCAL}
                 found.append({**kept, "seed": seed, "curve": [json.loads(line)["test_accuracy"] for line in lines],
-                              "ann_accuracy": one.summary(one.stages["ann"])["last_accuracy"], "command": one.command(stage)})
+                              "ann_accuracy": one.summary(one.stages["ann"])["last_accuracy"], "recipe": stage.recipe,
+                              "commit": one.record(stage)["commit"]})
     return {name: found for name, found in runs.items() if len(found) == len(args.seeds)}
 
 
@@ -165,8 +166,7 @@ def report(args, question):
     if QUESTIONS[question][1] not in runs:
         return f"{question}: not finished for every seed"
     target = Path(args.results) / question
-    write_json(target.with_suffix(".json"), {"question": QUESTIONS[question][0], "commit": commit(), "versions": versions(),
-                                             "runs": runs})
+    write_json(target.with_suffix(".json"), {"question": QUESTIONS[question][0], "versions": versions(), "runs": runs})
     text = page(args, question, runs)
     if question == "tradeoff":
         draw_tradeoff(args, runs, target)

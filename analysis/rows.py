@@ -1,14 +1,13 @@
 """The rows of the published tables, and the stages that make each of them by the public scripts."""
 
 import difflib
-import re
 import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
 from engine.errors import UseError
 
-from .chain import Stage, words
+from .chain import Stage, options, words
 
 COMMANDS = Path(__file__).with_name("published_commands.txt")
 SCHEDULES = ("published", "fast", "smoke")
@@ -16,7 +15,7 @@ DATA = "./data"  # default of --data_root; that of the recordings is their own s
 CONFS = "spike_driven_transformer/conf"
 FAST = {"CIFAR10": (60, 40), "CIFAR100": (60, 40)}  # epochs of the ANN and of the SNN
 SNN = {"multi_channel": 1, "hardware_opt": 1, "input_encoding": 1, "optimizer": "Adam", "weight_decay": 0,
-       "learning_rate": 1e-3, "warm_up_epochs": 1, "conversion": "matched", "surrogate_edge": "paper", "surrogate_gamma": 1.0}
+       "learning_rate": 1e-3, "warm_up_epochs": 1, "conversion": "matched"}  # the surrogate's defaults: results/questions
 
 
 @dataclass(frozen=True)
@@ -75,18 +74,6 @@ def _dynamic():
 
 
 ROWS = (*_static(), *_dynamic())
-
-
-def options(tokens):
-    """{name: value} of command-line words; a flag's value is True."""
-    found, name = {}, None
-    for token in tokens:
-        if re.match(r"--?[a-z]", token):
-            name, _, value = token.lstrip("-").partition("=")
-            found[name] = value or True
-        else:
-            found[name] = token
-    return found
 
 
 def published(script, dataset, architecture):
