@@ -14,7 +14,10 @@ from math import ceil
 import torch
 from torch.nn import functional as F
 
-FRAMES, SENSOR, SIDE = 80, 128, 48  # frames of a prepared recording, its side and that of the network's input in pixels
+from .data.events import FRAMES
+from .data.events import SIDE as SENSOR
+
+SIDE = 48  # of the network's input, pixels
 
 
 @dataclass(frozen=True)

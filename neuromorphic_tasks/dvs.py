@@ -19,9 +19,9 @@ from analysis import figures
 from engine import cli
 from engine.errors import UseError, guard
 from engine.loader import Loader, seeded
-from neuromorphic_tasks.coding import FRAMES, SENSOR, SIDE, Coding, augment, count, encode, merge_frames, split_lanes, unpack
+from neuromorphic_tasks.coding import SENSOR, SIDE, Coding, augment, count, encode, merge_frames, split_lanes, unpack
+from neuromorphic_tasks.data.events import FORMAT, FRAMES
 
-FORMAT = "mlif-dvs-1"
 SHIFT = 5  # pixels by which training images are rolled at most
 CHUNK = 4  # recordings that are coded at once: few, so that a CPU's caches hold them
 

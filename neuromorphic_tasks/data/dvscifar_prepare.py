@@ -25,11 +25,9 @@ sys.path.insert(0, str(ROOT))
 from engine import cli
 from engine.errors import RunError, UseError, guard
 from engine.log import progress
-from neuromorphic_tasks.data.events import CLASSES, FRAMES, SIDE, SUFFIXES, frames, pack, read, simulated
+from neuromorphic_tasks.data.events import CLASSES, FORMAT, FRAMES, SIDE, SUFFIXES, frames, pack, read, simulated
 from neuromorphic_tasks.data.pool import ordered
 from neuromorphic_tasks.data.store import BYTES, PARTS, Job, Store, fingerprint, is_finished
-
-FORMAT = "mlif-dvs-1"
 
 
 def split_name(text):

@@ -19,7 +19,7 @@ import numpy as np
 from engine.errors import UseError
 from engine.files import write_atomic
 
-SIDE, FRAMES = 128, 80
+SIDE, FRAMES, FORMAT = 128, 80, "mlif-dvs-1"  # pixels; of a prepared recording; of prepared data
 CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 SUFFIXES = (".aedat", ".aedat4", ".mat", ".npz")
 WORDS = {"1.0": np.dtype([("address", ">u2"), ("t", ">u4")]), "2.0": np.dtype([("address", ">u4"), ("t", ">u4")])}
