@@ -10,6 +10,7 @@ import models
 from analysis.energy import E_AC, Counter, measure
 from engine.optim import tet_loss
 from models import vggsnn
+from neuromorphic_tasks import demo
 
 GOLDEN = np.load(Path(__file__).parent / "golden" / "B4_vggsnn_w8.npz")
 MACS = np.load(Path(__file__).parent / "golden" / "D_macs.npz")["vggsnn_mac_per_row_i64"]
@@ -134,3 +135,11 @@ def test_tet_loss_by_hand():
     assert tet_loss(out, labels, 0.1, 0.5).item() == pytest.approx(2 * want.item(), rel=1e-5)
     mixed = torch.nn.functional.one_hot(labels, 5).float()
     assert tet_loss(out, mixed, 0.1, 0.5).item() == pytest.approx(2 * want.item(), rel=1e-5)
+
+
+def test_the_demo_from_recordings_to_its_table(tmp_path, capsys):
+    summary = demo.main(["--output_dir", str(tmp_path), "--per_class", "2", "--T_prime", "4", "--epochs", "1"])
+    assert [s["steps"] for s in summary["settings"].values()] == [1, 4]
+    assert summary["data"] == "simulated events of scikit-learn digits, split first900"
+    assert 0 < summary["energy_share"] and (tmp_path / "recording.png").stat().st_size > 10_000
+    assert "1/4 of its steps" in capsys.readouterr().out
