@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import torch
 
+from engine.dist import keep_memory
 from models import NeuronConfig
 from models.neuron import dispatch
 from models.neuron.reference import mlif_reference, surrogate
@@ -196,6 +197,7 @@ def main():
         print("not measured: no CUDA GPU here")
         return
     elements = args.elements or (64_000_000 if gpu else 16_000_000)
+    keep_memory()  # as the training scripts do
     where, rows = machine(device), []
     print(f"{where['machine']}, torch {where['torch']}, {elements / 1e6:g} million elements, medians of {args.repeats} "
           "[quartiles]")

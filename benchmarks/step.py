@@ -128,8 +128,7 @@ def main():
     parser.add_argument("--out", default="runs/bench/step", help="stem of the JSON file")
     parser.add_argument("--peak", default="", help=argparse.SUPPRESS)
     args = parser.parse_args()
-    if args.device == "cpu":
-        keep_memory()  # as the training scripts do
+    keep_memory()  # as the training scripts do
     if args.peak:
         before = high_water()
         step = step_of(**json.loads(args.peak))
