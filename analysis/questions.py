@@ -34,6 +34,7 @@ VARIANTS = {  # what differs from BASE; None removes an option; "from": the stag
     "published, all": {**PUBLISHED, "balance": "all"},
     "published, all, 1 step": {**PUBLISHED, "balance": "all", "balance_steps": 1},
     "from the LQ-ANN": {"from": "lq_fused"},
+    "twice the epochs": {"twice": True},
     "fixed theta": {"fixed_neuron": True},
     "distilled": {"distill": "{ann}"},
     "LIF, T=1": {"num_channels": 1, "surrogate_edge": None},
@@ -51,7 +52,7 @@ QUESTIONS = {  # page: (question, reference, variants compared with it)
                          ["edge 3/2", "edge 1/2, damping 0.3", "edge 3/2, damping 0.3"]),
     "conversion": ("Matched conversion, or published: balancing the stem or all layers, over 100 steps or 1?", "base",
                    ["published, stem", "published, all", "published, all, 1 step"]),
-    "start": ("Start the SNN from the ANN or from the LQ-ANN?", "base", ["from the LQ-ANN"]),
+    "start": ("Start the SNN from the ANN or from the LQ-ANN?", "base", ["from the LQ-ANN", "twice the epochs"]),
     "distillation": ("Does following the ANN's outputs help?", "base", ["distilled"]),
     "learned_neuron": ("Thresholds (and at T = 2 leaks) learned or fixed?", "base", ["fixed theta"]),
     "learned_neuron_t2": ("The same at T = 2, where the leak acts.", "T=2", ["T=2, fixed theta and leak"]),
@@ -79,6 +80,8 @@ def stages(args, seed, variants):
         if name in VARIANTS:
             changed = {**BASE, **VARIANTS[name]}
             start = changed.pop("from", "ann_fused")
+            if changed.pop("twice", False):
+                changed["epochs"] = 2 * args.epochs
             found.append(Stage(folder(name), "snn_ddp", words({**adam, "multi_channel": 1, **changed,
                                                                "pretrained_ann": f"{{{start}}}"})))
     return found
