@@ -42,7 +42,7 @@ lint: $(READY)
 		spike_driven_transformer neuromorphic_tasks
 
 test: lint
-	$(PY) -m pytest -n 2 --dist loadfile
+	$(PY) -m pytest -n 2 --dist worksteal
 
 test-long: $(READY)
 	$(PY) -m pytest -m long

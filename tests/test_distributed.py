@@ -109,7 +109,7 @@ RANGES = """
     import ann_ddp
     from engine import run
 
-    def train(net, kind, stable, loaders, about, args, world, saved, before_epoch):
+    def train(net, kind, stable, loaders, about, args, world, saved, before_epoch, **_):
         before_epoch(1)
         torch.save([m.hi for m in net.modules() if hasattr(m, "hi")], f"ranges{world.size}{world.rank}.pth")
 
