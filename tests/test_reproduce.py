@@ -71,9 +71,13 @@ def test_outcome_and_verdict_by_hand():
     assert {k: v[0] for k, v in found.items()} == pytest.approx({"accuracy": 93, "energy": 50, "rate": 0.3, "hours": 1,
                                                                  "gap": 1, "ratio": 20})
     text = reproduce.verdict(row, result())
-    assert "accuracy reached" in text and "energy reached" in text and "1.12" in text and "18.0" in text
+    assert "verdict: accuracy (tolerance 0.5 points) reached, energy (tolerance 10%) reached" in text
+    assert "1.12" in text and "18.0" in text
+    text = reproduce.verdict(row, result(accuracy=0.92, energy=100.0))
+    assert "points) NOT reached" in text and "10%) NOT reached" in text
+    assert "verdict: gap reached, energy ratio reached" in reproduce.verdict(row, result(width_mult=0.5))
     text = reproduce.verdict(row, result(accuracy=0.92, energy=100.0, width_mult=0.5))
-    assert "accuracy NOT reached" in text and "energy NOT reached" in text and "another width" in text
+    assert "verdict: gap NOT reached, energy ratio NOT reached" in text
     several = result()
     several["runs"]["1"] = result(accuracy=0.95)["runs"]["0"]
     assert reproduce.outcome(several)["accuracy"] == pytest.approx((94, 2**0.5))
@@ -109,7 +113,7 @@ def test_a_killed_row_goes_on_and_results_never_mix(tmp_path, cifar, fails, monk
         fcntl.flock(lock, fcntl.LOCK_EX)  # until the script that it started is gone, too
     reproduce.main(argv)
     told = capsys.readouterr().out
-    assert "verdict: accuracy NOT reached" in told and "gap to the ANN" in told
+    assert "verdict: gap" in told and "gap to the ANN" in told
     stored = json.loads((tmp_path / "out" / "cifar10-resnet20-mlif.w0.03.smoke.json").read_text())
     assert [line["epoch"] for line in stored["runs"]["0"]["stages"]["ann"]["log"]] == [1, 2, 3]
     assert len(list(folder.glob("ann/ann/*/last.pth"))) == 1  # resumed, not begun anew
