@@ -9,8 +9,7 @@ from pathlib import Path
 import models
 from engine import checkpoint, cli, data, run
 from engine.dist import World, launch
-from engine.errors import UseError, guard
-from engine.loop import report
+from engine.errors import guard
 
 
 def get_parser():
@@ -55,6 +54,7 @@ def work(args, world, saved=None):
         checkpoint.load_into(net, weights, args.pretrained_ann, new=("lo", "hi"), dropped=("lo", "hi"))
         world.say(f"weights from {args.pretrained_ann}")
     net = run.place(net, world)
+    ranges = [m for m in net.modules() if isinstance(m, models.QuantReLU)]
 
     def calibrate(epoch):
         """Rank 0 measures the ranges on whole batches, all ranks use them."""
@@ -63,19 +63,14 @@ def work(args, world, saved=None):
             batches = min(args.quant_num_batches, len(alone))
             images = (x for x, *_ in islice(alone.epoch(10**6 + epoch), batches))
             models.calibrate(net, images)
-        ranges = [m for m in net.modules() if isinstance(m, models.QuantReLU)]
         world.share([t for m in ranges for t in (m.lo, m.hi)])
         for m in ranges:
             m.stop()
 
     if args.test_only:
-        if not args.pretrained_ann:
-            raise UseError("--test_only evaluates trained weights: give --pretrained_ann")
-        if args.quant_act and not all(m.ready for m in net.modules() if isinstance(m, models.QuantReLU)):
+        if args.pretrained_ann and not all(m.ready for m in ranges):
             calibrate(0)
-        summary = report(net, loaders[2], world, args)
-        world.say(f"{about['source']}: test accuracy {summary['test_accuracy']:.2%}")
-        return summary
+        return run.test_only(net, loaders, about, args, world, args.pretrained_ann, "--pretrained_ann")
     return run.train(net, "lq" if args.quant_act else "ann", result(args), loaders, about, args, world, saved,
                      before_epoch=calibrate if args.quant_act else None, recipe=run.recipe(args, about, world))
 

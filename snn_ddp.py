@@ -15,7 +15,7 @@ from engine import checkpoint, cli, run
 from engine.dist import launch
 from engine.errors import UseError, guard
 from engine.log import progress
-from engine.loop import evaluate, report
+from engine.loop import evaluate
 
 THETA_MIN = 1e-4  # thresholds are kept above it
 
@@ -142,11 +142,8 @@ def work(args, world, saved=None):
         for site in net.sites():
             site.requires_grad_(False)
     if args.test_only:
-        if not (args.pretrained_snn or args.pretrained_ann):
-            raise UseError("--test_only evaluates trained weights: give --pretrained_snn, or --pretrained_ann to convert")
-        summary = report(net, loaders[2], world, args)
-        world.say(f"{about['source']}: test accuracy {summary['test_accuracy']:.2%}")
-        return summary
+        return run.test_only(net, loaders, about, args, world, args.pretrained_snn or args.pretrained_ann,
+                             "--pretrained_snn, or --pretrained_ann to convert")
     if args.pretrained_ann and not saved:
         extra["converted_accuracy"] = evaluate(net, loaders[2], world, args.amp)["accuracy"]
         world.say(f"right after the {args.conversion} conversion: {extra['converted_accuracy']:.2%} on the test set")

@@ -15,7 +15,7 @@ DATA = "./data"  # default of --data_root; that of the recordings is their own s
 CONFS = "spike_driven_transformer/conf"
 FAST = {"CIFAR10": (60, 40), "CIFAR100": (60, 40)}  # epochs of the ANN and of the SNN
 SNN = {"multi_channel": 1, "hardware_opt": 1, "input_encoding": 1, "optimizer": "Adam", "weight_decay": 0,
-       "learning_rate": 1e-3, "warm_up_epochs": 1, "conversion": "matched"}  # the surrogate's defaults: results/questions
+       "learning_rate": 1e-3, "warm_up_epochs": 1, "conversion": "matched", "distill": "{ann}"}  # see results/questions
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from models.neuron import compiled
 from . import checkpoint, data, log
 from .cli import refuse_idle
 from .errors import UseError
-from .loop import Trainer, seed_all
+from .loop import Trainer, report, seed_all
 from .optim import Recipe
 
 FREE = {"print_freq", "save_freq", "workers", "data_root", "dataset_dir", "device", "gpu", "multiprocessing_distributed",
@@ -141,6 +141,15 @@ def recipe(args, about, world):
         raise UseError(f"--distill {args.distill} was trained on {content['data']['source']}, not on {about['source']}")
     teacher = checkpoint.rebuild(content).eval().requires_grad_(False)
     return Recipe(args, teacher.to(world.device, memory_format=torch.channels_last))
+
+
+def test_only(net, loaders, about, args, world, weights, give):
+    """What --test_only does: evaluate once; weights: the file they came from, give: what to give if there was none."""
+    if not weights:
+        raise UseError(f"--test_only evaluates trained weights: give {give}")
+    summary = report(net, loaders[2], world, args)
+    world.say(f"{about['source']}: test accuracy {summary['test_accuracy']:.2%}")
+    return summary
 
 
 def train(net, kind, stable, loaders, about, args, world, saved, **hooks):

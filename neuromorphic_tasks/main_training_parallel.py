@@ -16,8 +16,8 @@ import models
 from analysis.energy import lane_curves
 from engine import checkpoint, cli, data, run
 from engine.dist import launch
-from engine.errors import UseError, guard
-from engine.loop import report, seed_all
+from engine.errors import guard
+from engine.loop import seed_all
 from engine.optim import Recipe, cosine, tet_loss
 from models.vggsnn import from_published, neurons
 from neuromorphic_tasks import dvs
@@ -138,11 +138,7 @@ def work(args, world, saved=None):
     net = run.place(net, world)
     net.recompute = args.recompute
     if args.test_only:
-        if not args.pretrained_snn:
-            raise UseError("--test_only evaluates trained weights: give --pretrained_snn")
-        summary = report(net, loaders[2], world, args)
-        world.say(f"{about['source']}: test accuracy {summary['test_accuracy']:.2%}")
-        return summary
+        return run.test_only(net, loaders, about, args, world, args.pretrained_snn, "--pretrained_snn")
     return run.train(net, "vggsnn", result(args, about["split"]), loaders, about, args, world, saved,
                      recipe=TETRecipe(args), scalars=lambda: lane_curves(net, next(loaders[2].epoch(0))[0]),
                      extra={"S": coding.lanes, "T_F": coding.frames, "Q_F": coding.steps})

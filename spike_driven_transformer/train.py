@@ -17,7 +17,7 @@ import models
 from engine import checkpoint, cli, data, run
 from engine.dist import launch
 from engine.errors import UseError, guard
-from engine.loop import report, seed_all
+from engine.loop import seed_all
 from models.transformer import MODES, from_published, neurons
 from spike_driven_transformer.recipe import TimmRecipe
 
@@ -242,11 +242,7 @@ def work(args, world, saved=None):
             raise UseError("--sync_bn needs GPUs")
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
     if args.test_only:
-        if not args.initial_checkpoint:
-            raise UseError("--test_only evaluates trained weights: give --initial_checkpoint")
-        summary = report(net, loaders[2], world, args)
-        world.say(f"{about['source']}: test accuracy {summary['test_accuracy']:.2%}")
-        return summary
+        return run.test_only(net, loaders, about, args, world, args.initial_checkpoint, "--initial_checkpoint")
     return run.train(net, "sdt", result(args), loaders, about, args, world, saved,
                      recipe=TimmRecipe(args, about["num_classes"]))
 

@@ -17,6 +17,12 @@ from tests.helpers import ROOT, image_folder
 torch.set_num_threads(1)  # tiny tensors: a second thread would spin, and wait for whatever else the machine does
 
 
+@pytest.fixture(autouse=True)
+def seeded():
+    """Random numbers of a test do not depend on which tests ran before it."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def scripts(tmp_path):
     """A folder in which the scripts lie as links, and `python3` (bin/) is this interpreter."""

@@ -132,7 +132,8 @@ def test_layout_is_kept_and_upstream_layout_is_free(backend):
         wanted = grad[:, :, ::2] if layout.shape[2] == 2 else grad
         a = run(NeuronConfig(), layout, backend=backend, grad=wanted)
         b = run(NeuronConfig(), layout.contiguous(), backend=backend, grad=wanted.contiguous())
-        assert torch.equal(a[0], b[0]) and torch.allclose(a[2], b[2]) and torch.allclose(a[3], b[3])
+        assert torch.equal(a[0], b[0]) and torch.allclose(a[2], b[2])
+        close(a[3], b[3], 1e-5)  # a sum in another order, of terms that cancel
 
 
 @pytest.mark.parametrize("backend", ["torch", "cpp", "triton"])
