@@ -36,6 +36,7 @@ def get_parser():
                         "DVS-CIFAR10 the prepared recordings (default: where dvscifar_prepare.py puts them)")
     parser.add_argument("--amp", default=None, choices=("none", "bf16", "fp16"), help="default: none, of fast and smoke bf16")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    cli.add_compile(parser)
     parser.add_argument("--launcher", default="", help="what starts the training scripts instead of python, such as "
                         "'torchrun --nproc_per_node=4'")
     parser.add_argument("--output_dir", default="runs/reproduce", help="folder of the runs")

@@ -26,7 +26,7 @@ CODE = ("ann_ddp.py", "snn_ddp.py", "absorb_bn.py", "models/**/*.py", "models/**
         "analysis/convert.py", "analysis/energy.py", "analysis/pricing.py", "spike_driven_transformer/*.py",
         "neuromorphic_tasks/*.py")
 
-MACHINE = ("data_root", "data_dir", "dataset_dir", "prepared", "device")
+MACHINE = ("data_root", "data_dir", "dataset_dir", "prepared", "device", "compile")
 LOCAL = ("run", "checkpoint", "converted")  # parts of a summary that tell of files here
 
 

@@ -35,6 +35,8 @@ VARIANTS = {  # what differs from BASE; None removes an option; "from": the stag
     "published, all, 1 step": {**PUBLISHED, "balance": "all", "balance_steps": 1},
     "from the LQ-ANN": {"from": "lq_fused"},
     "twice the epochs": {"twice": True},
+    "matched, 20 epochs": {"epochs": 20},
+    "published, stem, 20 epochs": {**PUBLISHED, "balance": "stem", "epochs": 20},
     "fixed theta": {"fixed_neuron": True},
     "distilled": {"distill": "{ann}"},
     "LIF, T=1": {"num_channels": 1, "surrogate_edge": None},
@@ -52,6 +54,8 @@ QUESTIONS = {  # page: (question, reference, variants compared with it)
                          ["edge 3/2", "edge 1/2, damping 0.3", "edge 3/2, damping 0.3"]),
     "conversion": ("Matched conversion, or published: balancing the stem or all layers, over 100 steps or 1?", "base",
                    ["published, stem", "published, all", "published, all, 1 step"]),
+    "conversion_long": ("Does the conversion still matter after 20 epochs?", "matched, 20 epochs",
+                        ["published, stem, 20 epochs"]),
     "start": ("Start the SNN from the ANN or from the LQ-ANN?", "base", ["from the LQ-ANN", "twice the epochs"]),
     "distillation": ("Does following the ANN's outputs help?", "base", ["distilled"]),
     "learned_neuron": ("Thresholds (and at T = 2 leaks) learned or fixed?", "base", ["fixed theta"]),
@@ -137,8 +141,9 @@ def page(args, question, runs):
     text, reference, others = QUESTIONS[question]
     first = runs[reference]
     size = f"{args.architecture} at width x{args.width_mult:g}, {first[0]['data']}"
-    early = [epoch for epoch in (1, 5, 10) if epoch < args.epochs]
-    trained = f"ANN {args.ann_epochs} epochs ({percent([r['ann_accuracy'] for r in first])} %), then {args.epochs}"
+    epochs = len(first[0]["curve"])
+    early = [epoch for epoch in (1, 5, 10) if epoch < epochs]
+    trained = f"ANN {args.ann_epochs} epochs ({percent([r['ann_accuracy'] for r in first])} %), then {epochs}"
     lines = [f"# {text}", "", f"{size}; seeds {', '.join(map(str, args.seeds))}; {trained}. Accuracy in % after the last "
              "epoch, mean ± standard deviation; difference to the first row paired by seed, ± its standard error.", "",
              f"| variant | after conversion | after epoch {', '.join(map(str, early))} | accuracy | difference (points) "

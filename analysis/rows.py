@@ -91,10 +91,16 @@ def published(script, dataset, architecture):
     return found
 
 
+def faster(args):
+    """The options for speed that are not their scripts' defaults."""
+    return {name: getattr(args, name) for name in ("amp", "compile") if getattr(args, name) != "none"}
+
+
 def _cnn(row, args, seed):
     architecture = row.network.upper()
     data = {"dataset_dir" if row.dataset == "IMAGENET" else "data_root": args.data_root}
-    common = {**data, "width_mult": args.width_mult, "seed": seed, "amp": args.amp, "device": args.device, "energy": True}
+    common = {**data, "width_mult": args.width_mult, "seed": seed, "device": args.device, "energy": True,
+              **faster(args)}
     ann, fuse, snn = (published(script, row.dataset, architecture) for script in ("ann_ddp", "absorb_bn", "snn_ddp"))
     if args.schedule != "published":
         shared = {"dataset": row.dataset, "architecture": architecture, "bias": True, "batch_size": 128, "dropout": 0,
@@ -117,9 +123,7 @@ def _transformer(row, args, seed):
     size = "8_512_300E" if row.dataset == "IMAGENET" else "2_512_300E"
     found = {"config": f"{CONFS}/{row.dataset.lower()}/{size}_t{row.steps}_c{row.levels}.yml", "model": "sdt",
              "spike_mode": "fast_mlif" if row.dataset == "IMAGENET" else "mlif", "data_dir": args.data_root, "seed": seed,
-             "device": args.device, "energy": True}
-    if args.amp != "none":
-        found["amp"] = args.amp
+             "device": args.device, "energy": True, **faster(args)}
     if args.schedule == "smoke":
         found |= {"epochs": 1, "cooldown_epochs": 0, "warmup_epochs": 0, "limit_train_batches": 2, "limit_eval_batches": 2}
     return [Stage(f"t{row.steps}", "spike_driven_transformer.train", words(found))]
@@ -127,11 +131,9 @@ def _transformer(row, args, seed):
 
 def _vggsnn(row, args, seed):
     found = {"multi_channel": 1, "num_channels": row.levels, "T_prime": row.frames, "seed": seed, "device": args.device,
-             "energy": True, "width_mult": args.width_mult}
+             "energy": True, "width_mult": args.width_mult, **faster(args)}
     if args.data_root != DATA:
         found["prepared"] = args.data_root
-    if args.amp != "none":
-        found["amp"] = args.amp
     if args.schedule == "smoke":
         found |= {"epochs": 1, "limit_train_batches": 2, "limit_eval_batches": 2}
     return [Stage(f"s{row.levels}_q{row.steps}", "neuromorphic_tasks.main_training_parallel", words(found))]
@@ -140,7 +142,7 @@ def _vggsnn(row, args, seed):
 def stages(row, args, seed):
     """The stages of a row; the last one is the row's network.
 
-    args: schedule, width_mult, data_root, amp, device.
+    args: schedule, width_mult, data_root, amp, compile, device.
     Raises:
         UseError: the row has no such schedule, or no such width.
     """

@@ -170,6 +170,11 @@ def add_limits(group):
     return group
 
 
+def add_compile(group):
+    group.add_argument("--compile", nargs="?", const="default", default="none", choices=COMPILE,
+                       help="compile the training step (torch.compile); reduce-overhead adds CUDA graphs")
+
+
 def add_training(parser, epochs, lr, lr_interval, momentum):
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=positive, default=epochs, help="epochs to train")
@@ -192,8 +197,7 @@ def add_training(parser, epochs, lr, lr_interval, momentum):
     group.add_argument("-s", "--seed", type=natural, default=0, help="of everything random")
     group.add_argument("--amp", default="none", choices=("none", "bf16", "fp16"),
                        help="autocast type; the membrane stays float32")
-    group.add_argument("--compile", nargs="?", const="default", default="none", choices=COMPILE,
-                       help="compile the training step (torch.compile); reduce-overhead adds CUDA graphs")
+    add_compile(group)
     return group
 
 

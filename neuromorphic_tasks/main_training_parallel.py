@@ -48,8 +48,7 @@ def add_setting(parser, multi_channel, lanes, frames):
 def get_parser():
     parser = cli.Parser(prog="main_training_parallel.py", description="Train VGGSNN on prepared DVS-CIFAR10 recordings.")
     group = add_setting(parser, 0, 1, 10)
-    group.add_argument("--compile", nargs="?", const="default", default="none", choices=cli.COMPILE,
-                       help="compile the training step (torch.compile); reduce-overhead adds CUDA graphs")
+    cli.add_compile(group)
     group.add_argument("--recompute", action="store_true", help="run each stage again in the backward: less memory, more time")
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=cli.positive, default=300, help="epochs to train")

@@ -121,8 +121,7 @@ def get_parser(prog="train.py"):
     group.add_argument("-s", "--seed", type=natural, default=42, help="of everything random")
     group.add_argument("--amp", nargs="?", const="fp16", default="none", choices=("none", "bf16", "fp16"),
                        help="autocast type; the membrane stays float32")
-    group.add_argument("--compile", nargs="?", const="default", default="none", choices=cli.COMPILE,
-                       help="compile the training step (torch.compile); reduce-overhead adds CUDA graphs")
+    cli.add_compile(group)
     output = cli.add_output(parser, "./output", "--output")
     output.add_argument("--experiment", default="", help="name of the run, in the place of one made of its settings")
     cli.add_distributed(parser)

@@ -20,7 +20,7 @@ SMOKE = "cifar10-resnet20-mlif --schedule smoke --width_mult 0.03 --device cpu"
 
 
 def arguments(**given):
-    return Namespace(**{"schedule": "published", "width_mult": 1.0, "data_root": "data", "amp": "none", "device": "cpu",
+    return Namespace(**{"schedule": "published", "width_mult": 1.0, "data_root": "data", "amp": "none", "compile": "none", "device": "cpu",
                         "launcher": "", "output_dir": "runs", "results": "results"} | given)
 
 
