@@ -20,8 +20,8 @@ SMOKE = "cifar10-resnet20-mlif --schedule smoke --width_mult 0.03 --device cpu"
 
 
 def arguments(**given):
-    return Namespace(**{"schedule": "published", "width_mult": 1.0, "data_root": "data", "amp": "none", "compile": "none", "device": "cpu",
-                        "launcher": "", "output_dir": "runs", "results": "results"} | given)
+    return Namespace(**{"schedule": "published", "width_mult": 1.0, "data_root": "data", "amp": "none", "compile": "none",
+                        "device": "cpu", "launcher": "", "output_dir": "runs", "results": "results"} | given)
 
 
 def test_every_row_has_commands_that_its_scripts_accept(capsys):
@@ -149,7 +149,8 @@ def test_missing_data_is_named(tmp_path, capfd):
 
 def test_questions_are_commands_and_differ_in_one_thing():
     args = Namespace(architecture="RESNET20", width_mult=0.25, ann_epochs=1, epochs=1, learning_rate=1e-3, amp="none",
-                     data_root="data", device="cpu", limit_train_batches=1, limit_eval_batches=1, output_dir="runs")
+                     compile="none", data_root="data", device="cpu", limit_train_batches=1, limit_eval_batches=1,
+                     output_dir="runs")
     for question, (_, reference, others) in questions.QUESTIONS.items():
         made = questions.chain(args, 0, question)
         parsed = {name: vars(made.parsed(made.stages[questions.folder(name)])) for name in [reference, *others]}
