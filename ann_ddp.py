@@ -53,6 +53,8 @@ def work(args, world, saved=None):
         weights = checkpoint.load(args.pretrained_ann)
         checkpoint.load_into(net, weights, args.pretrained_ann, new=("lo", "hi"), dropped=("lo", "hi"))
         world.say(f"weights from {args.pretrained_ann}")
+        if args.test_only:
+            run.note_activation(weights, act, args.pretrained_ann, world)
     net = run.place(net, world)
     ranges = [m for m in net.modules() if isinstance(m, models.QuantReLU)]
 
@@ -77,7 +79,6 @@ def work(args, world, saved=None):
 
 def main(argv=None):
     args, saved = run.settings(get_parser(), argv, rules)
-    run.note_unused(args)
     return launch(run.Work(work, saved), args)
 
 

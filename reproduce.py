@@ -80,7 +80,7 @@ def outcome(result):
         values["accuracy"].append(100 * own["test_accuracy"])
         values["energy"].append(own["energy_uj"])
         values["rate"].append(sum(own["lane_rates"]))
-        values["hours"].append(sum(s.get("seconds", 0) for s in run["stages"].values()) / 3600)
+        values["hours"].append(sum(s.get("seconds", 0) for n, s in run["stages"].items() if n != "snn_as_printed") / 3600)
         ann = run["stages"].get("ann")
         if ann and run["result"] != "ann":
             values["gap"].append(100 * (ann["test_accuracy"] - own["test_accuracy"]))
@@ -198,9 +198,9 @@ def listing(args):
     lines = [f"{'row':<28}{'neuron':<18}{'published':>22}   {'published schedule':<38}measured so far"]
     for row in rows.ROWS:
         found = [" ".join(parts) for parts in measured(row, args.results)]
-        known = f"energy {ann_energy(row):.4g} uJ; " if row.method == "ANN" else ""
+        known = f"energy {ann_energy(row):.4g} uJ at full width; " if row.method == "ANN" else ""
         lines.append(f"{row.name:<28}{neuron(row):<18}{row.accuracy:>9.2f} %{row.energy:>9.4g} uJ   {cost(row):<38}"
-                     + ("; ".join(found) or known + needs(row)))
+                     + known + ("; ".join(found) or needs(row)))
     return "\n".join(lines)
 
 
@@ -210,9 +210,9 @@ def table(folder):
              "|---|---|---|---|---|---|"]
     for row in rows.ROWS:
         head = f"| `{row.name}` | {neuron(row)} | {row.accuracy:g} %, {row.energy:g} uJ "
-        known = f"{ann_energy(row):.1f} uJ" if row.method == "ANN" else ""
-        for accuracy, energy, place in measured(row, folder) or [(needs(row), known, "")]:
-            lines.append(f"{head}| {accuracy} | {energy} | {place} |")
+        known = f"{ann_energy(row):.1f} uJ at full width" if row.method == "ANN" else ""
+        for accuracy, energy, place in measured(row, folder) or [(needs(row), "", "")]:
+            lines.append(f"{head}| {accuracy} | {'; '.join(filter(None, (energy, known)))} | {place} |")
     return "\n".join(lines)
 
 
@@ -239,6 +239,8 @@ def main(argv=None):
         return print(listing(args)) if args.list else report(args)
     if not args.row and not args.dry_run:
         raise UseError("name a row; --list shows all")
+    if len(set(args.seeds)) < len(args.seeds):
+        raise UseError("--seeds names a seed twice")
     for row in [rows.find(args.row)] if args.row else rows.ROWS:
         if not args.dry_run:
             args.data_root = args.data_root if args.data_root == rows.DATA else str(Path(args.data_root).resolve())

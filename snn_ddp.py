@@ -13,11 +13,11 @@ from analysis import convert
 from analysis.energy import lane_curves
 from engine import checkpoint, cli, run
 from engine.dist import launch
-from engine.errors import UseError, guard
+from engine.errors import RunError, UseError, guard
 from engine.log import progress
 from engine.loop import evaluate
 
-THETA_MIN = 1e-4  # thresholds are kept above it
+THETA_MIN = 1e-4  # thresholds and output scales are kept above it
 
 
 def get_parser():
@@ -79,6 +79,7 @@ def rules(args):
             (["thr_lr"], not args.fixed_neuron, "--fixed_neuron keeps the thresholds"),
             (["neuron_backend"], args.compile == "none" or args.neuron_backend in ("auto", "compiled"),
              "--compile traces the neuron into the step; leave it out, or say auto or compiled"),
+            (["default_threshold", "leak"], not args.pretrained_snn, "--pretrained_snn holds thresholds and leaks"),
             (["conversion"], args.pretrained_ann, "there is no --pretrained_ann to convert"),
             (["scaling_factor", "balance", "balance_steps"], published, "no thresholds are balanced without "
              "--pretrained_ann and --conversion published")]
@@ -134,6 +135,7 @@ def work(args, world, saved=None):
     elif args.pretrained_snn:
         weights = checkpoint.load(args.pretrained_snn)
         checkpoint.load_into(net, weights, args.pretrained_snn, new=("scale",))
+        run.note_activation(weights, act, args.pretrained_snn, world)
     elif args.pretrained_ann:
         extra["converted"] = convert_ann(net, content, args, world)
     net = run.place(net, world)
@@ -150,10 +152,13 @@ def work(args, world, saved=None):
     sites = net.sites()
     names = {id(m): n for n, m in net.named_modules()}
 
+    def positive(site):
+        return [site.theta, site.scale] if act.scale else [site.theta]
+
     @torch.no_grad()
     def clamp():
         torch._foreach_clamp_max_([s.leak for s in sites], 1.0)
-        torch._foreach_clamp_min_([s.theta for s in sites], THETA_MIN)
+        torch._foreach_clamp_min_([p for s in sites for p in positive(s)], THETA_MIN)
 
     def scalars():
         """Thetas, leaks and, on one test batch, firing rates per layer and lane."""
@@ -166,7 +171,10 @@ def work(args, world, saved=None):
             return trained
         with torch.no_grad():
             images = next(loaders[2].epoch(0))[0][:32]
-        return convert.fold_scales(trained, images)
+        try:
+            return convert.fold_scales(trained, images)
+        except convert.ConversionError as error:
+            raise RunError(f"{error}: lower --thr_lr or --learning_rate, last.pth holds the state before") from None
 
     return run.train(net, "snn", result(args), loaders, about, args, world, saved, after_step=clamp, scalars=scalars,
                      export=export, extra=extra, recipe=run.recipe(args, about, world))
@@ -174,7 +182,6 @@ def work(args, world, saved=None):
 
 def main(argv=None):
     args, saved = run.settings(get_parser(), argv, rules)
-    run.note_unused(args)
     if args.pretrained_ann and args.pretrained_snn:
         raise UseError("give --pretrained_ann (to convert) or --pretrained_snn (to start from), not both")
     return launch(run.Work(work, saved), args)

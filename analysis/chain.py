@@ -24,7 +24,7 @@ from engine.log import write_json
 ROOT = Path(__file__).resolve().parents[1]
 CODE = ("ann_ddp.py", "snn_ddp.py", "absorb_bn.py", "models/**/*.py", "models/**/*.cu", "models/**/*.h", "engine/*.py",
         "analysis/convert.py", "analysis/energy.py", "analysis/pricing.py", "spike_driven_transformer/*.py",
-        "neuromorphic_tasks/*.py")
+        "spike_driven_transformer/conf/**/*.yml", "neuromorphic_tasks/*.py")
 
 MACHINE = ("data_root", "data_dir", "dataset_dir", "prepared", "device", "compile")
 LOCAL = ("run", "checkpoint", "converted")  # parts of a summary that tell of files here
@@ -55,7 +55,7 @@ def options(tokens):
     """{name: value} of command-line words, the inverse of `words`."""
     found, name = {}, None
     for token in tokens:
-        if re.match(r"--?[a-z]", token):
+        if re.match(r"--?[A-Za-z]", token):
             name, _, value = token.lstrip("-").partition("=")
             found[name] = value or True
         else:

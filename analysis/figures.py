@@ -190,7 +190,8 @@ def tradeoff(title, points, ann, path):
     figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
     for levels, color in zip(sorted({s for s, _ in points}), COLORS, strict=False):
         curve = {t: np.array(values) for (s, t), values in sorted(points.items()) if s == levels}
-        middle, spread = ([f(values, 0) for values in curve.values()] for f in (np.mean, np.std))
+        middle = [np.mean(values, 0) for values in curve.values()]
+        spread = [np.std(values, 0, ddof=1) if len(values) > 1 else np.zeros(2) for values in curve.values()]
         axis.errorbar([m[1] for m in middle], [m[0] for m in middle], [d[0] for d in spread], color=color, marker="o",
                       capsize=3, label=f"S = {levels}" + (" (LIF)" if levels == 1 else ""))
         for t, (accuracy, energy) in zip(curve, middle, strict=True):

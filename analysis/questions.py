@@ -147,7 +147,8 @@ def page(args, question, runs):
     early = [epoch for epoch in (1, 5, 10) if epoch < epochs]
     trained = f"ANN {args.ann_epochs} epochs ({percent([r['ann_accuracy'] for r in first])} %), then {epochs}"
     lines = [f"# {text}", "", f"{size}; seeds {', '.join(map(str, args.seeds))}; {trained}. Accuracy in % after the last "
-             "epoch, mean ± standard deviation; difference to the first row paired by seed, ± its standard error.", "",
+             "epoch, mean ± standard deviation; difference to the first row paired by seed, ± its standard error; energy "
+             "of the best epoch's network.", "",
              f"| variant | after conversion | after epoch {', '.join(map(str, early))} | accuracy | difference (points) "
              "| energy (uJ) | |", "|---|---|---|---|---|---|---|"]
     for name in [reference, *others]:
@@ -217,6 +218,8 @@ def main(argv=None):
     if args.list or not args.questions:
         print("\n".join(f"{name:<18} {text}" for name, (text, *_) in QUESTIONS.items()))
         return
+    if len(set(args.seeds)) < len(args.seeds):
+        raise UseError("--seeds names a seed twice")
     names = list(QUESTIONS) if args.questions == ["all"] else args.questions
     for name in names:
         if name not in QUESTIONS:

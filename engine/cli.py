@@ -33,7 +33,8 @@ class Parser(argparse.ArgumentParser):
             message += f"; did you mean {known[near[0]]}?" if near else "; --help lists the options"
         raise UseError(message)
 
-    def _spelled(self, argv):
+    def spelled(self, argv):
+        """The words of argv with every option as it is declared, whatever its dashes."""
         known = {_key(o): o for o in self._option_string_actions}
         for token in argv:
             name, eq, value = token.partition("=")
@@ -42,7 +43,7 @@ class Parser(argparse.ArgumentParser):
 
     def parse(self, argv):
         """Parse argv; the namespace also holds `given`, the names of the options that argv really names."""
-        argv = list(self._spelled(argv))
+        argv = list(self.spelled(argv))
         args = self.parse_args(argv)
         bare = copy.copy(self)
         bare._actions = [copy.copy(a) for a in self._actions]

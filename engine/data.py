@@ -101,7 +101,7 @@ def find_files(folder, classes=None):
     folder = Path(folder)
     if not folder.is_dir():
         raise UseError(f"expected an image folder {folder}/<class>/*.jpg, but {folder} is not a folder")
-    found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir())
+    found = sorted(entry.name for entry in os.scandir(folder) if entry.is_dir() and not entry.name.startswith("."))
     unknown = sorted(set(found) - set(classes or found))
     if unknown:
         raise UseError(f"{folder} holds the class {unknown[0]!r}, which is not in the training part (it has "

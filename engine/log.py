@@ -7,7 +7,7 @@ import time
 from importlib import metadata
 from pathlib import Path
 
-from .errors import UseError
+from .errors import RunError, UseError
 from .files import write_atomic
 
 PACKAGES = ("torch", "torchvision", "numpy", "timm", "spikingjelly", "tensorboard")
@@ -72,8 +72,11 @@ class RunLog:
         """One JSON line and the curves of an epoch; `scalars` go to TensorBoard alone."""
         if self.folder is None:
             return
-        with open(self.lines, "a") as file:
-            file.write(json.dumps({"epoch": epoch, **values}) + "\n")
+        try:
+            with open(self.lines, "a") as file:
+                file.write(json.dumps({"epoch": epoch, **values}) + "\n")
+        except OSError as error:
+            raise RunError(f"cannot write {self.lines} ({error}): make room, then go on with --resume {self.folder}") from error
         if self.board:
             for name, value in {**values, **(scalars or {})}.items():
                 if isinstance(value, (int, float)):

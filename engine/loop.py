@@ -1,5 +1,6 @@
 """The training engine: fit, evaluate, resume. It knows nothing of spikes; scripts hang on it by four hooks."""
 
+import copy
 import random
 import time
 from contextlib import nullcontext
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from . import checkpoint
 from .errors import RunError, UseError
 from .log import RunLog, progress, write_json
+from .optim import whole
 
 
 def rng_state(device):
@@ -42,11 +44,6 @@ def autocast(device, amp):
     if amp == "none":
         return nullcontext()
     return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[amp])
-
-
-def whole(out):
-    """[B, classes] of a readout, averaged if it is one for every timestep [T, B, classes]."""
-    return out.mean(0) if out.dim() == 3 else out
 
 
 @torch.no_grad()
@@ -95,6 +92,8 @@ class Trainer:
             self.fast = torch.compile(self.model, mode=args.compile, dynamic=False)
         self.epoch, self.step, self.best, self.best_epoch, self.seconds = 1, 0, -1.0, 0, 0.0
         self.rate = 0.0  # of the last step
+        self.accuracy = None  # after the last epoch, None in the middle of one
+        self.kept = None  # the best network, where no folder holds it
         self.sums = torch.zeros(3, dtype=torch.float64, device=world.device)
 
     # ---- state ----
@@ -119,12 +118,15 @@ class Trainer:
                     "seconds": self.seconds, "sums": sums.cpu(), "optimizer": self.optimizer.state_dict(),
                     "scaler": self.scaler.state_dict(), "recipe": self.recipe.state_dict(), "rng": states,
                     "stable": str(self.stable)}
-        checkpoint.save(self.folder / "last.pth", self._content(self.net, self.best, self.epoch, training=training))
+        checkpoint.save(self.folder / "last.pth", self._content(self.net, self.accuracy, self.epoch - 1, training=training))
 
-    def save_best(self, accuracy):
+    def save_best(self):
+        best = self.export(self.recipe.trained(self.net)) if self.folder is None or self.world.main else None
+        if self.folder is None:
+            self.kept = copy.deepcopy(best)
         if self.folder is None or not self.world.main:
             return
-        content = self._content(self.export(self.recipe.trained(self.net)), accuracy, self.epoch)
+        content = self._content(best, self.accuracy, self.epoch)
         for path in (self.folder / "best.pth", self.stable):
             checkpoint.save(path, content)
 
@@ -206,11 +208,13 @@ class Trainer:
         try:
             while self.epoch <= self.recipe.epochs:
                 start, first = time.perf_counter(), self.step
+                self.accuracy = None
                 if self.step == 0:
                     self.sums.zero_()
                     self.before_epoch(self.epoch)
                 self._train_epoch()
-                world.share(self.net.buffers())  # batch norm: all evaluate what rank 0 stores
+                for net in dict.fromkeys((self.net, self.recipe.trained(self.net))):
+                    world.share(net.buffers())  # batch norm: all evaluate what rank 0 stores
                 trained = time.perf_counter() - start
                 world.sum(self.sums)
                 loss, accuracy = self._check()
@@ -223,9 +227,10 @@ class Trainer:
                           "seconds": self.seconds}
                 if not np.isfinite(chosen["loss"]):
                     raise RunError(f"the {name} loss is {chosen['loss']} after epoch {self.epoch}: lower --learning_rate")
+                self.accuracy = chosen["accuracy"]
                 if chosen["accuracy"] > self.best:
                     self.best, self.best_epoch = chosen["accuracy"], self.epoch
-                    self.save_best(chosen["accuracy"])
+                    self.save_best()
                 log.epoch(self.epoch, values, self.scalars() if log.board else None)
                 world.say(f"epoch {self.epoch}/{self.recipe.epochs}  train {loss:.4f} {accuracy:.2%}  "
                           f"{name} {chosen['loss']:.4f} {chosen['accuracy']:.2%}  best {self.best:.2%} ({self.best_epoch})  "
@@ -240,15 +245,15 @@ class Trainer:
 
     def _finish(self, last):
         """Summary of the stored best network; with --energy its energy on the whole test set."""
-        best = self.recipe.trained(self.net)
+        best = self.kept
         if self.folder is not None:
             self.world.barrier()
             best = checkpoint.rebuild(checkpoint.load(self.folder / "best.pth")).to(self.world.device,
                                                                                     memory_format=torch.channels_last)
         summary = {"kind": self.kind, "network": self.net.built, "data": self.about["source"], "best_epoch": self.best_epoch,
                    "best_accuracy": self.best, "last_accuracy": last["accuracy"], "epochs": self.recipe.epochs,
-                   "seconds": self.seconds, "checkpoint": str(self.stable), "run": self.folder and str(self.folder),
-                   **self.extra}
+                   "seconds": self.seconds, "checkpoint": self.folder and str(self.stable),
+                   "run": self.folder and str(self.folder), **self.extra}
         if self.args.val_fraction or self.args.energy:
             measured = report(best, self.test_loader, self.world, self.args, self.folder and self.folder / "energy")
             summary |= {k: v for k, v in measured.items() if k != "energy"}

@@ -55,6 +55,11 @@ def set_learning_rate(optimizer, epoch, args):
     return rate
 
 
+def whole(out):
+    """[B, classes] of a readout, averaged if it is one for every timestep [T, B, classes]."""
+    return out.mean(0) if out.dim() == 3 else out
+
+
 class Recipe:
     """The published CNN recipe; another recipe overrides what it does otherwise.
 
@@ -78,7 +83,7 @@ class Recipe:
         if self.teacher is None:
             return images, (labels, None)
         with torch.no_grad():
-            return images, (labels, self.teacher(images).float())
+            return images, (labels, whole(self.teacher(images).float()))
 
     def loss(self, out, targets):
         """Loss summed over the images of out [B, classes]."""

@@ -1,6 +1,5 @@
 """What the training scripts share: settings with --resume, data, network, folders."""
 
-import os
 from argparse import Namespace
 from pathlib import Path
 
@@ -32,14 +31,24 @@ def common_rules(args):
             (["dataset_dir"], cifar or args.dataset in ("IMAGENET", "FOLDER"), f"{args.dataset} needs no folder")]
 
 
-def note_unused(args):
+def note_unused(args, world):
     """Tell of options that published commands give though they do nothing."""
-    if os.environ.get("RANK", "0") != "0":
+    given = getattr(args, "given", ())  # a resumed run gives none
+    if args.optimizer == "Adam" and "momentum" in given:
+        world.say("note: --momentum is not used by Adam")
+    if args.dataset.startswith("CIFAR") and "dataset_dir" in given:
+        world.say(f"note: --dataset_dir is not used by {args.dataset}, which is looked for under --data_root {args.data_root}")
+
+
+def note_activation(content, act, path, world):
+    """Tell where the activation of a checkpoint that is loaded differs from the network's, which then computes otherwise."""
+    if content["format"] == "published":
         return
-    if args.optimizer == "Adam" and "momentum" in args.given:
-        print("note: --momentum is not used by Adam")
-    if args.dataset.startswith("CIFAR") and "dataset_dir" in args.given:
-        print(f"note: --dataset_dir is not used by {args.dataset}, which is looked for under --data_root {args.data_root}")
+    here, there = models.describe(act), dict(content["activation"])
+    here, there = ({**d, **d.pop("neuron", {})} for d in (here, there))
+    different = [f"{k} {there[k]}, here {v}" for k, v in here.items() if k in there and there[k] != v and k != "scale"]
+    if different:
+        world.say(f"note: {path} was trained with {'; '.join(different)}")
 
 
 def settings(parser, argv, rules):
@@ -65,6 +74,7 @@ def settings(parser, argv, rules):
         elif getattr(args, name) != merged.get(name):
             raise UseError(f"--{name} {getattr(args, name)} differs from the interrupted run's {merged.get(name)}: "
                            "leave it out, or start a new run")
+    merged["local_rank"] = args.local_rank  # of this launch, not of that one
     merged["resume"] = str(path if path.is_dir() else path.parent)
     return Namespace(**merged), saved
 
@@ -115,6 +125,7 @@ def say_backend(args, world):
 
 def start(args, world):
     """Seed everything and read the data: (data, (training, choosing, test) loaders)."""
+    note_unused(args, world)
     check_compile(args, world)
     seed_all(args.seed)
     content = data.load(args, world)
@@ -137,7 +148,7 @@ def recipe(args, about, world):
     content = checkpoint.load(args.distill)
     if content["format"] == "published":
         raise UseError(f"--distill {args.distill} is a file of the published code: run absorb_bn.py on it first")
-    if any(content["data"][k] != about[k] for k in ("num_classes", "image_size")):
+    if any(content["data"].get(k) != about[k] for k in ("name", "num_classes", "image_size")):
         raise UseError(f"--distill {args.distill} was trained on {content['data']['source']}, not on {about['source']}")
     teacher = checkpoint.rebuild(content).eval().requires_grad_(False)
     return Recipe(args, teacher.to(world.device, memory_format=torch.channels_last))
@@ -157,6 +168,8 @@ def train(net, kind, stable, loaders, about, args, world, saved, **hooks):
     seed_all(args.seed + world.rank)
     folder = [None]
     if world.main and not args.dont_save:
+        if stable.is_file() and not args.resume:
+            world.say(f"note: {stable} will be replaced; what is in it stays as best.pth in its own run folder")
         folder = [args.resume or str(log.new_folder(stable.with_suffix("")))]
     if world.size > 1:
         torch.distributed.broadcast_object_list(folder)

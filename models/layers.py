@@ -1,9 +1,26 @@
 """Parts shared by the networks. A stage is a module with `sites` (its activations) and `fold_scale`, or passes through."""
 
+from contextlib import contextmanager, nullcontext
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
+
+
+@contextmanager
+def still(stage):
+    """Keep the running statistics of its batch norms where they are: a second forward of the same batch must not count."""
+    norms = [m for m in stage.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats]
+    kept = [(m, m.momentum) for m in norms]
+    try:
+        for m in norms:
+            m.momentum = 0.0
+        yield
+    finally:
+        for m, momentum in kept:
+            m.momentum = momentum
+            m.num_batches_tracked.sub_(1)
 
 
 class HeldDropout(nn.Module):
@@ -115,7 +132,7 @@ class Network(nn.Module):
         if not (self.recompute and torch.is_grad_enabled()):
             return self.head(self.stages(x))
         for stage in self.stages:
-            x = checkpoint(stage, x, use_reentrant=False)
+            x = checkpoint(stage, x, use_reentrant=False, context_fn=lambda stage=stage: (nullcontext(), still(stage)))
         return self.head(x)
 
     def forward(self, x):

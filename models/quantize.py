@@ -29,7 +29,7 @@ def quantize(x, lo, hi, bits, scheme):
     else:
         lowest = -(2**bits - 2) if scheme == "log" else -(bits - 1)
         k = torch.round(torch.log2(y.clamp(min=torch.finfo(x.dtype).tiny))).clamp(max=0)
-        q = torch.where(k >= lowest, torch.exp2(k), 0.0)
+        q = torch.where((k >= lowest) & (y > 0), torch.exp2(k), 0.0)
     return q * span + lo
 
 

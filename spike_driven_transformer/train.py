@@ -5,6 +5,7 @@ python train.py -c conf/cifar10/2_512_300E_t4_c3.yml --model sdt --spike-mode ml
 
 import sys
 from argparse import Namespace
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +25,7 @@ from spike_driven_transformer.recipe import TimmRecipe
 DATASETS = {"torch/cifar10": "CIFAR10", "torch/cifar100": "CIFAR100", "imagenet": "IMAGENET", "digits": "DIGITS",
             "folder": "FOLDER"}
 SIZES = {"sdt": {}, "sdt_2_512_cifar": {"layer": 2, "dim": 512}, "sdt_8_512_imagenet": {"layer": 8, "dim": 512}}
+RESIZINGS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 UNUSED = "it had no effect in the published code"
 GONE = {"attn_mode": "there is one attention, sdsa; drop the key", "use_conv_as_linear": UNUSED, "pretrained": UNUSED,
         "patch_size": UNUSED, "drop": UNUSED, "gp": UNUSED, "channels_last": "it is always on",
@@ -63,7 +65,8 @@ def get_parser(prog="train.py"):
     group.add_argument("-vb", "--val_batch_size", type=positive, default=64, help="the same in evaluation")
     group.add_argument("-j", "--workers", type=natural, default=4, help="image-decoding processes per training process")
     group.add_argument("--mean", type=float, nargs=3, default=None, help="of the channels; default: the data set's")
-    group.add_argument("--std", type=float, nargs=3, default=None, help="of the channels; default: the data set's")
+    group.add_argument("--std", type=cli.strictly_positive, nargs=3, default=None,
+                       help="of the channels; default: the data set's")
     cli.add_limits(group)
     group = parser.add_argument_group("augmentation")
     group.add_argument("--no_aug", action="store_true", help="none at all")
@@ -78,8 +81,8 @@ def get_parser(prog="train.py"):
     group.add_argument("--reprob", type=share, default=0.0, help="chance of random erasing")
     group.add_argument("--remode", default="const", choices=("const", "rand", "pixel"), help="what erases")
     group.add_argument("--recount", type=positive, default=1, help="how often")
-    group.add_argument("--interpolation", default="bicubic", help="of resizing in evaluation")
-    group.add_argument("--train_interpolation", default="random", help="the same in training")
+    group.add_argument("--interpolation", default="bicubic", choices=RESIZINGS, help="of resizing in evaluation")
+    group.add_argument("--train_interpolation", default="random", choices=("random", *RESIZINGS), help="the same in training")
     group.add_argument("--crop_pct", type=number(float, above=0, high=1), default=None,
                        help="share of the image that is evaluated")
     group.add_argument("--aug_repeats", type=natural, default=0, help="how often an epoch shows an image (and fewer images)")
@@ -130,6 +133,7 @@ def get_parser(prog="train.py"):
 
 def with_config(parser, argv):
     """argv with the options of its -c file in front, so that the command line overrides them."""
+    argv = list(parser.spelled(argv))
     first = cli.Parser(add_help=False)
     first.add_argument("-c", "--config", default="")
     known, _ = first.parse_known_args(argv)
@@ -173,6 +177,15 @@ class Transforms:
                                 re_count=args.recount)
 
 
+@contextmanager
+def timms_errors():
+    """timm refuses values by errors of many kinds; all of them are the command line's."""
+    try:
+        yield
+    except (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise UseError(f"timm refuses one of the options ({type(error).__name__}: {error})") from None
+
+
 def load_data(args, world):
     """The data set with the recipe's augmentation, and its loaders."""
     name = DATASETS[args.dataset]
@@ -188,6 +201,8 @@ def load_data(args, world):
     mean, std = args.mean or content.mean, args.std or content.std
     flip = args.hflip > 0 and not args.no_aug and content.flip
     in_memory = isinstance(content.train, data.Memory) and device_side(args)
+    with timms_errors():
+        Transforms(args, size, mean, std)(True)
     content = replace(content, mean=tuple(mean), std=tuple(std), crop=0 if args.no_aug else args.pad_crop, flip=flip,
                       repeats=max(1, args.aug_repeats), drop_last=True,
                       transforms=None if in_memory else Transforms(args, size, mean, std))
@@ -201,6 +216,10 @@ def load_weights(net, path):
 
 def build(args, about):
     """The network of the options, for the data set `about`."""
+    for name, value in SIZES[args.model].items():
+        if getattr(args, name) != value and name in args.given:
+            raise UseError(f"--{name} {getattr(args, name)} contradicts --model {args.model}: use --model sdt")
+        setattr(args, name, value)
     try:
         act = neurons(args.spike_mode, args.mlif_channels, args.time_steps, args.scaled, args.surrogate_edge,
                       backend=args.neuron_backend)
@@ -220,10 +239,6 @@ def result(args):
 
 
 def work(args, world, saved=None):
-    for name, value in SIZES[args.model].items():
-        if getattr(args, name) != value and name in args.given:
-            raise UseError(f"--{name} {getattr(args, name)} contradicts --model {args.model}: use --model sdt")
-        setattr(args, name, value)
     run.check_compile(args, world)
     if args.spike_mode in ("mlif", "fast_mlif"):
         run.say_backend(args, world)
@@ -242,8 +257,12 @@ def work(args, world, saved=None):
         net = torch.nn.SyncBatchNorm.convert_sync_batchnorm(net)
     if args.test_only:
         return run.test_only(net, loaders, about, args, world, args.initial_checkpoint, "--initial_checkpoint")
-    return run.train(net, "sdt", result(args), loaders, about, args, world, saved,
-                     recipe=TimmRecipe(args, about["num_classes"]))
+    with timms_errors():
+        recipe = TimmRecipe(args, about["num_classes"])
+        recipe.optimizer(net)
+    if recipe.mixup and args.mixup_mode != "elem" and args.batch_size % 2:
+        raise UseError(f"--batch_size {args.batch_size}: mixing by --mixup_mode {args.mixup_mode} needs an even one")
+    return run.train(net, "sdt", result(args), loaders, about, args, world, saved, recipe=recipe)
 
 
 def main(argv=None):

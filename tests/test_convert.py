@@ -59,6 +59,30 @@ def test_matched_theta_and_scale_are_the_best_of_the_grid():
     assert squared(theta, q * 1.02) > error and squared(theta, q * 0.98) > error
 
 
+def test_matched_conversion_fits_the_leak_that_fires():
+    """The stored error is that of the network as it then runs, whatever its leak."""
+    act = models.Spiking(models.NeuronConfig.vgg(3), 4, leak=0.5, scale=True)
+    net = models.build("resnet20", act, width_mult=0.0625, bn=False).eval()
+    images = torch.randn(4, 3, 32, 32)
+    fits, found = convert.match_activations(net, images), []
+
+    def hook(site, args, out):
+        target, o = torch.relu(args[0]), out.unflatten(0, (4, -1)).mean(0)  # the current of the image, the same at every step
+        found.append(((target - o).square().sum() / target.square().sum()).item())
+
+    net.sites()[0].register_forward_hook(hook)
+    net(images)
+    assert found[0] == pytest.approx(fits[0][2], rel=1e-3)
+
+
+def test_rate_encoded_networks_fold_too():
+    act = models.Spiking(models.NeuronConfig.vgg(3), 2, encoding="rate", scale=True)
+    net = models.build("resnet20", act, width_mult=0.0625, bn=False).eval()
+    images = torch.rand(4, 3, 32, 32)
+    convert.match_activations(net, images)
+    convert.fold_scales(net, images)
+
+
 def test_a_wrong_fold_is_not_let_through():
     net = spiking("resnet20")
     convert.match_activations(net, torch.randn(4, 3, 32, 32))

@@ -277,6 +277,20 @@ def test_recomputing_changes_no_gradient():
     assert kept[1] < 0.4 * kept[0]
 
 
+def test_recomputing_counts_a_batch_once():
+    """The second forward of a stage leaves the running statistics of batch norm alone."""
+    states = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        net = models.build("resnet20", models.Spiking(models.NeuronConfig.vgg(3), 2, theta=0.1), bn=True, width_mult=0.0625)
+        net.recompute = recompute
+        for _ in range(2):
+            net(torch.randn(4, 3, 32, 32)).square().sum().backward()
+        states.append(dict(net.named_buffers()))
+    assert any(name.endswith("num_batches_tracked") and value == 2 for name, value in states[0].items())
+    assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+
+
 def test_build_refuses():
     with pytest.raises(ValueError, match="one of vgg16, resnet20"):
         models.build("alexnet", models.ReLU())
@@ -311,3 +325,9 @@ def test_thresholds_do_not_depend_on_what_is_kept(monkeypatch):
         monkeypatch.setattr(convert, "CURRENTS", budget)
         thetas.append(convert.balance_thresholds(net, tensor("resnet20", "x_cal"), steps=7))
     assert thetas[0] == thetas[1]
+
+
+def test_zero_is_the_zero_level_in_every_precision():
+    for dtype, bits in ((torch.float16, 4), (torch.float32, 7), (torch.bfloat16, 7)):
+        zero, one = torch.zeros(1, dtype=dtype), torch.ones(1, dtype=dtype)
+        assert models.quantize.quantize(zero, zero, one, bits, "log") == 0

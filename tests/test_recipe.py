@@ -58,6 +58,13 @@ def test_the_loss_follows_labels_and_teacher():
                                F.cross_entropy(out, labels, reduction="sum", label_smoothing=0.1))
 
 
+def test_a_teacher_with_a_readout_per_step_is_averaged():
+    steps, labels = torch.randn(3, 4, 5), torch.zeros(4, dtype=torch.long)
+    recipe = Recipe(settings(), teacher=lambda images: steps)
+    _, targets = recipe.targets(None, labels, 1)
+    assert torch.equal(targets[1], steps.mean(0))
+
+
 def test_a_chain_with_a_teacher_and_fixed_thresholds(tmp_path, fails, capsys):
     ann = ann_ddp.main(f"{SMALL} --lr_schedule cosine --warm_up --warm_up_epochs 1 --output_dir {tmp_path}".split())
     more = f"--multi_channel 1 --num_channels 3 --timesteps 1 --conversion matched --output_dir {tmp_path} --optimizer Adam " \
