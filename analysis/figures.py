@@ -145,7 +145,7 @@ def rows(table, measured, path):
     import matplotlib.pyplot as plt
 
     names = list(dict.fromkeys(row.dataset for row in table))
-    figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 5), layout="constrained")
+    figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 6), layout="constrained")
     networks = dict(zip(dict.fromkeys(row.network for row in table), COLORS, strict=False))
     for axis, name in zip(axes, names, strict=True):
         for row in (r for r in table if r.dataset == name):
@@ -158,7 +158,7 @@ def rows(table, measured, path):
         axis.set_title(name)
         accuracy_against_energy(axis)
         handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-        axis.legend(handles.values(), handles, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.12))
+        axis.legend(handles.values(), handles, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
     save(figure, path)
 
 
