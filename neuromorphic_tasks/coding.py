@@ -116,9 +116,12 @@ def encode(packed, coding):
 
 
 def augment(codes, flip, shift):
-    """[B, T, 2, H, W], bool flip [B], int shift [2, B] -> mirrored in x where `flip`, then rolled by `shift` in y and x."""
+    """[B, T, 2, H, W], bool flip [B], int shift [2, B] -> mirrored where `flip`, then rolled by `shift` in y and x.
+
+    y is the horizontal axis of this data set's pictures (see data/events.py), which the published code mirrors, too.
+    """
     side = torch.arange(SIDE, device=codes.device)
     rows, columns = ((side - by[:, None]) % SIDE for by in shift)
-    columns = torch.where(flip[:, None], SIDE - 1 - columns, columns)
+    rows = torch.where(flip[:, None], SIDE - 1 - rows, rows)
     each = torch.arange(len(codes), device=codes.device)
     return codes[each[:, None, None], :, :, rows[:, :, None], columns[:, None]].permute(0, 3, 4, 1, 2)

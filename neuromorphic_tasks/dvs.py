@@ -206,7 +206,8 @@ def main(argv=None):
     entry = content[args.part][args.index]
     title = (f"{found.about['source']}: {args.part} recording {args.index}, {content['classes'][entry['label']]}\n"
              f"S = {how.lanes}, T_F = {how.frames}, Q_F = {how.steps}; OFF events blue, ON events red")
-    figures.recording(title, rows, args.output)
+    upright = [(label, images.transpose(-1, -2).flip(-1)) for label, images in rows]  # the sensor lay on its side
+    figures.recording(title, upright, args.output)
     print(f"written to {args.output}")
 
 

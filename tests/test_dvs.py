@@ -127,8 +127,8 @@ def test_augmentation_is_flip_then_roll():
     codes = torch.arange(3 * 2 * 2 * 48 * 48).view(3, 2, 2, 48, 48)
     out = coding.augment(codes, torch.tensor([False, True, True]), torch.tensor([[5, 0, -3], [-2, 0, 4]]))
     assert torch.equal(out[0], codes[0].roll((5, -2), (-2, -1)))
-    assert torch.equal(out[1], codes[1].flip(-1))
-    assert torch.equal(out[2], codes[2].flip(-1).roll((-3, 4), (-2, -1)))
+    assert torch.equal(out[1], codes[1].flip(-2))  # y: the last axis of the published [p, x, y]
+    assert torch.equal(out[2], codes[2].flip(-2).roll((-3, 4), (-2, -1)))
 
 
 # ---- loader ----
@@ -161,7 +161,7 @@ def test_augmentation_depends_on_epoch_and_step_alone(prepared):
         found = []
         for got, codes in zip(frames, coding.encode(packed[labels], Coding(3, 10)), strict=True):
             found += [(flip, y, x) for flip in (0, 1) for y in range(-5, 6) for x in range(-5, 6)
-                      if torch.equal(got, (codes.flip(-1) if flip else codes).roll((y, x), (-2, -1)).float() / 255)]
+                      if torch.equal(got, (codes.flip(-2) if flip else codes).roll((y, x), (-2, -1)).float() / 255)]
         assert len(found) == len(frames)
         return found
 

@@ -5,7 +5,7 @@ Formats, told apart by their content, `.mat` and `.npz` by their suffix:
   AEDAT 1.0 (jAER)   the same with 16-bit addresses
   AEDAT 4.0 (DV)     through the package `aedat`, when it is installed
   .mat               `out1` of the MATLAB route (dat2mat.m), columns t, 0, -1, x, y, p (p = -1 or 1)
-  .npz               SpikingJelly's events, keys t, x, y, p; x and y as the file has them (SpikingJelly turns the image)
+  .npz               SpikingJelly's events, keys t, x, y, p, turned back to the sensor's x and y
 """
 
 import importlib
@@ -128,6 +128,8 @@ def _mat(path):
 
 def _npz(path):
     with np.load(path, allow_pickle=False) as file:
+        if bad := file.zip.testzip():  # NumPy reads as far as an array's header says, so a checksum may stay unchecked
+            raise ValueError(f"{bad} fails its checksum")
         columns = [file[key] for key in "txyp"]
     if any(column.ndim != 1 or len(column) != len(columns[0]) for column in columns):
         raise UseError(f"{path}: t, x, y, p are {[list(c.shape) for c in columns]}, expected four of one length; {HINT}")
@@ -163,6 +165,8 @@ def read(path):
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UseError(f"{path} is damaged or not a {path.suffix} recording ({reason[:120]}); {HINT}") from None
     t, x, y, p = (_integers(path, name, column) for name, column in zip("txyp", columns, strict=True))
+    if path.suffix.lower() == ".npz":
+        x, y = y, SIDE - 1 - x  # SpikingJelly turned the picture upright
     wrong = np.flatnonzero((p < -1) | (p > 1))
     if len(wrong):
         raise UseError(f"{path}: p of event {wrong[0]} is {p[wrong[0]]}, expected 0 or -1 (OFF), or 1 (ON); {HINT}")

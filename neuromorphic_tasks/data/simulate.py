@@ -84,7 +84,8 @@ def record(image, count, threshold, noise, rng):
         if step == 2 * STEPS and not total:
             raise UseError(f"no events in two rounds at --threshold {threshold}: lower it, or give --noise")
     t, pixel, on = (np.concatenate(parts)[:count] for parts in zip(*columns, strict=True))
-    return t, (pixel % SIDE).astype(np.int16), (pixel // SIDE).astype(np.int16), on.astype(np.uint8)
+    row, column = pixel // SIDE, pixel % SIDE  # the sensor lies on its side, as in the data set: see events.py
+    return t, row.astype(np.int16), (SIDE - 1 - column).astype(np.int16), on.astype(np.uint8)
 
 
 def get_parser():
