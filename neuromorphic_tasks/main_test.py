@@ -5,19 +5,16 @@ python3 main_test.py --checkpoint trained_models/vggsnn_dvscifar10_first900_T80_
 """
 
 import sys
-from argparse import Namespace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.firing import measured
-from engine import checkpoint, cli, data, run
+from engine import cli, data, run
 from engine.dist import launch
-from engine.errors import UseError, guard
+from engine.errors import guard
 from neuromorphic_tasks import dvs
-from neuromorphic_tasks.main_training_parallel import add_setting, build, load_weights, result
-
-SETTING = ("multi_channel", "num_channels", "T_prime", "resize", "width_mult", "surrogate_edge")
+from neuromorphic_tasks.main_training_parallel import add_setting, build, check_recordings, load_weights, result, settled
 
 
 def get_parser():
@@ -33,25 +30,12 @@ def get_parser():
     return parser
 
 
-def settled(args, content, path):
-    """`args` with the settings of a checkpoint; options that contradict them are refused."""
-    if content["network"]["name"] != "vggsnn":
-        raise UseError(f"{path} holds a {content['network']['name']}, expected a vggsnn")
-    stored = {name: content["settings"][name] for name in SETTING} | {"split": content["data"]["split"]}
-    for name in sorted(args.given & set(stored)):
-        if getattr(args, name) != stored[name]:
-            raise UseError(f"{path} was trained with --{name} {stored[name]}, not {getattr(args, name)}: leave it out, or give "
-                           "another --checkpoint")
-    return Namespace(**{**vars(args), **stored})
-
-
 def work(args, world):
     path = args.checkpoint or result(args, dvs.read_manifest(args)[1]["split"])
-    content = checkpoint.load(path)
-    if content["format"] != "published":
-        args = settled(args, content, path)
+    args, content = settled(args, path, "--checkpoint")
     run.say_backend(args, world)
     found = dvs.load(args)
+    check_recordings(content, found.about, path)
     net = build(args, found.about)
     load_weights(net, path)
     test = data.loaders(found, args, world, dvs.EventLoader)[2]

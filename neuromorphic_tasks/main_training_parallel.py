@@ -16,11 +16,13 @@ import models
 from analysis.energy import lane_curves
 from engine import checkpoint, cli, data, run
 from engine.dist import launch
-from engine.errors import guard
+from engine.errors import UseError, guard
 from engine.loop import seed_all
 from engine.optim import Recipe, cosine, tet_loss
 from models.vggsnn import from_published, neurons
 from neuromorphic_tasks import dvs
+
+SETTING = ("multi_channel", "num_channels", "T_prime", "resize", "width_mult")  # without which weights mean nothing
 
 
 def add_setting(parser, multi_channel, lanes, frames):
@@ -104,6 +106,34 @@ def build(args, about):
                         width_mult=args.width_mult)
 
 
+def settled(args, path, option):
+    """(`args` with the settings of the checkpoint that `option` names, its content); published weights have no settings.
+
+    Raises:
+        UseError: the checkpoint is of another network, or an option that was given contradicts it.
+    """
+    content = checkpoint.load(path)
+    if content["format"] == "published":
+        return args, content
+    if content["network"]["name"] != "vggsnn":
+        raise UseError(f"{path} holds a {content['network']['name']}, expected a vggsnn")
+    stored = {name: content["settings"][name] for name in SETTING} | {"split": content["data"]["split"]}
+    for name in sorted(args.given & set(stored)):
+        if getattr(args, name) != stored[name]:
+            raise UseError(f"{path} was trained with --{name} {stored[name]}, not {getattr(args, name)}: leave it out, or give "
+                           f"another {option}")
+    return argparse.Namespace(**{**vars(args), **stored}), content
+
+
+def check_recordings(content, about, path):
+    """Refuse to test a checkpoint on other recordings than it was chosen on: it may have been trained on them."""
+    if content["format"] == "published" or content["data"]["test"]["sha256"] == about["test"]["sha256"]:
+        return
+    raise UseError(f"{path} has {content['data']['test']['images']} test recordings, {about['where']} holds "
+                   f"{about['test']['images']} others, on which it may have been trained: name those of its training with "
+                   "--prepared")
+
+
 def load_weights(net, path):
     """Copy weights into the network, strictly: ours or the published code's."""
     checkpoint.load_named(net, path, from_published, new=("theta", "leak"), dropped=("theta", "leak"))
@@ -125,8 +155,12 @@ def work(args, world, saved=None):
     run.check_compile(args, world)
     run.say_backend(args, world)
     seed_all(args.seed)
+    weights = {"format": "published"}
+    if args.test_only and args.pretrained_snn:
+        args, weights = settled(args, args.pretrained_snn, "--pretrained_snn")
     content = dvs.load(args)
     about, coding = content.about, content.coding
+    check_recordings(weights, about, args.pretrained_snn)
     loaders = data.loaders(content, args, world, dvs.EventLoader)
     world.say(f"S = {coding.lanes}, T_F = {coding.frames} of the first {coding.used} frames, Q_F = {coding.steps}"
               + ("" if content.keep else "; --cache_gb does not hold the coded recordings: they are coded in every epoch"))

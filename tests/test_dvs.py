@@ -3,6 +3,7 @@
 import hashlib
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -273,6 +274,17 @@ def test_published_weights_are_measured(prepared, tmp_path):
     assert (tmp_path / "published_test.csv").is_file()
 
 
+def test_a_checkpoints_settings_hold_in_every_test(prepared, tmp_path):
+    """Its lanes, frames and width need not be given again; the folder of its recordings may have another name."""
+    summary = training.main(shlex.split(f"{SMALL} --prepared {prepared} --epochs 1 --output_dir {tmp_path} --val_fraction 0.3"))
+    shutil.copytree(prepared, tmp_path / "moved")
+    here = f"--device cpu --batch_size 4 --prepared {tmp_path}/moved "
+    tested = training.main(shlex.split(f"{here} --test_only --pretrained_snn {summary['checkpoint']}"))
+    measured = main_test.main(shlex.split(f"{here} --surrogate_edge paper --seed 3 --checkpoint {summary['checkpoint']}"))
+    assert tested["test_loss"] == pytest.approx(measured["test_loss"])
+    assert measured["test_accuracy"] == tested["test_accuracy"] == pytest.approx(summary["test_accuracy"])
+
+
 def test_recipe_by_hand():
     """Adam without AMSGrad; the rate is a cosine from lr to 0, stepped after every epoch."""
     recipe, net = training.TETRecipe(parsed("--epochs 300")), torch.nn.Linear(2, 2)
@@ -348,6 +360,12 @@ def test_checkpoints_that_do_not_fit(prepared, tmp_path, fails):
     fails(main_test.main, test + "--split other", "was trained with --split first900, not other")
     fails(main_test.main, f"--device cpu --prepared {folder} --checkpoint {path}", "holds the split 'other'")
     fails(main_test.main, f"--device cpu --prepared {folder} --output_dir {tmp_path}", "vggsnn_dvscifar10_other_T5_C2.pth")
+    tested = f"--device cpu --prepared {prepared} --test_only --pretrained_snn {path} "
+    fails(training.main, tested + "--T_prime 20", "was trained with --T_prime 10, not 20", "another --pretrained_snn")
+    fails(training.main, tested + "--multi_channel 1 --num_channels 2", "was trained with --num_channels 3, not 2")
+    swapped = write_prepared(tmp_path / "swapped", (5, 10))  # of other recordings in either part
+    for main, words in ((main_test.main, test), (training.main, tested)):
+        fails(main, words.replace(str(prepared), str(swapped)), f"{path} has 5 test recordings, {swapped} holds 10 others")
     fails(main_test.main, test + "--limit_train_batches 2", "--limit_train_batches does nothing here")
     fails(training.main, f"{options} --width_mult 0.125 --pretrained_snn {path}", "of another size")
     fails(training.main, f"{SMALL} --prepared {folder} --pretrained_snn {path}", "of another class count")
