@@ -15,7 +15,7 @@ import pytest
 
 from engine.errors import UseError, guard
 from neuromorphic_tasks.data import dvscifar_prepare as prepare
-from neuromorphic_tasks.data import simulate, store
+from neuromorphic_tasks.data import pool, simulate, store
 from neuromorphic_tasks.data.events import CLASSES, Events, frames, read, unpack, write
 from tests.conftest import digests
 from tests.helpers import ROOT, start
@@ -79,10 +79,12 @@ def test_rows_are_the_recordings_frames(recordings, whole):
 
 def test_splits():
     def numbers(count, split, label=0):
-        return np.flatnonzero(prepare.tested(count, split, label)).tolist()
+        return np.flatnonzero(prepare.tested(range(count), split, label, count <= 900)).tolist()
 
     assert numbers(1000, "first900") == numbers(1000, "last100") == list(range(900, 1000))
-    assert numbers(999, "first900") == list(range(899, 999)) and numbers(10, "first900") == [9]
+    assert numbers(999, "first900") == list(range(900, 999)) and numbers(10, "first900") == [9]
+    few = prepare.tested([3, 850, 899, 900, 999], "first900", 0, False)  # of a set with recordings missing
+    assert few.tolist() == [False, False, False, True, True]
     assert numbers(150, "last100") == list(range(50, 150))
     drawn = [numbers(1000, split, label) for split in ("random-0", "random-1") for label in (0, 1)]
     assert all(len(set(test)) == 100 for test in drawn) and len({tuple(test) for test in drawn}) == 4
@@ -312,6 +314,45 @@ def test_bad_recordings_end_the_run_or_are_listed(recordings, fails, tmp_path, c
     assert before.items() <= content(output).items()  # the finished data stays
 
 
+def link(path):
+    path.symlink_to("/absent")
+
+
+def test_links_whose_target_is_gone(recordings, fails, tmp_path, capsys):
+    """Named by the first run and by those after it, whether the recording was there before or not."""
+    source, output = tmp_path / "source", tmp_path / "output"
+    shutil.copytree(recordings, source)
+    argv = f"--source {source} --output {output} --workers 2"
+    run(source, output)
+    gone = source / "frog/cifar10_frog_9.aedat"
+    gone.unlink()
+    link(gone)
+    for _ in range(2):
+        fails(prepare.main, argv, f"{gone} cannot be read (No such file or directory): it is a link to /absent", keep=source)
+    for said in ("1 skipped", "prepared already"):
+        run(source, output, "--skip_bad")
+        assert said in capsys.readouterr().out
+    assert [e["file"] for e in json.loads((output / "manifest.json").read_text())["skipped"]] == ["frog/cifar10_frog_9.aedat"]
+
+
+def test_numbers_from_900_are_for_testing(tmp_path, capsys):
+    for name, numbers in (("cat", (3, 898, 899, 900)), ("dog", (5, 910, 998, 999))):
+        for n in numbers:
+            recording(tmp_path / name / f"cifar10_{name}_{n}.aedat")
+    run(tmp_path, tmp_path / "prepared/a")
+    manifest = json.loads((tmp_path / "prepared/a/manifest.json").read_text())
+    tested = {int(entry["file"].split("_")[-1].split(".")[0]) for entry in manifest["test"]}
+    assert tested == {900, 910, 998, 999} and len(manifest["train"]) == 4
+    assert "not 900 / 100: 3 / 1 of cat; 1 / 3 of dog" in capsys.readouterr().out
+
+
+def test_no_more_processes_than_recordings(monkeypatch):
+    started, original = [], pool.ProcessPoolExecutor
+    monkeypatch.setattr(pool, "ProcessPoolExecutor", lambda n, **more: started.append(n) or original(n, **more))
+    assert list(pool.ordered(str, [(1,), (2,)], 1000)) == ["(1,)", "(2,)"] and started == [2]
+    assert pool.cores() == len(os.sched_getaffinity(0))
+
+
 def test_a_worker_that_dies(recordings, fails, monkeypatch, tmp_path):
     monkeypatch.setattr(prepare, "read", lambda path: os._exit(3))
     fails(prepare.main, f"--source {recordings} --output {tmp_path} --workers 1", "a worker process died", "airplane/cifar10",
@@ -319,6 +360,9 @@ def test_a_worker_that_dies(recordings, fails, monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("change, words", [
+    (lambda root: [p.unlink() for p in root.glob("cat/*") if not p.match("*_8.*")], ("no recording of cat for the train part",
+                                                                                     "least two", "or remove {s}/cat")),
+    (lambda root: link(root / "cat/12.aedat"), ("{s}/cat/12.aedat cannot be read", "a link to /absent", "--skip_bad")),
     (lambda root: (root / "plane").mkdir(), ("{s}/plane is no class of DVS-CIFAR10", "airplane, automobile")),
     (lambda root: recording(root / "cat/cat.aedat"), ("{s}/cat/cat.aedat has no number",)),
     (lambda root: recording(root / "cat/9.npz"), ("{s}/cat holds recording 9 twice", "9.npz and cifar10_cat_9.aedat")),
@@ -326,7 +370,7 @@ def test_a_worker_that_dies(recordings, fails, monkeypatch, tmp_path):
     (lambda root: (root / "cat/7.mat").mkdir(), ("{s}/cat/7.mat is a folder, expected a recording",)),
     (lambda root: shutil.rmtree(root), ("no recordings at {s}", "--source")),
     (lambda root: [shutil.rmtree(root / name) for name in CLASSES], ("{s} holds no recordings",)),
-    (lambda root: [p.unlink() for p in root.glob("*/*") if not p.match("*_8.*")], ("leaves no recording for the train part",)),
+    (lambda root: [p.unlink() for p in root.glob("*/*") if not p.match("*_8.*")], ("leaves no recording of airplane",)),
 ])
 def test_sources_that_cannot_be_prepared(recordings, fails, tmp_path, change, words):
     source = tmp_path / "source"

@@ -8,12 +8,12 @@ An interrupted run goes on when the same command is given again, up to the first
 """
 
 import hashlib
-import os
 import re
 import shutil
 import sys
 import time
 import zlib
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from engine import cli
 from engine.errors import RunError, UseError, guard
 from engine.log import progress
 from neuromorphic_tasks.data.events import CLASSES, FORMAT, FRAMES, SIDE, SUFFIXES, frames, pack, read, simulated
-from neuromorphic_tasks.data.pool import ordered
+from neuromorphic_tasks.data.pool import cores, ordered
 from neuromorphic_tasks.data.store import BYTES, PARTS, Job, Store, fingerprint, is_finished
 
 
@@ -42,16 +42,17 @@ def get_parser():
     parser.add_argument("--source", default=str(Path(__file__).resolve().parent / "dvs-cifar10"),
                         help=f"folder with <class>/<recordings> ({', '.join(SUFFIXES)})")
     parser.add_argument("--output", default="", help="folder to write to; default: <source>/prepared/<split>")
-    parser.add_argument("--split", type=split_name, default="first900", help="first900: the first nine tenths of each class "
-                        "train (900 of 1000), as published; last100: all but the last 100; random-<seed>: a random nine tenths")
-    parser.add_argument("--workers", type=cli.positive, default=os.cpu_count(), help="processes")
+    parser.add_argument("--split", type=split_name, default="first900", help="first900: of each class the numbers below 900 "
+                        "train, as published (in a set that has no more, the first nine tenths); last100: all but the last "
+                        "100; random-<seed>: a random nine tenths")
+    parser.add_argument("--workers", type=cli.positive, default=cores(), help="processes")
     parser.add_argument("--skip_bad", action="store_true", help="list unusable recordings in the manifest and go on")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 
 
 def find(source):
-    """{label: recordings under `source`, in the order of the numbers in their names}.
+    """{label: {number in its name: recording under `source`}}, in the order of the numbers.
 
     Raises:
         UseError: no such folder, no recordings, a folder that is no class, a name without a number, a number twice.
@@ -73,16 +74,22 @@ def find(source):
             other = numbered.setdefault(int(number[0]), path)
             if other != path:
                 raise UseError(f"{folder} holds recording {int(number[0])} twice, {other.name} and {path.name}: remove one")
-        found[CLASSES.index(folder.name)] = [f"{folder.name}/{numbered[n].name}" for n in sorted(numbered)]
+        found[CLASSES.index(folder.name)] = {n: f"{folder.name}/{numbered[n].name}" for n in sorted(numbered)}
     if not any(found.values()):
         raise UseError(f"{source} holds no recordings: expected {source}/<class>/*.aedat (or {', '.join(SUFFIXES[1:])})")
     return found
 
 
-def tested(count, split, label):
-    """Which of the `count` recordings of a class are for testing: bool [count]."""
+def tested(numbers, split, label, small):
+    """Which recordings of a class, by their numbers in rising order, are for testing: bool [n].
+
+    small: no class of the set reaches number 900, so that the published split has nothing to test.
+    """
+    count = len(numbers)
     test, tenth = np.zeros(count, bool), count - count * 9 // 10
-    if split == "first900":
+    if split == "first900" and not small:
+        test[:] = np.asarray(numbers) >= 900
+    elif split == "first900":
         test[count - tenth:] = True
     elif split == "last100":
         if count <= 100:
@@ -95,10 +102,14 @@ def tested(count, split, label):
 
 def plan(source, split):
     """The jobs in the order of the rows: part, then number, then class, so that any stretch of rows has all classes."""
-    jobs = []
-    for label, files in find(source).items():
-        test = tested(len(files), split, label)
-        jobs += [(test[i], i, Job(file, label, PARTS[int(test[i])])) for i, file in enumerate(files)]
+    jobs, found = [], find(source)
+    small = max(number for files in found.values() for number in files) < 900
+    for label, files in found.items():
+        test = tested(list(files), split, label, small)
+        if files and test.all():
+            raise UseError(f"--split {split} leaves no recording of {CLASSES[label]} for the train part: a class needs at "
+                           f"least two, add some or remove {source / CLASSES[label]}")
+        jobs += [(test[i], i, Job(file, label, PARTS[int(test[i])])) for i, file in enumerate(files.values())]
     jobs = [job for *_, job in sorted(jobs)]
     for part in PARTS:
         if part not in {job.part for job in jobs}:
@@ -117,9 +128,21 @@ def convert(source, job):
         with open(path, "rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
     except (UseError, OSError) as error:
-        return entry | {"reason": str(error)}, None
+        return entry | {"reason": str(error) if isinstance(error, UseError) else f"{path} cannot be read ({error})"}, None
     return entry | {"events": len(events), "sha256": digest, "dropped": events.dropped, "steps_back": events.steps_back,
                     "crc32": zlib.crc32(row)}, row
+
+
+def say_counts(manifest):
+    """Tell of classes that are not split 900 / 100 as published."""
+    counts = [Counter(entry["label"] for entry in manifest[part]) for part in PARTS]
+    classes = {}
+    for label in sorted(counts[0] | counts[1]):
+        classes.setdefault((counts[0][label], counts[1][label]), []).append(CLASSES[label])
+    classes.pop((900, 100), None)
+    if classes:
+        said = "; ".join(f"{train} / {test} of {', '.join(names)}" for (train, test), names in classes.items())
+        print(f"training / test recordings where they are not 900 / 100: {said}")
 
 
 def check_space(output, count):
@@ -170,6 +193,8 @@ def prepare(source, output, split, workers, skip_bad):
     print(f"prepared {len(manifest['train'])} training and {len(manifest['test'])} test recordings, "
           f"{len(manifest['skipped'])} skipped, of {sum(e['events'] for e in entries)} events ({rejected} left out, "
           f"{sum(e['steps_back'] for e in entries)} steps back in time)")
+    if split == "first900":
+        say_counts(manifest)
     print(f"{len(entries) * BYTES / 1e9:.2f} GB in {output}, {seconds:.0f} s, {len(left) / seconds:.1f} recordings/s")
     return manifest
 

@@ -22,13 +22,18 @@ def _start():
     Thread(target=_end_with_parent, daemon=True).start()
 
 
+def cores():
+    """How many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def ordered(function, items, workers):
     """function(item) for each item, a tuple whose first field names it, in order; at most 4 results per worker wait.
 
     Raises:
         RunError: a worker died.
     """
-    items, waiting = iter(items), deque()
+    workers, waiting = max(1, min(workers, len(items))), deque()
     with ProcessPoolExecutor(workers, initializer=_start) as pool:
         try:
             for item in items:

@@ -9,7 +9,6 @@ The output says what it is: simulated.json, and a line in each file's header. An
 """
 
 import json
-import os
 import sys
 import time
 from argparse import Namespace
@@ -27,7 +26,7 @@ from engine.dist import World
 from engine.errors import UseError, guard
 from engine.log import progress, write_json
 from neuromorphic_tasks.data.events import CLASSES, SIDE, Events, simulated, write
-from neuromorphic_tasks.data.pool import ordered
+from neuromorphic_tasks.data.pool import cores, ordered
 
 RADIUS, STEPS, LOOP = 4, 48, 200_000  # of the path: half its diagonal, pixels; positions on it; duration, us
 DARK = 0.05  # intensity of black; white is 1 + DARK
@@ -98,7 +97,7 @@ def get_parser():
     parser.add_argument("--threshold", type=cli.strictly_positive, default=0.2, help="contrast between two events, log units")
     parser.add_argument("--noise", type=cli.rate, default=0.1, help="background events, per pixel and second")
     parser.add_argument("-s", "--seed", type=cli.natural, default=0, help="of everything random")
-    parser.add_argument("--workers", type=cli.positive, default=os.cpu_count(), help="processes")
+    parser.add_argument("--workers", type=cli.positive, default=cores(), help="processes")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 

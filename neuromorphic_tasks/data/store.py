@@ -31,15 +31,27 @@ class Job(NamedTuple):
 
 
 def fingerprint(path):
-    """By what a changed file is noticed."""
-    stat = path.stat()
+    """By what a changed file is noticed.
+
+    Raises:
+        UseError: it cannot be read, as a link whose target is gone.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        link = f"it is a link to {path.readlink()}, " if path.is_symlink() else ""
+        raise UseError(f"{path} cannot be read ({error.strerror}): {link}restore it, or leave it out") from None
     return {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns}
 
 
 def holds(entry, job, source, skip_bad):
     """Whether an entry of an earlier run is what the job would give now."""
     path = Path(source, job.file)
-    return (entry.items() >= (job._asdict() | fingerprint(path)).items()) and (skip_bad or "reason" not in entry)
+    try:
+        now = fingerprint(path)
+    except UseError as error:
+        now = {"reason": str(error)}
+    return (entry.items() >= (job._asdict() | now).items()) and (skip_bad or "reason" not in entry)
 
 
 def header(count):
