@@ -61,8 +61,9 @@ QUESTIONS = {  # page: (question, reference, variants compared with it)
     "distillation": ("Does following the ANN's outputs help?", "base", ["distilled"]),
     "learned_neuron": ("Thresholds (and at T = 2 leaks) learned or fixed?", "base", ["fixed theta"]),
     "learned_neuron_t2": ("The same at T = 2, where the leak acts.", "T=2", ["T=2, fixed theta and leak"]),
-    "levels": ("M-LIF S=3 against LIF at T = 1 and 3, multi-hot, and the LQ-ANN with the same levels.", "base",
-               ["LIF, T=1", "multi-hot", "LQ-ANN", "LIF, T=3"]),
+    "levels": ("M-LIF S=3 against LIF, multi-hot, and the LQ-ANN with the same levels.", "base",
+               ["LIF, T=1", "multi-hot", "LQ-ANN"]),
+    "levels_t3": ("M-LIF S=3 at T = 1 against LIF with a step for each of its lanes.", "base", ["LIF, T=3"]),
     "tradeoff": ("Accuracy against energy, S and T from 1 to 4.", "base", [n for n in TRADEOFF.values() if n != "base"]),
 }
 
