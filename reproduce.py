@@ -12,6 +12,7 @@ from pathlib import Path
 from analysis import figures, rows
 from analysis.chain import LOCAL, ROOT, Chain, code, commit
 from engine import cli
+from engine.dist import fast_amp
 from engine.errors import UseError, guard
 from engine.files import write_atomic
 from engine.log import versions, write_json
@@ -34,7 +35,8 @@ def get_parser():
                         help="factor of every layer's width; default 1, of smoke 0.25")
     parser.add_argument("--data_root", default=rows.DATA, help="folder of the row's data set; of "
                         "DVS-CIFAR10 the prepared recordings (default: where dvscifar_prepare.py puts them)")
-    parser.add_argument("--amp", default=None, choices=("none", "bf16", "fp16"), help="default: none, of fast and smoke bf16")
+    parser.add_argument("--amp", default=None, choices=("none", "bf16", "fp16"), help="autocast type; default: none, "
+                        "of fast and smoke bf16 where that is faster")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     cli.add_compile(parser)
     parser.add_argument("--launcher", default="", help="what starts the training scripts instead of python, such as "
@@ -234,7 +236,7 @@ def main(argv=None):
     args = get_parser().parse(argv)
     smoke = args.schedule == "smoke"
     args.width_mult = args.width_mult or (0.25 if smoke and (args.row or "").count("transformer") == 0 else 1.0)
-    args.amp = args.amp or ("none" if args.schedule == "published" else "bf16")
+    args.amp = args.amp or ("none" if args.schedule == "published" else fast_amp(args.device))
     if args.list or args.report:
         return print(listing(args)) if args.list else report(args)
     if not args.row and not args.dry_run:

@@ -16,6 +16,7 @@ from pathlib import Path
 from scipy import stats
 
 from engine import cli
+from engine.dist import fast_amp
 from engine.errors import UseError, guard
 from engine.files import write_atomic
 from engine.log import versions, write_json
@@ -206,7 +207,7 @@ def main(argv=None):
     parser.add_argument("--epochs", type=cli.positive, default=3, help="of the LQ-ANN and of every SNN")
     parser.add_argument("--learning_rate", type=cli.rate, default=1e-3, help="of the LQ-ANN and of every SNN")
     parser.add_argument("--seeds", type=cli.natural, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--amp", default="bf16", choices=("none", "bf16", "fp16"))
+    parser.add_argument("--amp", default=fast_amp(), choices=("none", "bf16", "fp16"))
     cli.add_compile(parser)
     parser.add_argument("--data_root", default="./data")
     parser.add_argument("--device", default="auto")

@@ -20,7 +20,7 @@ import torch
 from torch.nn import functional as F
 
 import models
-from engine.dist import keep_memory
+from engine.dist import fast_amp, keep_memory
 
 from .common import alternate, machine, ratio, summary, write
 
@@ -122,7 +122,8 @@ def main():
     parser.add_argument("--width", type=float, default=1.0, help="factor of every layer's width")
     parser.add_argument("--dim", type=int, default=128, help="width of the transformer")
     parser.add_argument("--repeats", type=int, default=9)
-    parser.add_argument("--amp", nargs="+", default=["none", "bf16"], choices=("none", "bf16"))
+    parser.add_argument("--amp", nargs="+", default=None, choices=("none", "bf16"),
+                        help="default: both, on a CPU without AVX-512, which emulates bf16, only none")
     parser.add_argument("--no_compile", action="store_true", help="leave out what torch.compile has to compile")
     parser.add_argument("--no_scaling", action="store_true", help="leave out S, T and the transformer")
     parser.add_argument("--out", default="runs/bench/step", help="stem of the JSON file")
@@ -141,6 +142,7 @@ def main():
         print("not measured: no CUDA GPU here")
         return
     where, rows = machine(device), []
+    args.amp = args.amp or list(dict.fromkeys(["none", fast_amp(device)]))
     batch = args.batch or (256 if device.type == "cuda" else 32)
     print(f"{where['machine']}, torch {where['torch']}, batch {batch}, width x{args.width:g}, medians of {args.repeats} "
           f"[quartiles], neuron backend {models.choose('auto', device)}")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine.dist import fast_amp
 from engine.errors import guard
 from engine.log import write_json
 from neuromorphic_tasks import dvs, main_test, main_training_parallel
@@ -42,7 +43,7 @@ def main(argv=None):
     for lanes in (3, 1):
         setting = [*common, "--multi_channel", 1, "--num_channels", lanes, "--width_mult", 0.25]
         trained = run(f"train, S = {lanes}", main_training_parallel, *setting, "--epochs", args.epochs, "--batch_size", 32,
-                      "--amp", "bf16")
+                      "--amp", fast_amp())
         tested = run(f"test, S = {lanes}", main_test, *setting)
         found[f"S={lanes}"] = {"lanes": lanes, "accuracy": tested["test_accuracy"], "energy_uj": tested["energy_uj"],
                                "steps": trained["Q_F"], "seconds": trained["seconds"]}

@@ -268,3 +268,12 @@ def test_a_killed_process_is_named(env, monkeypatch):
     monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
     with pytest.raises(UseError, match=r"process 1 was ended by signal 9 \(out of memory\?\)"):
         dist.launch(None, options(multiprocessing_distributed=True, world_size=2, rank=0))
+
+
+@pytest.mark.parametrize("capability, amp, noted", [("AVX2", "bf16", True), ("AVX512", "bf16", False), ("AVX2", "none", False)])
+def test_emulated_bf16_is_told(capability, amp, noted, monkeypatch, capsys):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert dist.fast_amp("cpu") == {"AVX2": "none", "AVX512": "bf16"}[capability]
+    args = argparse.Namespace(amp=amp, debug=False)
+    dist._carry_out(lambda args, world: None, args, dist.World())
+    assert ("no bf16 of its own" in capsys.readouterr().out) == noted
