@@ -151,14 +151,13 @@ def work(args, world, saved=None):
         world.say(f"right after the {args.conversion} conversion: {extra['converted_accuracy']:.2%} on the test set")
     sites = net.sites()
     names = {id(m): n for n, m in net.named_modules()}
-
-    def positive(site):
-        return [site.theta, site.scale] if act.scale else [site.theta]
+    leaks = [s.leak for s in sites]
+    positive = [p for s in sites for p in ((s.theta, s.scale) if act.scale else (s.theta,))]
 
     @torch.no_grad()
     def clamp():
-        torch._foreach_clamp_max_([s.leak for s in sites], 1.0)
-        torch._foreach_clamp_min_([p for s in sites for p in positive(s)], THETA_MIN)
+        torch._foreach_clamp_max_(leaks, 1.0)
+        torch._foreach_clamp_min_(positive, THETA_MIN)
 
     def scalars():
         """Thetas, leaks and, on one test batch, firing rates per layer and lane."""

@@ -9,29 +9,26 @@ from engine.optim import Recipe, tet_loss
 
 
 class TimmRecipe(Recipe):
-    """Recipe by timm's option names; `epochs` includes the cool-down."""
+    """Recipe of `net` by timm's option names; `epochs` includes the cool-down. timm's errors are raised here, in the making."""
 
-    def __init__(self, args, num_classes):
+    def __init__(self, args, num_classes, net):
         super().__init__(args)
-        self.scheduler, self.average, self.num_classes = None, None, num_classes
         self.epochs = args.epochs + (args.cooldown_epochs if args.sched != "step" else 0)
         self.mixup = None
         if args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax:
             self.mixup = Mixup(args.mixup, args.cutmix, args.cutmix_minmax, args.mixup_prob, args.mixup_switch_prob,
                                args.mixup_mode, label_smoothing=args.smoothing, num_classes=num_classes)
-
-    def optimizer(self, net):
-        args = self.args
+        self.average = ModelEmaV3(net, decay=args.model_ema_decay) if args.model_ema else None
         more = {"eps": args.opt_eps, "betas": args.opt_betas and tuple(args.opt_betas)}
-        optimizer = create_optimizer_v2(net, opt=args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum,
+        self.made = create_optimizer_v2(net, opt=args.opt, lr=args.lr, weight_decay=args.weight_decay, momentum=args.momentum,
                                         **{k: v for k, v in more.items() if v is not None})
         self.scheduler, _ = create_scheduler_v2(
-            optimizer, sched=args.sched, num_epochs=args.epochs, decay_epochs=args.decay_epochs, decay_rate=args.decay_rate,
+            self.made, sched=args.sched, num_epochs=args.epochs, decay_epochs=args.decay_epochs, decay_rate=args.decay_rate,
             cooldown_epochs=args.cooldown_epochs, min_lr=args.min_lr, warmup_lr=args.warmup_lr,
             warmup_epochs=args.warmup_epochs)
-        if args.model_ema:
-            self.average = ModelEmaV3(net, decay=args.model_ema_decay)
-        return optimizer
+
+    def optimizer(self, net):
+        return self.made
 
     def set_rate(self, optimizer, epoch):
         self.scheduler.step(int(epoch) - 1)  # timm counts epochs from 0

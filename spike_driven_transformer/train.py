@@ -142,14 +142,23 @@ def with_config(parser, argv):
 
 def rules(args):
     mlif = args.spike_mode in ("mlif", "fast_mlif")
+    large = args.dataset == "imagenet" or (args.img_size or 0) > data.IN_MEMORY
     return [(["surrogate_edge"], args.spike_mode == "mlif" and args.mlif_channels > 1, "only mlif of several lanes has "
              "inner edges to weigh"),
             (["neuron_backend"], mlif and (args.compile == "none" or args.neuron_backend in ("auto", "compiled")),
              "lif and plif are SpikingJelly's, and --compile traces the neuron"),
             (["TET_means", "TET_lamb"], args.TET, "give --TET"),
             (["cooldown_epochs"], args.sched != "step", "--sched step has no cool-down"),
-            (["pad_crop"], device_side(args), "it needs --scale 1 1 --ratio 1 1 --color_jitter 0 and neither --aa, --reprob "
-             "nor --vflip")]
+            (["clip_mode"], args.clip_grad, "give --clip_grad"),
+            (["model_ema_decay"], args.model_ema, "give --model_ema"),
+            (["decay_epochs"], args.sched == "step", f"--sched {args.sched} has no drops"),
+            (["decay_rate"], args.sched in ("step", "poly"), f"--sched {args.sched} has none"),
+            (["mixup_mode"], args.mixup or args.cutmix or args.cutmix_minmax, "give --mixup or --cutmix"),
+            (["remode", "recount"], args.reprob, "give --reprob"),
+            (["color_jitter"], not args.aa, "--aa takes its place"),
+            (["interpolation", "crop_pct"], large, f"images up to {data.IN_MEMORY} pixels are evaluated as they are"),
+            (["pad_crop"], device_side(args) and not args.no_aug, "it needs --scale 1 1 --ratio 1 1 --color_jitter 0 and "
+             "neither --aa, --reprob, --vflip nor --no_aug")]
 
 
 def device_side(args):
@@ -258,8 +267,7 @@ def work(args, world, saved=None):
     if args.test_only:
         return run.test_only(net, loaders, about, args, world, args.initial_checkpoint, "--initial_checkpoint")
     with timms_errors():
-        recipe = TimmRecipe(args, about["num_classes"])
-        recipe.optimizer(net)
+        recipe = TimmRecipe(args, about["num_classes"], net)
     if recipe.mixup and args.mixup_mode != "elem" and args.batch_size % 2:
         raise UseError(f"--batch_size {args.batch_size}: mixing by --mixup_mode {args.mixup_mode} needs an even one")
     return run.train(net, "sdt", result(args), loaders, about, args, world, saved, recipe=recipe)

@@ -121,7 +121,8 @@ def test_a_killed_row_goes_on_and_results_never_mix(tmp_path, cifar, fails, monk
     assert len(list(folder.glob("ann/ann/*/last.pth"))) == 1  # resumed, not begun anew
     reproduce.main(argv)
     assert capsys.readouterr().out.count("done before") == 3
-    fails(reproduce.main, [*argv, "--amp", {"none": "bf16", "bf16": "none"}[fast_amp()]], "holds a result of another recipe", "never mix", "--replace", keep=tmp_path)
+    other = {"none": "bf16", "bf16": "none"}[fast_amp()]
+    fails(reproduce.main, [*argv, "--amp", other], "holds a result of another recipe", "never mix", "--replace", keep=tmp_path)
     monkeypatch.setattr(reproduce, "code", lambda: "other")
     fails(reproduce.main, argv, "holds a result of other code", "--replace", keep=tmp_path)
     monkeypatch.setattr(chain, "code", lambda: "other")

@@ -160,7 +160,8 @@ def parsed(words):
 def test_schedule_is_the_published_one():
     """Linear to epoch 20, cosine on the unshifted epoch, cool-down at the minimum; published values, epochs from 0."""
     args = parsed(f"-c {FOLDER}/conf/cifar10/2_512_300E_t4_c3.yml")
-    recipe, net = TimmRecipe(args, 10), torch.nn.Linear(2, 2)
+    net = torch.nn.Linear(2, 2)
+    recipe = TimmRecipe(args, 10, net)
     optimizer = recipe.optimizer(net)
     rates = [recipe.set_rate(optimizer, epoch) for epoch in range(1, recipe.epochs + 1)]
     assert len(rates) == 310
@@ -174,11 +175,11 @@ def test_tet_loss_by_hand():
     out, labels = torch.randn(3, 2, 5), torch.tensor([1, 4])
     entropy = torch.stack([torch.nn.functional.cross_entropy(y, labels) for y in out]).mean()
     want = 0.9 * entropy + 0.1 * (out - 1).square().mean()
-    assert TimmRecipe(args, 5).loss(out, labels).item() == pytest.approx(2 * want.item(), rel=1e-5)
+    assert TimmRecipe(args, 5, torch.nn.Linear(1, 1)).loss(out, labels).item() == pytest.approx(2 * want.item(), rel=1e-5)
 
 
 def test_mixing_ends_when_it_is_told_to():
-    recipe = TimmRecipe(parsed("--mixup 0.5 --mixup_off_epoch 3 --smoothing 0"), 4)
+    recipe = TimmRecipe(parsed("--mixup 0.5 --mixup_off_epoch 3 --smoothing 0"), 4, torch.nn.Linear(1, 1))
     images, labels = torch.randn(6, 3, 4, 4), torch.tensor([0, 1, 2, 3, 0, 1])
     mixed = [recipe.targets(images.clone(), labels, epoch)[0] for epoch in (3, 4)]
     assert not torch.equal(mixed[0], images) and torch.equal(mixed[1], images)
@@ -227,6 +228,12 @@ def test_configuration_mistakes(text, words, tmp_path, fails):
     ("--dataset digits --sync_bn --pooling_stat 0011", ("--sync_bn needs GPUs",)),
     ("--dataset digits --TET_lamb 0.1", ("--TET_lamb does nothing here",)),
     ("--dataset digits --cooldown_epochs 3", ("--cooldown_epochs does nothing here", "no cool-down")),
+    *((f"--dataset digits {idle}", (f"{idle.split()[0]} does nothing here", way)) for idle, way in (
+        ("--clip_mode agc", "--clip_grad"), ("--model_ema_decay 0.9", "--model_ema"),
+        ("--decay_rate 0.5 --sched cosine", "cosine"),
+        ("--decay_epochs 3 --sched tanh", "tanh"),
+        ("--mixup_mode elem", "--mixup"), ("--recount 2", "--reprob"), ("--color_jitter 1 --aa rand-m9", "--aa"),
+        ("--pad_crop 2 --no_aug", "--no_aug"), ("--crop_pct 0.9", "64 pixels"))),
     ("--dataset digits --pad_crop 4 --aa rand-m9", ("--pad_crop does nothing here",)),
     ("--dataset folder --data_dir {d}", ("--img_size",)), ("--dataset digits --test_only", ("--initial_checkpoint",)),
     ("--dataset digits --pooling_stat 0011 --initial_checkpoint {d}/absent.pth", ("no checkpoint at",)),
