@@ -21,7 +21,7 @@ def get_parser():
     network.add_argument("--bn", action="store_true", help="the ANN has batch norm (it must)")
     network.add_argument("--pretrained_ann", default="", help="checkpoint of ann_ddp.py, or of the published code")
     network.add_argument("--dataset", type=str.upper, default="CIFAR10", choices=cli.DATASETS, help="what it was trained on")
-    network.add_argument("-s", "--seed", type=cli.natural, default=0, help="of the images that the result is proved on")
+    network.add_argument("-s", "--seed", type=cli.seed, default=0, help="of the images that the result is proved on")
     network.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
 

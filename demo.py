@@ -3,7 +3,6 @@
 python demo.py            (or `make demo`; under five minutes on two CPU cores)
 """
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -13,6 +12,7 @@ import ann_ddp
 import energy
 import snn_ddp
 from analysis import figures
+from engine import cli
 from engine.errors import guard
 from engine.log import write_json
 
@@ -26,11 +26,11 @@ def run(title, script, *arguments, output):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(prog="demo.py", description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", default="runs/demo", help="folder of everything that the demo writes")
-    parser.add_argument("--epochs", type=int, nargs=3, default=(12, 5, 14), metavar=("ANN", "LQ", "SNN"))
+    parser.add_argument("--epochs", type=cli.positive, nargs=3, default=(12, 5, 14), metavar=("ANN", "LQ", "SNN"))
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     out, begin = ["--output_dir", args.output_dir], time.perf_counter()
     epochs = [str(e) for e in args.epochs]
 

@@ -4,9 +4,7 @@ python energy.py trained_models/snn/snn_resnet20_cifar10_MC_T_1_H_1_C_3_Z_0.pth 
 python energy.py --architecture VGG16 --dataset IMAGENET            (no checkpoint, no data)
 """
 
-import sys
 from argparse import Namespace
-from pathlib import Path
 
 from analysis.energy import MODELS, of_ann
 from engine import checkpoint, cli, data, run
@@ -23,7 +21,7 @@ def get_parser():
     parser.add_argument("checkpoint", nargs="?", default="", help="checkpoint of ann_ddp.py, absorb_bn.py or snn_ddp.py")
     parser.add_argument("-a", "--architecture", type=str.upper, choices=cli.ARCHITECTURES, help="in the place of a checkpoint: "
                         "the energy of this network for --dataset as an ANN")
-    parser.add_argument("--width_mult", type=cli.strictly_positive, default=1.0, help="with it: factor of every layer's width")
+    parser.add_argument("--width_mult", type=cli.width, default=1.0, help="with it: factor of every layer's width")
     parser.add_argument("--energy_model", default="paper", choices=MODELS, help="prices of the table; files hold all models")
     parser.add_argument("--output", default="", help="path without suffix of the .json and .csv, else beside the checkpoint")
     cli.add_data(parser)
@@ -61,15 +59,15 @@ def work(args, world):
         sizes = ["{num_classes} classes and {image_size} pixels".format(**about) for about in (content["data"], found.about)]
         raise UseError(f"{args.checkpoint} was trained for {sizes[0]}, {found.about['source']} has {sizes[1]}")
     test = data.loaders(found, args, world)[2]
-    stem = args.output or Path(args.checkpoint).with_suffix("").as_posix() + "_energy"
-    summary = report(net, test, world, args, stem, args.energy_model)
+    stem = args.output or checkpoint.beside(args.checkpoint, "_energy")
+    summary = report(net, test, world, args, found.about, stem, args.energy_model)
     world.say(f"accuracy {summary['test_accuracy']:.2%}, energy {summary['energy'].uj(args.energy_model):.4g} uJ per image "
               f"({args.energy_model}); written to {stem}.json and {stem}.csv")
     return summary
 
 
 def main(argv=None):
-    args = get_parser().parse(sys.argv[1:] if argv is None else argv)
+    args = get_parser().parse(argv)
     if bool(args.checkpoint) == bool(args.architecture):
         raise UseError("give a checkpoint to measure, or --architecture for the energy of an ANN from its shape, "
                        + ("not both" if args.checkpoint else "one of the two"))

@@ -6,16 +6,18 @@ python reproduce.py --report
 """
 
 import json
+import shlex
 import statistics
+from argparse import Namespace
 from pathlib import Path
 
 from analysis import figures, rows
-from analysis.chain import LOCAL, ROOT, Chain, code, commit
+from analysis.chain import LOCAL, ROOT, Chain, code, commit, same_data
 from engine import cli
 from engine.dist import fast_amp
 from engine.errors import UseError, guard
 from engine.files import write_atomic
-from engine.log import versions, write_json
+from engine.log import read_json, read_lines, versions, write_json
 
 POINTS, SHARE = 0.5, 0.1  # tolerance: accuracy in points below, energy as a share above the published
 START, END = "<!-- rows: written by reproduce.py --report -->", "<!-- end of rows -->"
@@ -29,9 +31,9 @@ def get_parser():
     parser.add_argument("--dry-run", action="store_true", help="show the row's commands (without a row: of all), run nothing")
     parser.add_argument("--schedule", default="published", choices=rows.SCHEDULES, help="published: as printed; fast: fewer "
                         "epochs, cosine, matched conversion (CIFAR CNNs); smoke: minutes, to see the chain work")
-    parser.add_argument("--seeds", type=lambda text: [cli.natural(part) for part in text.split(",")], default=[0],
-                        help="comma-separated; several give mean and spread")
-    parser.add_argument("--width_mult", type=cli.strictly_positive, default=None,
+    parser.add_argument("--seeds", type=lambda text: [cli.seed(part) for part in text.split(",")], default=[0],
+                        help="comma-separated; several give mean and spread; more may be added later")
+    parser.add_argument("--width_mult", type=cli.width, default=None,
                         help="factor of every layer's width; default 1, of smoke 0.25")
     parser.add_argument("--data_root", default=rows.DATA, help="folder of the row's data set; of "
                         "DVS-CIFAR10 the prepared recordings (default: where dvscifar_prepare.py puts them)")
@@ -42,7 +44,8 @@ def get_parser():
     parser.add_argument("--launcher", default="", help="what starts the training scripts instead of python, such as "
                         "'torchrun --nproc_per_node=4'")
     parser.add_argument("--output_dir", default="runs/reproduce", help="folder of the runs")
-    parser.add_argument("--results", default="results/rows", help="folder of the results")
+    parser.add_argument("--results", default=None, help="folder of the results; default: results/rows of this project, of "
+                        "smoke results/ below --output_dir")
     parser.add_argument("--replace", action="store_true", help="replace a result of other code or other arguments")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
@@ -51,7 +54,7 @@ def get_parser():
 def make_chain(row, args, seed):
     width = "" if args.width_mult == 1 else f"-w{args.width_mult:g}"
     folder = Path(args.output_dir) / f"{row.group}{width}-{args.schedule}" / f"seed{seed}"
-    return Chain(folder, rows.stages(row, args, seed), args.launcher.split())
+    return Chain(folder, rows.stages(row, args, seed), shlex.split(args.launcher))
 
 
 def result_file(row, args):
@@ -64,9 +67,8 @@ def kept(stage, summary):
     out = {k: v for k, v in summary.items() if k not in LOCAL} | {"script": stage.script, "recipe": stage.recipe}
     if summary.get("run"):
         run = Path(summary["run"])
-        about = json.loads((run / "config.json").read_text())["data"]
-        out |= {"data_parts": {part: about[part] for part in ("train", "test")},
-                "log": [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]}
+        about = read_json(run / "config.json")["data"]
+        out |= {"data_parts": {part: about[part] for part in ("train", "test")}, "log": read_lines(run / "log.jsonl")}
     return out
 
 
@@ -122,11 +124,36 @@ def verdict(row, result):
     else:  # at another width only gap and ratio compare
         checks = {"gap": found["gap"][0] <= gap, "energy ratio": found["ratio"][0] >= ratio} if "gap" in found else {}
     text = ", ".join(f"{name} {'reached' if held else 'NOT reached'}" for name, held in checks.items())
-    other = next(iter(result["runs"].values()))["stages"].get("snn_as_printed")
-    if other:
-        lines.append(f"the printed recipe has another neuron (S=1, T=3) than the table's row: {other['test_accuracy']:.2%}, "
-                     f"{other['energy_uj']:.4g} uJ")
+    printed = [run["stages"]["snn_as_printed"] for run in result["runs"].values() if "snn_as_printed" in run["stages"]]
+    if printed:
+        accuracy, energy = (statistics.mean(stage[key] for stage in printed) for key in ("test_accuracy", "energy_uj"))
+        lines.append(f"the printed recipe has another neuron (S=1, T=3) than the table's row: {accuracy:.2%}, {energy:.4g} uJ")
     return "\n".join([*lines, f"verdict: {text or 'nothing compares at another width'}"])
+
+
+def check_free(path, about, args):
+    """Refuse to replace a result that is not of `about`, or of fewer seeds of it."""
+    if args.replace or not path.is_file():
+        return
+    old, about = read_result(path), json.loads(json.dumps(about))
+    for key, value in about.items():
+        stored = old[key].items() <= value.items() if key == "recipe" else old[key] == value
+        if not stored:
+            what = {"code": "other code"}.get(key, f"another {key}")
+            raise UseError(f"{path} holds a result of {what} (seeds {', '.join(old['runs'])}; commit {old['commit']}): results "
+                           "never mix, give --replace or another --results")
+
+
+def read_result(path):
+    """A result that `run` wrote.
+
+    Raises:
+        UseError: it is damaged, or no such result.
+    """
+    content, expected = read_json(path), {"row", "schedule", "width_mult", "code", "recipe", "runs", "commit"}
+    if not isinstance(content, dict) or not expected <= set(content):
+        raise UseError(f"{path} is no result of reproduce.py: remove it, or give another --results")
+    return content
 
 
 def run(row, args):
@@ -135,17 +162,14 @@ def run(row, args):
     chains = {seed: make_chain(row, args, seed) for seed in args.seeds}
     about = {"row": row.name, "schedule": args.schedule, "width_mult": args.width_mult, "code": code(),
              "recipe": {seed: {s.name: s.recipe for s in chain.stages.values()} for seed, chain in chains.items()}}
-    if path.is_file() and not args.replace:
-        old = json.loads(path.read_text())
-        different = [k for k, v in about.items() if old.get(k) != json.loads(json.dumps(v))]
-        if different:
-            raise UseError(f"{path} holds a result of {'other code' if different == ['code'] else 'another ' + different[0]} "
-                           f"(commit {old['commit']}): results never mix, give --replace or another --results")
+    check_free(path, about, args)
     runs = {}
     for seed, chain in chains.items():
         found = chain.all(lambda text, seed=seed: print(f"[{row.name}, seed {seed}] {text}", flush=True))
         runs[str(seed)] = {"stages": {name: kept(chain.stages[name], found[name]) for name in found}, "result": list(found)[-1]}
+    same_data({f"seed {seed}": chain.data(list(chain.stages.values())[-1]) for seed, chain in chains.items()})
     result = {**about, "commit": commit(), "versions": versions(), "runs": runs}
+    check_free(path, about, args)  # another process may have written it meanwhile
     write_json(path, result)
     print(f"\n{verdict(row, result)}\nwritten to {path}")
     return result
@@ -153,7 +177,7 @@ def run(row, args):
 
 def results(folder, row):
     """Results of a row, the most telling first: full width before reduced, published before fast, no smoke."""
-    found = [json.loads(path.read_text()) for path in sorted(Path(folder).glob(f"{row.name}.*json"))]
+    found = [read_result(path) for path in sorted(Path(folder).glob(f"{row.name}.*json"))]
     found = [r for r in found if r["schedule"] != "smoke"]
     return sorted(found, key=lambda r: (-r["width_mult"], rows.SCHEDULES.index(r["schedule"])))
 
@@ -232,10 +256,24 @@ def report(args, readme=ROOT / "README.md"):
     print(f"{table(args.results)}\n\nwritten to {readme} and {args.results}/rows.png")
 
 
+def width(row, args):
+    """The width that is asked for, else that of the schedule."""
+    return args.width_mult or (0.25 if args.schedule == "smoke" and "transformer" not in row.name else 1.0)
+
+
+def dry_run(row, args):
+    """Print the commands of a row."""
+    print(f"# {row.name}")
+    chain = make_chain(row, args, args.seeds[0])
+    for stage in chain.stages.values():
+        chain.parsed(stage)
+        print(chain.command(stage))
+
+
 def main(argv=None):
     args = get_parser().parse(argv)
-    smoke = args.schedule == "smoke"
-    args.width_mult = args.width_mult or (0.25 if smoke and (args.row or "").count("transformer") == 0 else 1.0)
+    smoke = args.schedule == "smoke" and not args.list and not args.report
+    args.results = args.results or (Path(args.output_dir) / "results" if smoke else ROOT / "results" / "rows")
     args.amp = args.amp or ("none" if args.schedule == "published" else fast_amp(args.device))
     if args.list or args.report:
         return print(listing(args)) if args.list else report(args)
@@ -243,15 +281,17 @@ def main(argv=None):
         raise UseError("name a row; --list shows all")
     if len(set(args.seeds)) < len(args.seeds):
         raise UseError("--seeds names a seed twice")
+    args.data_root = args.data_root if args.data_root == rows.DATA else str(Path(args.data_root).resolve())
     for row in [rows.find(args.row)] if args.row else rows.ROWS:
+        of_row = Namespace(**{**vars(args), "width_mult": width(row, args)})
         if not args.dry_run:
-            args.data_root = args.data_root if args.data_root == rows.DATA else str(Path(args.data_root).resolve())
-            return run(row, args)
-        chain = make_chain(row, args, args.seeds[0])
-        print(f"# {row.name}")
-        for stage in chain.stages.values():
-            chain.parsed(stage)
-            print(chain.command(stage))
+            return run(row, of_row)
+        try:
+            dry_run(row, of_row)
+        except UseError as error:
+            if args.row:
+                raise
+            print(f"# none: {error}")
     return None
 
 

@@ -17,13 +17,14 @@ def table(energy):
     return "\n".join(lines)
 
 
-def measured(net, loader, world, args, source, stem):
-    """Measure `net` on the loader's images, print it, and write <stem>.json, .csv and .png; returns the summary."""
+def measured(net, loader, world, args, about, stem):
+    """Measure `net` on the loader's images, of the data set `about`; print it, write <stem>.json, .csv and .png; returns the
+    summary."""
     args.energy = True
-    summary = report(net.eval(), loader, world, args, stem)
+    summary = report(net.eval(), loader, world, args, about, stem)
     if world.main:
         print(table(summary["energy"]))
-        figures.firing(f"{source}: {summary['test_accuracy']:.2%}, {summary['energy_uj']:.4g} uJ per image",
+        figures.firing(f"{about['source']}: {summary['test_accuracy']:.2%}, {summary['energy_uj']:.4g} uJ per image",
                        summary["energy"], f"{stem}.png")
         print(f"accuracy {summary['test_accuracy']:.2%} on {summary['test_images']} images, {summary['energy_uj']:.4g} uJ per "
               f"image; written to {stem}.json, .csv and .png")

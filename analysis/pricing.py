@@ -16,11 +16,11 @@ input once at each step and each weight once: counts that suppose perfect reuse,
 """
 
 import csv
-import json
 from collections import defaultdict
 from dataclasses import asdict, dataclass, field
 
 from engine.files import write_atomic
+from engine.log import write_json
 
 E_MAC, E_AC = 4.6, 0.9  # pJ, 45 nm, float32
 
@@ -186,9 +186,9 @@ class Energy:
             lines.append("firing rate per lane: " + "  ".join(f"{2**s}: {v:.4f}" for s, v in enumerate(self.lane_rates)))
         return "\n".join(lines)
 
-    def write(self, stem):
-        """Write <stem>.json and <stem>.csv."""
-        write_atomic(f"{stem}.json", lambda p: p.write_text(json.dumps(self.as_dict(), indent=2) + "\n"))
+    def write(self, stem, measured=None):
+        """Write <stem>.json, with what else was `measured`, and <stem>.csv."""
+        write_json(f"{stem}.json", {**(measured or {}), **self.as_dict()})
         plain = ["name", "macs", "inputs", "weights", "rate", "code"]
 
         def rows(path):

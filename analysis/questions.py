@@ -8,7 +8,6 @@ same order. Accuracies are those after the last epoch, on the test set, so nothi
 a paired t-test over the seeds says so at 5 %: of three seeds, when it exceeds 4.3 times its standard error.
 """
 
-import json
 import math
 import statistics
 from pathlib import Path
@@ -19,10 +18,10 @@ from engine import cli
 from engine.dist import fast_amp
 from engine.errors import UseError, guard
 from engine.files import write_atomic
-from engine.log import versions, write_json
+from engine.log import read_lines, versions, write_json
 
 from . import figures
-from .chain import LOCAL, Chain, Stage, words
+from .chain import LOCAL, Chain, Stage, same_data, words
 
 BASE = {"num_channels": 3, "timesteps": 1, "conversion": "matched", "surrogate_edge": "paper", "surrogate_gamma": 1.0}
 PUBLISHED = {"conversion": "published", "scaling_factor": 0.2}
@@ -101,7 +100,8 @@ def folder(name):
 
 def chain(args, seed, question):
     _, reference, others = QUESTIONS[question]
-    return Chain(Path(args.output_dir) / f"seed{seed}", stages(args, seed, [reference, *others]))
+    folder = Path(args.output_dir) / f"{args.architecture.lower()}-w{args.width_mult:g}" / f"seed{seed}"
+    return Chain(folder, stages(args, seed, [reference, *others]))
 
 
 def paired(values, reference):
@@ -119,19 +119,27 @@ def judge(difference, error, count):
 
 
 def collect(args, question):
-    """{variant: [summary with its learning curve, per seed]} of what is finished for every one of the seeds."""
+    """{variant: [summary with its learning curve, per seed]} of what is finished for every one of the seeds.
+
+    Raises:
+        UseError: a stage was made with another recipe than `args` gives, or on other data.
+    """
     _, reference, others = QUESTIONS[question]
-    runs = {name: [] for name in [reference, *others]}
+    runs, data = {name: [] for name in [reference, *others]}, {}
     for seed in args.seeds:
         one = chain(args, seed, question)
         for name, found in runs.items():
             stage = one.stages[folder(name)]
             if (summary := one.summary(stage)) is not None:
-                lines = (Path(summary["run"]) / "log.jsonl").read_text().splitlines()
+                one.check(stage, {"recipe": stage.recipe})
+                data[f"{name}, seed {seed}"] = one.data(stage)
+                log = read_lines(Path(summary["run"]) / "log.jsonl")
                 kept = {k: v for k, v in summary.items() if k not in LOCAL}
-                found.append({**kept, "seed": seed, "curve": [json.loads(line)["test_accuracy"] for line in lines],
+                found.append({**kept, "seed": seed, "curve": [line["test_accuracy"] for line in log],
                               "ann_accuracy": one.summary(one.stages["ann"])["last_accuracy"], "recipe": stage.recipe,
                               "commit": one.record(stage)["commit"]})
+    if data:
+        same_data(data)
     return {name: found for name, found in runs.items() if len(found) == len(args.seeds)}
 
 
@@ -200,13 +208,13 @@ def main(argv=None):
     parser = cli.Parser(prog="python -m analysis.questions", description=__doc__.splitlines()[0])
     parser.add_argument("questions", nargs="*", help="names of questions, or all")
     parser.add_argument("--list", action="store_true", help="show the questions")
-    parser.add_argument("--report", action="store_true", help="only write the pages of what is finished")
+    parser.add_argument("--report", action="store_true", help="only write pages of what is finished; of all, if none is named")
     parser.add_argument("-a", "--architecture", type=str.upper, default="RESNET20", choices=cli.ARCHITECTURES)
-    parser.add_argument("--width_mult", type=cli.strictly_positive, default=0.25)
+    parser.add_argument("--width_mult", type=cli.width, default=0.25)
     parser.add_argument("--ann_epochs", type=cli.positive, default=8)
     parser.add_argument("--epochs", type=cli.positive, default=3, help="of the LQ-ANN and of every SNN")
     parser.add_argument("--learning_rate", type=cli.rate, default=1e-3, help="of the LQ-ANN and of every SNN")
-    parser.add_argument("--seeds", type=cli.natural, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=cli.seed, nargs="+", default=[0, 1, 2])
     parser.add_argument("--amp", default=fast_amp(), choices=("none", "bf16", "fp16"))
     cli.add_compile(parser)
     parser.add_argument("--data_root", default="./data")
@@ -216,16 +224,18 @@ def main(argv=None):
     parser.add_argument("--output_dir", default="runs/questions", help="folder of the runs")
     parser.add_argument("--results", default="results/questions", help="folder of the pages")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(argv)
-    if args.list or not args.questions:
+    args = parser.parse(argv)
+    if args.list or not (args.questions or args.report):
         print("\n".join(f"{name:<18} {text}" for name, (text, *_) in QUESTIONS.items()))
         return
     if len(set(args.seeds)) < len(args.seeds):
         raise UseError("--seeds names a seed twice")
-    names = list(QUESTIONS) if args.questions == ["all"] else args.questions
+    names = list(QUESTIONS) if args.questions in (["all"], []) else args.questions
     for name in names:
         if name not in QUESTIONS:
             raise UseError(f"there is no question {name!r}: all, {', '.join(QUESTIONS)}")
+        if args.architecture == "VGG16" and any(VARIANTS.get(v, {}).get("balance") == "stem" for v in QUESTIONS[name][2]):
+            raise UseError(f"{name} is about ResNet20's stem, VGG16 has none: ask it of RESNET20")
     args.data_root = str(Path(args.data_root).resolve())
     for name in names:
         for seed in [] if args.report else args.seeds:

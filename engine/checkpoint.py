@@ -26,13 +26,23 @@ def save(path, content):
     write_atomic(path, lambda temporary: torch.save(content, temporary))
 
 
+def named(path):
+    """The checkpoint that a path names: of a run folder its best one."""
+    return Path(path) / "best.pth" if Path(path).is_dir() else Path(path)
+
+
+def beside(path, suffix):
+    """Path without suffix of what is written beside the checkpoint that `path` names."""
+    return re.sub(r"(\.pth)?(\.tar)?$", suffix, str(named(path)), count=1)
+
+
 def load(path):
-    """Read a checkpoint onto the CPU, unchecked plain values and tensors only.
+    """Read a checkpoint, or the best one of a run folder, onto the CPU: plain values and tensors only.
 
     Raises:
         UseError: no such file, truncated, or not a checkpoint.
     """
-    path = Path(path)
+    path = named(path)
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.pth"))[:3] if path.parent.is_dir() else []
         raise UseError(f"no checkpoint at {path}" + (f"; {path.parent} holds {', '.join(near)}" if near else

@@ -6,7 +6,9 @@ Every option is accepted with one dash or two and with `_` or `-` inside, since 
 import argparse
 import copy
 import difflib
+import math
 import re
+import sys
 
 from .errors import UseError
 
@@ -34,9 +36,9 @@ class Parser(argparse.ArgumentParser):
         raise UseError(message)
 
     def spelled(self, argv):
-        """The words of argv with every option as it is declared, whatever its dashes."""
+        """The words of argv (None: of the command line) with every option as it is declared, whatever its dashes."""
         known = {_key(o): o for o in self._option_string_actions}
-        for token in argv:
+        for token in sys.argv[1:] if argv is None else argv:
             name, eq, value = token.partition("=")
             option = re.fullmatch(r"--?[A-Za-z][\w-]*", name)
             yield known.get(_key(name), name) + eq + value if option else token
@@ -103,10 +105,12 @@ def number(kind, low=None, high=None, above=None):
             value = kind(text)
         except ValueError:
             raise argparse.ArgumentTypeError(f"expected {kind.__name__}, got {text!r}") from None
-        if not (low is None or value >= low) or not (high is None or value <= high) or not (above is None or value > above):
+        inside = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
+        if not inside or not math.isfinite(value):
             limits = [f">= {low}" if low is not None else "", f"> {above}" if above is not None else "",
                       f"<= {high}" if high is not None else ""]
-            raise argparse.ArgumentTypeError(f"expected a number {' and '.join(filter(None, limits))}, got {text}")
+            expected = " and ".join(filter(None, limits)) or "that is finite"
+            raise argparse.ArgumentTypeError(f"expected a number {expected}, got {text}")
         return value
 
     return parse
@@ -136,12 +140,15 @@ def pair(text):
 positive, natural = number(int, low=1), number(int, low=0)
 rate = number(float, low=0)
 strictly_positive = number(float, above=0)
+finite = number(float)
+seed = number(int, low=0, high=2**31 - 1)
+width = number(float, above=0, high=16)
 
 
 def add_network(parser, dropout, dropout_help):
     group = parser.add_argument_group("network")
     group.add_argument("-a", "--architecture", type=str.upper, default="VGG16", choices=ARCHITECTURES, help="network")
-    group.add_argument("--width_mult", type=strictly_positive, default=1.0, help="factor of every layer's width")
+    group.add_argument("--width_mult", type=width, default=1.0, help="factor of every layer's width")
     group.add_argument("--dropout", type=number(float, low=0, high=0.99), default=dropout, help=dropout_help)
     group.add_argument("--kernel_size", type=positive, default=3, help="convolution size in pixels, odd; VGG16 only")
     group.add_argument("--bias", action="store_true", help="biases in the convolutions (the linear layers have none)")
@@ -195,7 +202,7 @@ def add_training(parser, epochs, lr, lr_interval, momentum):
     group.add_argument("--distill", default="", help="checkpoint of a teacher whose softened outputs the loss follows, too")
     group.add_argument("--distill_weight", type=number(float, low=0, high=1), default=0.5, help="share of that in the loss")
     group.add_argument("--distill_temperature", type=strictly_positive, default=4.0, help="what softens both outputs")
-    group.add_argument("-s", "--seed", type=natural, default=0, help="of everything random")
+    group.add_argument("-s", "--seed", type=seed, default=0, help="of everything random")
     group.add_argument("--amp", default="none", choices=("none", "bf16", "fp16"),
                        help="autocast type; the membrane stays float32")
     add_compile(group)

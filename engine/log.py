@@ -30,6 +30,26 @@ def write_json(path, content):
     write_atomic(path, lambda temporary: temporary.write_text(text))
 
 
+def read_json(path):
+    """The content of a JSON file that this project wrote.
+
+    Raises:
+        UseError: it is missing or damaged.
+    """
+    try:
+        return json.loads(Path(path).read_text())
+    except (OSError, ValueError) as error:
+        raise UseError(f"{path} is missing or damaged ({error}): remove it, and what made it writes it anew") from None
+
+
+def read_lines(path):
+    """The contents of a JSON Lines file, as `read_json`."""
+    try:
+        return [json.loads(line) for line in Path(path).read_text().splitlines()]
+    except (OSError, ValueError) as error:
+        raise UseError(f"{path} is missing or damaged ({error}): remove the run it belongs to, and train it anew") from None
+
+
 def progress(iterable, world=None, **options):
     """tqdm bar on rank 0, or without a `world`."""
     from tqdm import tqdm

@@ -255,7 +255,8 @@ class Trainer:
                    "seconds": self.seconds, "checkpoint": self.folder and str(self.stable),
                    "run": self.folder and str(self.folder), **self.extra}
         if self.args.val_fraction or self.args.energy:
-            measured = report(best, self.test_loader, self.world, self.args, self.folder and self.folder / "energy")
+            measured = report(best, self.test_loader, self.world, self.args, self.about,
+                              self.folder and self.folder / "energy")
             summary |= {k: v for k, v in measured.items() if k != "energy"}
         if self.world.main and self.folder is not None:
             write_json(self.folder / "summary.json", summary)
@@ -265,7 +266,7 @@ class Trainer:
         return summary
 
 
-def report(net, loader, world, args, stem=None, model="paper"):
+def report(net, loader, world, args, about, stem=None, model="paper"):
     """Test accuracy and, with --energy, the energy of `net`: printed under `model`, under all in <stem>.json and .csv."""
     from analysis.energy import Counter
 
@@ -273,11 +274,12 @@ def report(net, loader, world, args, stem=None, model="paper"):
     with counter or nullcontext():
         result = evaluate(net, loader, world, args.amp)
     summary = {"test_accuracy": result["accuracy"], "test_loss": result["loss"], "test_images": result["images"]}
+    on = {"network": net.built, "data": about["source"], "test": about["test"]}
     if counter:
         energy = counter.energy(world)
         summary |= {"energy_uj": energy.total_uj, "ann_energy_uj": energy.ann_uj, "lane_rates": energy.lane_rates}
         summary["energy"] = energy
         world.say(energy.table(model))
         if stem and world.main:
-            energy.write(stem)
+            energy.write(stem, {**on, **{k: v for k, v in summary.items() if k != "energy"}})
     return summary

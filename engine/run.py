@@ -14,8 +14,8 @@ from .errors import UseError
 from .loop import Trainer, report, seed_all
 from .optim import Recipe
 
-FREE = {"print_freq", "save_freq", "workers", "data_root", "dataset_dir", "device", "gpu", "multiprocessing_distributed",
-        "world_size", "rank", "dist_url", "dist_backend", "local_rank", "debug", "resume", "energy",
+FREE = {"print_freq", "save_freq", "workers", "debug", "resume", "energy", "data_root", "dataset_dir", "data_dir", "device",
+        "gpu", "multiprocessing_distributed", "world_size", "rank", "dist_url", "dist_backend", "local_rank",
         "compile", "neuron_backend", "recompute", "prepared", "cache_gb"}
 
 
@@ -158,7 +158,7 @@ def test_only(net, loaders, about, args, world, weights, give):
     """What --test_only does: evaluate once; weights: the file they came from, give: what to give if there was none."""
     if not weights:
         raise UseError(f"--test_only evaluates trained weights: give {give}")
-    summary = report(net, loaders[2], world, args)
+    summary = report(net, loaders[2], world, args, about)
     world.say(f"{about['source']}: test accuracy {summary['test_accuracy']:.2%}")
     return summary
 

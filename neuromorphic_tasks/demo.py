@@ -4,13 +4,13 @@ against S = 1 at the same T_F.
 python3 demo.py     (make demo-dvs; under five minutes on two CPU cores)
 """
 
-import argparse
 import sys
 import time
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from engine import cli
 from engine.dist import fast_amp
 from engine.errors import guard
 from engine.log import write_json
@@ -25,13 +25,13 @@ def run(title, script, *words):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(prog="demo.py", description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", default="runs/demo_dvs", help="folder of everything that the demo writes")
-    parser.add_argument("--per_class", type=int, default=100, help="recordings of each of the ten classes")
-    parser.add_argument("--T_prime", type=int, default=8, help="frames T_F of a recording")
-    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--per_class", type=cli.positive, default=100, help="recordings of each of the ten classes")
+    parser.add_argument("--T_prime", type=cli.positive, default=8, help="frames T_F of a recording")
+    parser.add_argument("--epochs", type=cli.positive, default=12)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(argv)
+    args = parser.parse(argv)
     out, begin = Path(args.output_dir), time.perf_counter()
     events, prepared = out / "recordings", out / "prepared"
     run("1. simulate an event camera", simulate, "--output", events, "--per_class", args.per_class, "--events", 40_000)

@@ -5,6 +5,7 @@ python3 dvs.py --index 0 --num_channels 3 --T_prime 40 --output recording.png   
 
 import hashlib
 import json
+import operator
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -93,14 +94,19 @@ class EventLoader(Loader):
             yield codes.float() / 255, self.part.labels[index].to(device), n
 
 
-def add_coding(parser, lanes, frames):
+def frames(text):
+    """Argument type: frames T_F; 0 stands for all."""
+    return cli.number(int, low=0, high=FRAMES)(text) or FRAMES
+
+
+def add_coding(parser, lanes, default_frames):
     """Options of the data and of its coding, with the defaults of a script."""
     group = parser.add_argument_group("data")
     group.add_argument("--prepared", "--data_root", default="", help="folder of the prepared recordings; default: "
                        "data/dvs-cifar10/prepared/<split> beside this script")
     group.add_argument("--split", default=None, help="name of the split; default: first900, or what --prepared holds")
     group.add_argument("--num_channels", type=cli.number(int, low=1, high=8), default=lanes, help="spike lanes S")
-    group.add_argument("--T_prime", type=cli.number(int, low=0, high=FRAMES), default=frames,
+    group.add_argument("--T_prime", type=frames, default=default_frames,
                        help=f"frames T_F that a recording is reduced to, 0: all {FRAMES}; Q_F = T_F / 2^(S-1) time steps")
     group.add_argument("--resize", default="plain", choices=("plain", "published"),
                        help="published: as grey and alpha channel, which loses OFF events where there is no ON event")
@@ -113,7 +119,7 @@ def coding(args):
     Raises:
         UseError: lanes that could never fire.
     """
-    lanes, frames = args.num_channels if args.multi_channel else 1, args.T_prime or FRAMES
+    lanes, frames = args.num_channels if args.multi_channel else 1, args.T_prime
     if 2 ** (lanes - 1) > frames:
         raise UseError(f"--num_channels {lanes} counts events over {2 ** (lanes - 1)} frames, more than --T_prime {frames}: "
                        f"give at most {frames.bit_length()} lanes, or more frames")
@@ -136,7 +142,7 @@ def read_manifest(args):
         kind = content["format"]
         if kind == FORMAT:
             split, classes = content["split"], len(content["classes"])
-            labels = [[int(entry["label"]) for entry in content[part]] for part in ("train", "test")]
+            labels = [[operator.index(entry["label"]) for entry in content[part]] for part in ("train", "test")]
             [entry["sha256"] for part in ("train", "test") for entry in content[part]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UseError(f"{path} is not a whole manifest ({type(error).__name__}: {error}): "
@@ -161,7 +167,8 @@ def load(args):
     made = content.get("simulated")
     name = f"simulated events of {made['images']}" if made else "DVS-CIFAR10"
     about = {"name": "DVS-CIFAR10", "source": f"{name}, split {content['split']}",
-             "where": str(folder), "split": content["split"], "num_classes": len(content["classes"]), "image_size": SIDE}
+             "where": str(folder), "split": content["split"], "simulated": bool(made),
+             "num_classes": len(content["classes"]), "image_size": SIDE}
     for name in ("train", "test"):
         path, entries = folder / f"{name}.npy", content[name]
         try:
@@ -192,7 +199,9 @@ def get_parser():
 
 
 def main(argv=None):
-    args = get_parser().parse(sys.argv[1:] if argv is None else argv)
+    args = get_parser().parse(argv)
+    if Path(args.output).suffix != ".png":
+        raise UseError(f"--output {args.output}: the picture is a PNG, name it so")
     (_, content), found = read_manifest(args), load(args)
     part, how = getattr(found, args.part), found.coding
     if args.index >= len(part.labels):

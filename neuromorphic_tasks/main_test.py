@@ -10,7 +10,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.firing import measured
-from engine import cli, data, run
+from engine import checkpoint, cli, data, run
 from engine.dist import launch
 from engine.errors import guard
 from neuromorphic_tasks import dvs
@@ -20,18 +20,18 @@ from neuromorphic_tasks.main_training_parallel import add_setting, build, check_
 def get_parser():
     parser = cli.Parser(prog="main_test.py", description="Accuracy, operations, rates and energy of a trained VGGSNN.")
     group = add_setting(parser, 1, 2, 5)
-    group.add_argument("--checkpoint", default="", help="trained weights, ours (their settings hold) or the published code's; "
-                       "default: what the training wrote for these options")
+    group.add_argument("--checkpoint", default="", help="trained weights, ours (their settings hold; of a run folder "
+                       "its best) or the published code's; default: what the training wrote for these options")
     group.add_argument("--output_dir", default="./trained_models", help="folder in which that is looked for")
     group.add_argument("--output", default="", help="path without suffix of the results, else beside the checkpoint")
     group.add_argument("--debug", action="store_true", help="show tracebacks")
     cli.add_distributed(parser)
-    parser.set_defaults(compile="none")
+    parser.set_defaults(compile="none", surrogate_edge="published")
     return parser
 
 
 def work(args, world):
-    path = args.checkpoint or result(args, dvs.read_manifest(args)[1]["split"])
+    path = args.checkpoint or result(args, dvs.read_manifest(args)[1])
     args, content = settled(args, path, "--checkpoint")
     run.say_backend(args, world)
     found = dvs.load(args)
@@ -39,12 +39,12 @@ def work(args, world):
     net = build(args, found.about)
     load_weights(net, path)
     test = data.loaders(found, args, world, dvs.EventLoader)[2]
-    return measured(run.place(net, world), test, world, args, found.about["source"],
-                    args.output or Path(path).with_suffix("").as_posix() + "_test")
+    return measured(run.place(net, world), test, world, args, found.about,
+                    args.output or checkpoint.beside(path, "_test"))
 
 
 def main(argv=None):
-    args = get_parser().parse(sys.argv[1:] if argv is None else argv)
+    args = get_parser().parse(argv)
     cli.refuse_idle(args, [(["val_fraction", "limit_train_batches"], False, "the test set is measured, nothing is trained"),
                            (["num_channels"], args.multi_channel, "plain LIF has one lane, give --multi_channel 1")])
     return launch(work, args)

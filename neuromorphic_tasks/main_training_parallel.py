@@ -31,17 +31,15 @@ def add_setting(parser, multi_channel, lanes, frames):
     group.add_argument("-b", "--batch_size", type=cli.positive, default=128, help="recordings per step, all processes together")
     group.add_argument("-j", "--workers", type=cli.natural, default=16,
                        help="accepted as published; batches are made on the device and need no processes")
-    group.add_argument("--cache_gb", type=cli.rate, default=4.0, help="memory for coded recordings per process, in GB; all of "
-                       "them take up to 0.9 GB for M-LIF of 3 or 4 lanes; coded anew in every epoch if they take more")
+    group.add_argument("--cache_gb", type=cli.rate, default=4.0, help="memory for coded recordings per process, in GB; at "
+                       "T_F = 80 all take 3.7 with 1 or 2 lanes, 1.8 with 3, 0.9 with 4; else they are coded in every epoch")
     cli.add_limits(group)
     group = parser.add_argument_group("network and neuron")
-    group.add_argument("--width_mult", type=cli.strictly_positive, default=1.0, help="factor of every layer's width")
+    group.add_argument("--width_mult", type=cli.width, default=1.0, help="factor of every layer's width")
     group.add_argument("--multi_channel", type=int, default=multi_channel, choices=(0, 1), help="1: M-LIF, 0: plain LIF")
-    group.add_argument("--surrogate_edge", default="published", choices=("paper", "published"),
-                       help="weight of the inner edges in the surrogate: 1/2 or 3/2")
     group.add_argument("--neuron_backend", default="auto", choices=models.BACKENDS, help="what runs the neuron")
     group = parser.add_argument_group("run")
-    group.add_argument("--seed", type=cli.natural, default=1000, help="of everything random")
+    group.add_argument("--seed", type=cli.seed, default=1000, help="of everything random")
     group.add_argument("--amp", default="none", choices=("none", "bf16", "fp16"),
                        help="autocast type; the membrane stays float32")
     return group
@@ -53,12 +51,14 @@ def get_parser():
     cli.add_compile(group)
     group.add_argument("--recompute", action="store_true", help="run each stage again in the backward: less memory, more time")
     group = parser.add_argument_group("training")
+    group.add_argument("--surrogate_edge", default="published", choices=("paper", "published"),
+                       help="weight of the inner edges in the surrogate: 1/2 or 3/2")
     group.add_argument("--epochs", type=cli.positive, default=300, help="epochs to train")
     group.add_argument("--learning_rate", "--lr", type=cli.rate, default=1e-3, help="initial rate of Adam; cosine to 0")
     group.add_argument("--weight_decay", type=cli.rate, default=0.0, help="L2 penalty, on every parameter")
     group.add_argument("--TET", nargs="?", const=True, type=cli.boolean, default=True,
                        help="true: loss at every time step; false: cross-entropy of the mean readout")
-    group.add_argument("--means", type=float, default=1.0, help="what TET's regulariser pulls the readout to")
+    group.add_argument("--means", type=cli.finite, default=1.0, help="what TET's regulariser pulls the readout to")
     group.add_argument("--lamb", type=cli.number(float, low=0, high=1), default=1e-3, help="weight of it")
     group.add_argument("--pretrained_snn", default="", help="weights to start from: ours or the published code's")
     group.add_argument("--start_epoch", help=argparse.SUPPRESS)
@@ -118,6 +118,7 @@ def settled(args, path, option):
     if content["network"]["name"] != "vggsnn":
         raise UseError(f"{path} holds a {content['network']['name']}, expected a vggsnn")
     stored = {name: content["settings"][name] for name in SETTING} | {"split": content["data"]["split"]}
+    stored["T_prime"] = dvs.frames(stored["T_prime"])
     for name in sorted(args.given & set(stored)):
         if getattr(args, name) != stored[name]:
             raise UseError(f"{path} was trained with --{name} {stored[name]}, not {getattr(args, name)}: leave it out, or give "
@@ -139,16 +140,12 @@ def load_weights(net, path):
     checkpoint.load_named(net, path, from_published, new=("theta", "leak"), dropped=("theta", "leak"))
 
 
-def stem(args, split):
-    """Name of a setting's checkpoint, without suffix."""
-    coding = dvs.coding(args)
-    return (f"vggsnn_dvscifar10_{split}_T{coding.frames}_" + (f"C{coding.lanes}" if args.multi_channel else "LIF")
+def result(args, prepared):
+    """File of the trained network; prepared: "split" of the recordings, and "simulated" if they are."""
+    coding, data_set = dvs.coding(args), "simulated" if prepared.get("simulated") else "dvscifar10"
+    name = (f"vggsnn_{data_set}_{prepared['split']}_T{coding.frames}_" + (f"C{coding.lanes}" if args.multi_channel else "LIF")
             + ("_published" if coding.published else "") + (f"_w{args.width_mult:g}" if args.width_mult != 1 else ""))
-
-
-def result(args, split="first900"):
-    """File of the trained network."""
-    return Path(args.output_dir) / f"{stem(args, args.split or split)}.pth"
+    return Path(args.output_dir) / f"{name}.pth"
 
 
 def work(args, world, saved=None):
@@ -172,13 +169,13 @@ def work(args, world, saved=None):
     net.recompute = args.recompute
     if args.test_only:
         return run.test_only(net, loaders, about, args, world, args.pretrained_snn, "--pretrained_snn")
-    return run.train(net, "vggsnn", result(args, about["split"]), loaders, about, args, world, saved,
+    return run.train(net, "vggsnn", result(args, about), loaders, about, args, world, saved,
                      recipe=TETRecipe(args), scalars=lambda: lane_curves(net, next(loaders[2].epoch(0))[0]),
                      extra={"S": coding.lanes, "T_F": coding.frames, "Q_F": coding.steps})
 
 
 def main(argv=None):
-    args, saved = run.settings(get_parser(), sys.argv[1:] if argv is None else argv, rules)
+    args, saved = run.settings(get_parser(), argv, rules)
     return launch(run.Work(work, saved), args)
 
 

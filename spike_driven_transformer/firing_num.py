@@ -36,13 +36,12 @@ def work(args, world):
     if net.head.out_features != data.about["num_classes"]:
         raise UseError(f"{args.resume} has {net.head.out_features} classes, {data.about['source']} has "
                        f"{data.about['num_classes']}: check --dataset")
-    stem = Path(args.experiment or Path(args.resume).with_suffix("").as_posix() + "_firing")
-    return measured(run.place(net, world), loaders[2], world, args, data.about["source"], stem)
+    stem = args.experiment or checkpoint.beside(args.resume, "_firing")
+    return measured(run.place(net, world), loaders[2], world, args, data.about, stem)
 
 
 def main(argv=None):
     parser = get_parser("firing_num.py")
-    argv = sys.argv[1:] if argv is None else argv
     args = parser.parse(with_config(parser, argv))
     if not args.resume:
         raise UseError("give --resume, the checkpoint to measure")

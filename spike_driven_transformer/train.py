@@ -64,14 +64,14 @@ def get_parser(prog="train.py"):
     group.add_argument("-b", "--batch_size", type=positive, default=32, help="images per step and process")
     group.add_argument("-vb", "--val_batch_size", type=positive, default=64, help="the same in evaluation")
     group.add_argument("-j", "--workers", type=natural, default=4, help="image-decoding processes per training process")
-    group.add_argument("--mean", type=float, nargs=3, default=None, help="of the channels; default: the data set's")
+    group.add_argument("--mean", type=cli.finite, nargs=3, default=None, help="of the channels; default: the data set's")
     group.add_argument("--std", type=cli.strictly_positive, nargs=3, default=None,
                        help="of the channels; default: the data set's")
     cli.add_limits(group)
     group = parser.add_argument_group("augmentation")
     group.add_argument("--no_aug", action="store_true", help="none at all")
-    group.add_argument("--scale", type=float, nargs=2, default=[0.08, 1.0], help="area of the random resized crop")
-    group.add_argument("--ratio", type=float, nargs=2, default=[3 / 4, 4 / 3], help="its aspect")
+    group.add_argument("--scale", type=cli.finite, nargs=2, default=[0.08, 1.0], help="area of the random resized crop")
+    group.add_argument("--ratio", type=cli.finite, nargs=2, default=[3 / 4, 4 / 3], help="its aspect")
     group.add_argument("--pad_crop", type=natural, default=0, help="random crop after padding by so many pixels, on the "
                        "device; needs scale and ratio 1 and no further augmentation than the flip and mixing")
     group.add_argument("--hflip", type=share, default=0.5, help="chance of a horizontal flip")
@@ -88,7 +88,7 @@ def get_parser(prog="train.py"):
     group.add_argument("--aug_repeats", type=natural, default=0, help="how often an epoch shows an image (and fewer images)")
     group.add_argument("--mixup", type=rate, default=0.0, help="its alpha")
     group.add_argument("--cutmix", type=rate, default=0.0, help="its alpha")
-    group.add_argument("--cutmix_minmax", type=float, nargs=2, default=None, help="its extent, in the place of alpha")
+    group.add_argument("--cutmix_minmax", type=cli.finite, nargs=2, default=None, help="its extent, in the place of alpha")
     group.add_argument("--mixup_prob", type=share, default=1.0, help="share of the batches that are mixed")
     group.add_argument("--mixup_switch_prob", type=share, default=0.5, help="share of cutmix if both are on")
     group.add_argument("--mixup_mode", default="batch", choices=("batch", "pair", "elem"), help="what shares a draw")
@@ -112,7 +112,7 @@ def get_parser(prog="train.py"):
     group.add_argument("--decay_epochs", type=cli.strictly_positive, default=30, help="step: epochs between two drops")
     group.add_argument("--decay_rate", "--dr", type=cli.strictly_positive, default=0.1, help="step: factor of a drop")
     group.add_argument("--TET", nargs="?", const=True, type=cli.boolean, default=False, help="loss at every timestep")
-    group.add_argument("--TET_means", type=float, default=1.0, help="what its regulariser pulls the readout to")
+    group.add_argument("--TET_means", type=cli.finite, default=1.0, help="what its regulariser pulls the readout to")
     group.add_argument("--TET_lamb", type=share, default=0.0, help="weight of it")
     group.add_argument("--sync_bn", action="store_true", help="batch norm over all processes (GPUs)")
     group.add_argument("--model_ema", action="store_true", help="evaluate and keep a moving average of the weights")
@@ -121,7 +121,7 @@ def get_parser(prog="train.py"):
                        help="run each stage again in the backward: less memory, more time")
     group.add_argument("--initial_checkpoint", default="", help="weights to start from: ours, the published code's or the "
                        "original Spike-Driven Transformer's")
-    group.add_argument("-s", "--seed", type=natural, default=42, help="of everything random")
+    group.add_argument("-s", "--seed", type=cli.seed, default=42, help="of everything random")
     group.add_argument("--amp", nargs="?", const="fp16", default="none", choices=("none", "bf16", "fp16"),
                        help="autocast type; the membrane stays float32")
     cli.add_compile(group)
@@ -275,7 +275,7 @@ def work(args, world, saved=None):
 
 def main(argv=None):
     parser = get_parser()
-    args, saved = run.settings(parser, with_config(parser, sys.argv[1:] if argv is None else argv), rules)
+    args, saved = run.settings(parser, with_config(parser, argv), rules)
     return launch(run.Work(work, saved), args)
 
 

@@ -220,6 +220,15 @@ def test_a_recording_is_drawn(prepared, tmp_path):
     assert Image.open(tmp_path / "x.png").size[0] > 400
 
 
+def test_simulated_recordings_have_checkpoints_of_their_own(prepared):
+    args = parsed("--T_prime 0 --multi_channel 1 --num_channels 4")
+    assert args.T_prime == 80
+    assert training.result(args, {"split": "random-1", "simulated": True}).name == "vggsnn_simulated_random-1_T80_C4.pth"
+    assert training.result(args, {"split": "first900"}).name == "vggsnn_dvscifar10_first900_T80_C4.pth"
+    about = dvs.load(parsed(f"--prepared {prepared}")).about
+    assert not about["simulated"] and about["split"] == "first900"
+
+
 @pytest.mark.parametrize("words", ["", "--multi_channel 0 --TET false"])
 def test_resume(words, prepared, tmp_path):
     """Cut off inside the second epoch and resumed, a run ends bit for bit as the uninterrupted one."""
@@ -280,7 +289,9 @@ def test_a_checkpoints_settings_hold_in_every_test(prepared, tmp_path):
     shutil.copytree(prepared, tmp_path / "moved")
     here = f"--device cpu --batch_size 4 --prepared {tmp_path}/moved "
     tested = training.main(shlex.split(f"{here} --test_only --pretrained_snn {summary['checkpoint']}"))
-    measured = main_test.main(shlex.split(f"{here} --surrogate_edge paper --seed 3 --checkpoint {summary['checkpoint']}"))
+    measured = main_test.main(shlex.split(f"{here} --seed 3 --checkpoint {summary['run']}"))
+    named = json.loads((Path(summary["run"]) / "best_test.json").read_text())
+    assert named["test"]["images"] == 5 and named["test_accuracy"] == tested["test_accuracy"]
     assert tested["test_loss"] == pytest.approx(measured["test_loss"])
     assert measured["test_accuracy"] == tested["test_accuracy"] == pytest.approx(summary["test_accuracy"])
 
@@ -312,6 +323,8 @@ def test_published_defaults():
     ("--split other", ("prepared/other", "manifest.json")),
     ("--prepared {p} --split other", ("holds the split 'first900'", "'other'")),
     ("--prepared {p} --T_prime 81", ("--T_prime", "<= 80")),
+    ("--prepared {p} --width_mult inf", ("--width_mult", "<= 16")), ("--prepared {p} --means nan", ("--means", "finite")),
+    ("--prepared {p} --seed 99999999999", ("--seed", "<= 2147483647")),
     ("--prepared {p} --multi_channel 1 --num_channels 5 --T_prime 10", ("16 frames", "at most 4 lanes")),
     ("--prepared {p} --num_channels 3", ("--num_channels does nothing here",)),
     ("--prepared {p} --TET false --lamb 0.1", ("--lamb does nothing here",)),
@@ -337,6 +350,7 @@ def spoil(folder, key, value):
     (lambda d: spoil(d, "format", "mlif-dvs-9"), ("format 'mlif-dvs-9', expected 'mlif-dvs-1'",)),
     (lambda d: spoil(d, "test", None), ("not a whole manifest", "test")),
     (lambda d: spoil(d, "test", []), ("must list training and test recordings",)),
+    (lambda d: spoil(d, "train", [{"label": "1", "sha256": ""}]), ("not a whole manifest", "str")),
     (lambda d: spoil(d, "classes", ["a"]), ("labels from 0 to 0",)),
     (lambda d: spoil(d, "train", [{"label": 0, "sha256": ""}]), ("train.npy holds uint8 (2, 80", "(1, 80")),
     (lambda d: (d / "train.npy").unlink(), ("train.npy is missing or truncated",)),
@@ -370,6 +384,7 @@ def test_checkpoints_that_do_not_fit(prepared, tmp_path, fails):
     fails(training.main, f"{options} --width_mult 0.125 --pretrained_snn {path}", "of another size")
     fails(training.main, f"{SMALL} --prepared {folder} --pretrained_snn {path}", "of another class count")
     fails(dvs.main, f"--prepared {prepared} --index 10", "recordings 0 to 9")
+    fails(dvs.main, f"--prepared {prepared} --output {tmp_path}/x.svg", "x.svg", "is a PNG")
     run = next(p for p in tmp_path.glob("vggsnn*") if p.is_dir())
     fails(training.main, f"--resume {run} --prepared {folder}", "the train images are not those of the interrupted run")
     fails(energy.main, path, "holds a vggsnn: measure it with neuromorphic_tasks/main_test.py")

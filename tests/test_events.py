@@ -10,6 +10,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy.io import savemat
+from scipy.sparse import csc_matrix
 
 from engine.errors import UseError
 from neuromorphic_tasks.data import simulate
@@ -176,6 +177,7 @@ BAD |= {
     "none.npz": (npz(**dict.fromkeys("txyp", np.ones(0))), "none.npz holds no events"),
     "key.mat": (mat(out=TABLE), "key.mat is damaged", "out1"),
     "shape.mat": (mat(out1=TABLE[:, :5]), "out1 is [90, 5], expected [N, 6]"),
+    "sparse.mat": (mat(out1=csc_matrix(TABLE)), "out1 is a cs", "expected a full matrix"),
     "cell.mat": (mat(out1=np.array([["a"] * 6], object)), "t is of type object, expected numbers"),
 }
 

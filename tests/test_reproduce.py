@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,11 +11,12 @@ import time
 from argparse import Namespace
 
 import pytest
+import torch
 
 import reproduce
 from analysis import chain, questions, rows
 from engine.dist import fast_amp
-from engine.errors import guard
+from engine.errors import RunError, UseError, guard
 from tests.helpers import ROOT, environment
 
 SMOKE = "cifar10-resnet20-mlif --schedule smoke --width_mult 0.03 --device cpu"
@@ -121,12 +123,29 @@ def test_a_killed_row_goes_on_and_results_never_mix(tmp_path, cifar, fails, monk
     assert len(list(folder.glob("ann/ann/*/last.pth"))) == 1  # resumed, not begun anew
     reproduce.main(argv)
     assert capsys.readouterr().out.count("done before") == 3
+    shutil.move(cifar, tmp_path / "moved")  # where the data lie is not part of a result
+    reproduce.main([*argv, "--data_root", str(tmp_path / "moved")])
+    shutil.move(tmp_path / "moved", cifar)
     other = {"none": "bf16", "bf16": "none"}[fast_amp()]
     fails(reproduce.main, [*argv, "--amp", other], "holds a result of another recipe", "never mix", "--replace", keep=tmp_path)
     monkeypatch.setattr(reproduce, "code", lambda: "other")
     fails(reproduce.main, argv, "holds a result of other code", "--replace", keep=tmp_path)
     monkeypatch.setattr(chain, "code", lambda: "other")
     fails(reproduce.main, [*argv, "--replace"], "was made by other code", "results never mix", "remove that folder")
+    monkeypatch.undo()
+    fused, = folder.glob("ann/ann/*_fused.pth")
+    content = torch.load(fused, weights_only=True)
+    content["model"]["head.weight"] *= 2
+    torch.save(content, fused)
+    fails(reproduce.main, [*argv, "--replace"], "snn was made from another network, {ann_fused}", "remove that folder")
+    shutil.rmtree(folder / "ann_fused")  # it is made anew, bit for bit, so that what was made of it still counts
+    reproduce.main(argv)
+    assert capsys.readouterr().out.count("done before") == 2
+    fails(reproduce.main, f"{SMOKE} --results {tmp_path}/out --seeds 1 --output_dir {tmp_path}", "another recipe (seeds 0;")
+    (tmp_path / "out" / "cifar10-resnet20-mlif.w0.03.smoke.json").write_text("{}")
+    fails(reproduce.main, argv, "is no result of reproduce.py")
+    next(folder.glob("ann/ann/*/summary.json")).write_text("{")
+    fails(reproduce.main, [*argv, "--replace"], "summary.json is missing or damaged")
 
 
 @pytest.mark.parametrize("argv, words", [
@@ -136,6 +155,8 @@ def test_a_killed_row_goes_on_and_results_never_mix(tmp_path, cifar, fails, monk
     ("cifar10-transformer-t1 --width_mult 0.5", ["has one width"]),
     ("cifar10-resnet20-ann --schedule fats", ["fats", "published"]),
     ("cifar10-resnet20-ann --seeds 0,x", ["--seeds"]),
+    ("cifar10-resnet20-ann --launcher nosuch", ["--launcher", "no program 'nosuch'"]),
+    (f"cifar10-resnet20-ann --output_dir {ROOT}/README.md", ["there is a file in its way", "--output_dir"]),
 ])
 def test_bad_input(argv, words, fails, tmp_path):
     fails(reproduce.main, [*argv.split(), "--output_dir", str(tmp_path)], *words)
@@ -148,6 +169,27 @@ def test_missing_data_is_named(tmp_path, capfd):
     err = capfd.readouterr().err
     assert end.value.code == 1 and "Traceback" not in err
     assert f"{tmp_path}/none/train" in err and "ann ended with status 2" in err
+    with pytest.raises(SystemExit):  # a first attempt that made nothing does not stand in the way of the next
+        guard(reproduce.main, ["imagenet-vgg16-ann", "--data_root", str(tmp_path / "other"), "--output_dir", str(tmp_path),
+                               "--results", str(tmp_path), "--device", "cpu", "--width_mult", "0.5"])
+    assert f"{tmp_path}/other/train" in capfd.readouterr().err
+
+
+def test_results_of_other_data_never_mix():
+    data = {part: {"images": 3, "sha256": part} for part in ("train", "test")}
+    chain.same_data({"ann": data, "snn": dict(data)})
+    with pytest.raises(UseError, match="snn has 4 test images, ann had 3 others"):
+        chain.same_data({"ann": data, "snn": data | {"test": {"images": 4, "sha256": "test"}}})
+
+
+def test_code_that_changes_on_the_way_stops_a_chain(tmp_path, monkeypatch):
+    made = reproduce.make_chain(rows.find("cifar10-resnet20-mlif"), arguments(output_dir=str(tmp_path)), 0)
+    codes = iter("aab")
+    monkeypatch.setattr(chain, "code", lambda: next(codes))
+    monkeypatch.setattr(made, "run", lambda stage, lock, say: {})
+    monkeypatch.setattr(made, "data", lambda stage: {})
+    with pytest.raises(RunError, match="the code has changed since this chain began, before ann_fused"):
+        made.all()
 
 
 def test_recipes_hold_every_option():
@@ -160,6 +202,7 @@ def test_recipes_hold_every_option():
 def test_a_seed_counts_once(fails):
     fails(reproduce.main, f"{SMOKE} --seeds 0,0", "names a seed twice")
     fails(questions.main, "levels --seeds 1 1", "names a seed twice")
+    fails(questions.main, "conversion -a VGG16", "ResNet20's stem, VGG16 has none")
 
 
 def test_questions_are_commands_and_differ_in_one_thing():

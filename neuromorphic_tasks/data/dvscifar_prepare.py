@@ -200,7 +200,7 @@ def prepare(source, output, split, workers, skip_bad):
 
 
 def main(argv=None):
-    args = get_parser().parse(sys.argv[1:] if argv is None else argv)
+    args = get_parser().parse(argv)
     source = Path(args.source).resolve()
     output = Path(args.output).resolve() if args.output else source / "prepared" / args.split
     if output.is_relative_to(source) and not output.is_relative_to(source / "prepared"):

@@ -121,6 +121,8 @@ def _mat(path):
             raise UseError(f"{path} is a MATLAB 7.3 file: pip install h5py, or save it with -v7") from None
         with h5py.File(path) as file:
             out = file["out1"][()].T
+    if not isinstance(out, np.ndarray):
+        raise UseError(f"{path}: out1 is a {type(out).__name__}, expected a full matrix [N, 6]; {HINT}")
     if out.ndim != 2 or out.shape[1] != 6:
         raise UseError(f"{path}: out1 is {list(out.shape)}, expected [N, 6] with columns t, 0, -1, x, y, p; {HINT}")
     return *(out[:, column] for column in (0, 3, 4, 5)), 0

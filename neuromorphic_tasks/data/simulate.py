@@ -94,9 +94,11 @@ def get_parser():
     parser.add_argument("--output", required=True, help="folder to write <class>/cifar10_<class>_<n>.aedat to")
     parser.add_argument("--per_class", type=cli.positive, default=100, help="recordings of each class, of its first images")
     parser.add_argument("--events", type=cli.positive, default=100_000, help="events of each (DVS-CIFAR10: about 200,000)")
-    parser.add_argument("--threshold", type=cli.strictly_positive, default=0.2, help="contrast between two events, log units")
-    parser.add_argument("--noise", type=cli.rate, default=0.1, help="background events, per pixel and second")
-    parser.add_argument("-s", "--seed", type=cli.natural, default=0, help="of everything random")
+    parser.add_argument("--threshold", type=cli.number(float, low=0.01), default=0.2,
+                        help="contrast between two events, log units")
+    parser.add_argument("--noise", type=cli.number(float, low=0, high=1000), default=0.1,
+                        help="background events, per pixel and second")
+    parser.add_argument("-s", "--seed", type=cli.seed, default=0, help="of everything random")
     parser.add_argument("--workers", type=cli.positive, default=cores(), help="processes")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     return parser
@@ -133,7 +135,7 @@ def plan(content, per_class):
 
 
 def main(argv=None):
-    args, world = get_parser().parse(sys.argv[1:] if argv is None else argv), World()
+    args, world = get_parser().parse(argv), World()
     cli.refuse_idle(args, [(["data_root"], args.dataset == "CIFAR10", "DIGITS comes with scikit-learn")])
     content = data.load(Namespace(dataset=args.dataset, data_root=args.data_root, dataset_dir="", image_size=None), world)
     jobs, output, start = plan(content, args.per_class), Path(args.output).resolve(), time.monotonic()
