@@ -3,7 +3,6 @@
 python demo.py            (or `make demo`; under five minutes on two CPU cores)
 """
 
-import json
 import time
 from pathlib import Path
 
@@ -14,7 +13,7 @@ import snn_ddp
 from analysis import figures
 from engine import cli
 from engine.errors import guard
-from engine.log import write_json
+from engine.log import read_json, write_json
 
 NETWORK = ["--dataset", "DIGITS", "--architecture", "RESNET20", "--width_mult", "0.25", "--bias", "--dropout", "0",
            "--batch_size", "64", "--energy"]
@@ -56,7 +55,7 @@ def main(argv=None):
                "energy_ratio": stages[0]["energy_uj"] / stages[-1]["energy_uj"], "seconds": time.perf_counter() - begin}
     folder = Path(args.output_dir)
     write_json(folder / "summary.json", summary)
-    lanes = json.loads((Path(snn["run"]) / "energy.json").read_text())["lane_rates_per_layer"]
+    lanes = read_json(Path(snn["run"]) / "energy.json")["lane_rates_per_layer"]
     figures.chain(f"ResNet20 at a quarter width, {ann['data']}, S = 3, T = 1", stages, lanes, folder / "demo.png")
 
     print(f"\n{'stage':<16}{'accuracy':>10}{'energy (uJ)':>14}   firing rate per lane (1, 2, 4)")

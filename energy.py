@@ -54,12 +54,13 @@ def work(args, world):
     args = Namespace(**{**vars(args), **{k: v for k, v in stored.items() if k in ("dataset", "data_root", "dataset_dir",
                                                                                   "image_size")},
                         "energy": True, "seed": 0})
+    cli.refuse_idle(args, run.data_rules(args))
     net, found = run.place(checkpoint.rebuild(content), world), data.load(args, world)
     if any(content["data"][k] != found.about[k] for k in ("num_classes", "image_size")):
         sizes = ["{num_classes} classes and {image_size} pixels".format(**about) for about in (content["data"], found.about)]
         raise UseError(f"{args.checkpoint} was trained for {sizes[0]}, {found.about['source']} has {sizes[1]}")
     test = data.loaders(found, args, world)[2]
-    stem = args.output or checkpoint.beside(args.checkpoint, "_energy")
+    stem = checkpoint.beside(args.checkpoint, "_energy", args.output)
     summary = report(net, test, world, args, found.about, stem, args.energy_model)
     world.say(f"accuracy {summary['test_accuracy']:.2%}, energy {summary['energy'].uj(args.energy_model):.4g} uJ per image "
               f"({args.energy_model}); written to {stem}.json and {stem}.csv")

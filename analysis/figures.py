@@ -1,6 +1,5 @@
 """Figures of a chain of stages, drawn with matplotlib into PNG files."""
 
-import json
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -8,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.files import write_atomic
+from engine.log import read_lines
 
 LANES = ("#9ecae1", "#4292c6", "#08519c", "#08306b", "#74c476", "#31a354", "#006d2c", "#00441b")
 COLORS = ("#4c72b0", "#55a868", "#8172b3", "#c44e52", "#dd8452", "#937860")
@@ -15,7 +15,7 @@ COLORS = ("#4c72b0", "#55a868", "#8172b3", "#c44e52", "#dd8452", "#937860")
 
 def curves(run):
     """(epochs, test or val accuracy in %) of a run folder."""
-    lines = [json.loads(line) for line in (Path(run) / "log.jsonl").read_text().splitlines()]
+    lines = read_lines(Path(run) / "log.jsonl")
     name = "val_accuracy" if lines and "val_accuracy" in lines[0] else "test_accuracy"
     return [line["epoch"] for line in lines], [100 * line[name] for line in lines]
 

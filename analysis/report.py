@@ -3,16 +3,17 @@
 python -m analysis.report results/cifar10_resnet20_w0.25 "ANN=trained_models/ann/ann_..._20261123-142300" "SNN=..."
 """
 
-import argparse
-import json
+import re
 import shlex
 from pathlib import Path
 
+from engine import cli
 from engine.errors import UseError, guard
 from engine.files import write_atomic
-from engine.log import write_json
+from engine.log import read_json, read_lines, write_json
 
 from . import figures
+from .chain import same_data
 
 SCRIPTS = {"ann": "ann_ddp.py", "lq": "ann_ddp.py", "snn": "snn_ddp.py",
            "sdt": "spike_driven_transformer/train.py", "vggsnn": "neuromorphic_tasks/main_training_parallel.py"}
@@ -27,11 +28,11 @@ def read(label, run):
     run = Path(run)
     if not (run / "summary.json").is_file():
         raise UseError(f"{run} holds no summary.json: the run is not finished, go on with --resume {run}")
-    summary, config = (json.loads((run / f"{name}.json").read_text()) for name in ("summary", "config"))
+    summary, config = (read_json(run / f"{name}.json") for name in ("summary", "config"))
     if "energy_uj" not in summary:
         raise UseError(f"{run} was not measured: train with --energy")
-    energy = json.loads((run / "energy.json").read_text())
-    log = [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+    energy = read_json(run / "energy.json")
+    log = read_lines(run / "log.jsonl")
     return {"stage": label, "script": SCRIPTS[summary["kind"]], "data": config["data"], "settings": config["settings"],
             "versions": config["versions"], "summary": summary, "energy": energy, "log": log, "run": str(run)}
 
@@ -53,16 +54,21 @@ def table(results):
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = cli.Parser(prog="python -m analysis.report", description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="results folder to write")
     parser.add_argument("runs", nargs="+", metavar="LABEL=RUN", help="label and run folder, the ANN first")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args(argv)
-    pairs = [pair.partition("=")[::2] for pair in args.runs]
-    results = [read(label, run) for label, run in pairs]
-    folder = Path(args.folder)
-    for result in results:
-        name = "".join(c if c.isalnum() else "_" for c in result["stage"].lower())
+    args = parser.parse(argv)
+    for pair in args.runs:
+        if not re.match("[^=]*[A-Za-z0-9][^=]*=.", pair):
+            raise UseError(f"expected LABEL=RUN, a label and a run folder, got {pair!r}")
+    results = [read(*pair.partition("=")[::2]) for pair in args.runs]
+    folder, names = Path(args.folder), ["".join(c if c.isalnum() else "_" for c in r["stage"].lower()) for r in results]
+    for name in names:
+        if names.count(name) > 1:
+            raise UseError(f"the labels give {names.count(name)} runs the file {name}.json: give each a LABEL=RUN of its own")
+    same_data({r["stage"]: {part: r["data"][part] for part in ("train", "test")} for r in results})
+    for name, result in zip(names, results, strict=True):
         write_json(folder / f"{name}.json", {k: v for k, v in result.items() if k != "run"})
     stages = [{"stage": r["stage"], "accuracy": r["summary"]["test_accuracy"], "energy_uj": r["summary"]["energy_uj"],
                "run": r["run"]} for r in results]

@@ -31,9 +31,13 @@ def named(path):
     return Path(path) / "best.pth" if Path(path).is_dir() else Path(path)
 
 
-def beside(path, suffix):
-    """Path without suffix of what is written beside the checkpoint that `path` names."""
-    return re.sub(r"(\.pth)?(\.tar)?$", suffix, str(named(path)), count=1)
+def beside(path, suffix, output=""):
+    """Path without suffix of what is written of the checkpoint that `path` names: beside it, in the folder `output`, or as
+    `output` says."""
+    stem = re.sub(r"(\.pth)?(\.tar)?$", suffix, str(named(path)), count=1)
+    if output.endswith("/") or Path(output or "-").is_dir():
+        return str(Path(output) / Path(stem).name)
+    return output or stem
 
 
 def load(path):

@@ -19,16 +19,21 @@ FREE = {"print_freq", "save_freq", "workers", "debug", "resume", "energy", "data
         "compile", "neuron_backend", "recompute", "prepared", "cache_gb"}
 
 
-def common_rules(args):
-    """Options that do nothing with this network, data set or optimizer (see `cli.refuse_idle`)."""
+def data_rules(args):
+    """Options that do nothing with this data set (see `cli.refuse_idle`)."""
     cifar = args.dataset in ("CIFAR10", "CIFAR100")
-    return [(["kernel_size"], args.architecture == "VGG16", "only VGG16 has a free kernel size"),
-            (["image_size"], args.dataset == "FOLDER", f"{args.dataset} has a fixed size, only --dataset FOLDER takes it"),
+    return [(["image_size"], args.dataset == "FOLDER", f"{args.dataset} has a fixed size, only --dataset FOLDER takes it"),
             (["data_root"], cifar, f"{args.dataset} is not looked for under --data_root"),
+            (["dataset_dir"], cifar or args.dataset in ("IMAGENET", "FOLDER"), f"{args.dataset} needs no folder")]
+
+
+def common_rules(args):
+    """Options that do nothing with this network, data set or optimizer."""
+    return [*data_rules(args),
+            (["kernel_size"], args.architecture == "VGG16", "only VGG16 has a free kernel size"),
             (["lr_interval", "lr_reduce"], args.lr_schedule == "step", "--lr_schedule cosine has no drops"),
             (["warm_up_epochs", "warm_up_lr"], args.warm_up, "give --warm_up"),
-            (["distill_weight", "distill_temperature"], args.distill, "there is no teacher, give --distill"),
-            (["dataset_dir"], cifar or args.dataset in ("IMAGENET", "FOLDER"), f"{args.dataset} needs no folder")]
+            (["distill_weight", "distill_temperature"], args.distill, "there is no teacher, give --distill")]
 
 
 def note_unused(args, world):

@@ -40,7 +40,7 @@ def work(args, world):
     load_weights(net, path)
     test = data.loaders(found, args, world, dvs.EventLoader)[2]
     return measured(run.place(net, world), test, world, args, found.about,
-                    args.output or checkpoint.beside(path, "_test"))
+                    checkpoint.beside(path, "_test", args.output))
 
 
 def main(argv=None):

@@ -13,8 +13,10 @@ from argparse import Namespace
 import pytest
 import torch
 
+import ann_ddp
+import energy
 import reproduce
-from analysis import chain, questions, rows
+from analysis import chain, questions, report, rows
 from engine.dist import fast_amp
 from engine.errors import RunError, UseError, guard
 from tests.helpers import ROOT, environment
@@ -190,6 +192,19 @@ def test_code_that_changes_on_the_way_stops_a_chain(tmp_path, monkeypatch):
     monkeypatch.setattr(made, "data", lambda stage: {})
     with pytest.raises(RunError, match="the code has changed since this chain began, before ann_fused"):
         made.all()
+
+
+def test_finished_runs_are_reported_under_their_labels(tmp_path, fails):
+    options = "--dataset DIGITS -a RESNET20 --width_mult 0.03 --bias --bn --device cpu --epochs 1 --limit_train_batches 1 "
+    run = ann_ddp.main([*options.split(), "--energy", "--output_dir", str(tmp_path)])["run"]
+    report.main([f"{tmp_path}/out", f"A={run}", f"B={run}"])
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.json", "b.json", "chain.png", "table.md"]
+    fails(report.main, [f"{tmp_path}/two", f"A b={run}", f"a-b={run}"], "the labels give 2 runs the file a_b.json")
+    fails(report.main, [f"{tmp_path}/two", run], "expected LABEL=RUN")
+    energy.main([run, "--device", "cpu", "--output", f"{tmp_path}/"])
+    measured = json.loads((tmp_path / "best_energy.json").read_text())
+    assert "digits" in measured["data"] and measured["test"]["images"] == measured["test_images"] == measured["images"]
+    fails(energy.main, f"{run} --device cpu --data_root {tmp_path}", "--data_root does nothing here", "DIGITS")
 
 
 def test_recipes_hold_every_option():

@@ -244,7 +244,7 @@ def test_command_line_mistakes(words, expected, tmp_path, fails):
     fails(train.main, (words + " --device cpu").format(d=tmp_path), *(e.format(d=tmp_path) for e in expected))
 
 
-def test_train_resume_and_measure(tmp_path):
+def test_train_resume_and_measure(tmp_path, fails):
     """Three epochs, and one of them, killed by its limit and resumed, give the same weights; then firing_num."""
     options = SMALL + "--dataset digits -b 64 --epochs 2 --cooldown_epochs 1 --warmup_epochs 1 --mixup 0.5 --model_ema "
     options += "--limit_train_batches 3 --model_ema_decay 0.5 --TET --TET_lamb 0.001"
@@ -276,6 +276,7 @@ def test_train_resume_and_measure(tmp_path):
     assert measured["test_accuracy"] == pytest.approx(whole["best_accuracy"])
     assert len(measured["energy"].layers[3].step_rates) == 2
     assert Path(whole["checkpoint"]).with_name(Path(whole["checkpoint"]).stem + "_firing.png").exists()
+    fails(firing_num.main, ["--resume", whole["checkpoint"], "--mixup", "0.5"], "--mixup does nothing here")
 
 
 def test_published_weights_are_measured(tmp_path):
