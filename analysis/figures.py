@@ -1,4 +1,4 @@
-"""Figures of a chain of stages, drawn with matplotlib into PNG files."""
+"""Figures, drawn with matplotlib, each as PNG and as SVG."""
 
 from functools import partial
 from itertools import cycle
@@ -13,6 +13,16 @@ LANES = ("#9ecae1", "#4292c6", "#08519c", "#08306b", "#74c476", "#31a354", "#006
 COLORS = ("#4c72b0", "#55a868", "#8172b3", "#c44e52", "#dd8452", "#937860")
 
 
+def pyplot():
+    """matplotlib's, for drawing into files; imported when it is needed, since that takes a second."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
 def curves(run):
     """(epochs, test or val accuracy in %) of a run folder."""
     lines = read_lines(Path(run) / "log.jsonl")
@@ -25,13 +35,9 @@ def chain(title, stages, lanes, path):
 
     Args:
         stages: list of dictionaries with `stage`, `accuracy` (fraction), `energy_uj` and, if trained, `run` (folder).
-        lanes: {layer: [rate of lane 0, 1, ...]} of the spiking network. path: the PNG.
+        lanes: {layer: [rate of lane 0, 1, ...]} of the spiking network. path: the PNG; an SVG lies beside it.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, ((left, right), (below, bottom)) = plt.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
     figure.suptitle(title)
     names = [s["stage"] for s in stages]
@@ -61,21 +67,16 @@ def chain(title, stages, lanes, path):
     bottom.set_xticks(range(len(lanes)), [str(i + 1) for i in range(len(lanes))])
     bottom.margins(y=0.25)
     bottom.legend(title="spikes worth", loc="upper center", ncols=8)
-    write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
-    plt.close(figure)
+    save(figure, path)
 
 
 def firing(title, energy, path):
     """Nonzero rate of every weighted layer's input at each step, and spikes per lane of every neuron layer.
 
     Args:
-        energy: `analysis.energy.Energy`. path: the PNG.
+        energy: `analysis.energy.Energy`. path: the PNG; an SVG lies beside it.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, (above, below) = plt.subplots(2, 1, figsize=(max(8, 0.45 * len(energy.layers)), 8), layout="constrained")
     figure.suptitle(title)
     width = 0.8 / energy.steps
@@ -99,21 +100,17 @@ def firing(title, energy, path):
     for axis in (above, below):
         axis.margins(y=0.2)
     below.legend(title="spikes worth", ncols=8, loc="upper center")
-    write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
-    plt.close(figure)
+    save(figure, path)
 
 
 def recording(title, rows, path, columns=10):
     """An event recording step by step, OFF events blue and ON events red, the darker the more.
 
     Args:
-        rows: [(label, images [Q_F, 2, H, W])]; at most `columns` steps are drawn, evenly chosen. path: the PNG.
+        rows: [(label, images [Q_F, 2, H, W])]; at most `columns` steps are drawn, evenly chosen.
+        path: the PNG; an SVG lies beside it.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     count = len(rows[0][1])
     steps = np.linspace(0, count - 1, min(count, columns)).round().astype(int)
     size = max(8, 1 + 1.4 * len(steps)), 1.4 * len(rows) + 0.8
@@ -129,21 +126,16 @@ def recording(title, rows, path, columns=10):
             axis.set_xticks([])
             axis.set_yticks([])
         line[0].set_ylabel(label, fontsize=9)
-    write_atomic(path, lambda temporary: figure.savefig(temporary, dpi=110, format="png"))
-    plt.close(figure)
+    save(figure, path)
 
 
 def rows(table, measured, path):
-    """The published rows and what was measured of them: accuracy against energy, a panel per data set; PNG and SVG.
+    """The published rows and what was measured of them: accuracy against energy, a panel per data set.
 
     Args:
         table: `analysis.rows.ROWS`. measured: [(row, its outcome {"accuracy": (mean, deviation), "energy": ...}, where)].
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     names = list(dict.fromkeys(row.dataset for row in table))
     figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 6), layout="constrained")
     networks = dict(zip(dict.fromkeys(row.network for row in table), COLORS, strict=False))
@@ -177,16 +169,12 @@ def accuracy_against_energy(axis):
 
 
 def tradeoff(title, points, ann, path):
-    """Accuracy against energy, a curve over T for every S; PNG and SVG.
+    """Accuracy against energy, a curve over T for every S.
 
     Args:
         points: {(S, T): [(accuracy in %, energy in uJ) per seed]}. ann: (accuracy, energy) of the ANN.
     """
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
     for levels, color in zip(sorted({s for s, _ in points}), COLORS, strict=False):
         curve = {t: np.array(values) for (s, t), values in sorted(points.items()) if s == levels}
@@ -204,9 +192,8 @@ def tradeoff(title, points, ann, path):
 
 
 def save(figure, path):
-    """The figure as PNG and as SVG beside it."""
-    import matplotlib.pyplot as plt
-
+    """Write the figure as PNG and as SVG, whichever `path` names, and close it."""
+    plt = pyplot()
     for kind, metadata in (("png", None), ("svg", {"Date": None})):
         with plt.rc_context({"svg.hashsalt": "mlif"}):  # the same figure gives the same file
             write_atomic(Path(path).with_suffix(f".{kind}"), partial(figure.savefig, dpi=110, format=kind, metadata=metadata))

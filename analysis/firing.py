@@ -18,8 +18,8 @@ def table(energy):
 
 
 def measured(net, loader, world, args, about, stem):
-    """Measure `net` on the loader's images, of the data set `about`; print it, write <stem>.json, .csv and .png; returns the
-    summary."""
+    """Measure `net` on the loader's images, of the data set `about`; print it, write <stem>.json, .csv, .png and .svg; returns
+    the summary."""
     args.energy = True
     summary = report(net.eval(), loader, world, args, about, stem)
     if world.main:
@@ -27,5 +27,5 @@ def measured(net, loader, world, args, about, stem):
         figures.firing(f"{about['source']}: {summary['test_accuracy']:.2%}, {summary['energy_uj']:.4g} uJ per image",
                        summary["energy"], f"{stem}.png")
         print(f"accuracy {summary['test_accuracy']:.2%} on {summary['test_images']} images, {summary['energy_uj']:.4g} uJ per "
-              f"image; written to {stem}.json, .csv and .png")
+              f"image; written to {stem}.json, .csv, .png and .svg")
     return summary

@@ -27,9 +27,9 @@ def run(title, script, *words):
 def main(argv=None):
     parser = cli.Parser(prog="demo.py", description=__doc__.splitlines()[0])
     parser.add_argument("--output_dir", default="runs/demo_dvs", help="folder of everything that the demo writes")
-    parser.add_argument("--per_class", type=cli.positive, default=100, help="recordings of each of the ten classes")
+    parser.add_argument("--per_class", type=cli.positive, default=150, help="recordings of each of the ten classes")
     parser.add_argument("--T_prime", type=cli.positive, default=8, help="frames T_F of a recording")
-    parser.add_argument("--epochs", type=cli.positive, default=12)
+    parser.add_argument("--epochs", type=cli.positive, default=8)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse(argv)
     out, begin = Path(args.output_dir), time.perf_counter()

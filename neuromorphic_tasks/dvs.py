@@ -192,7 +192,7 @@ def get_parser():
     add_coding(parser, 3, 40)
     parser.add_argument("--part", default="train", choices=("train", "test"), help="part of the split")
     parser.add_argument("--index", type=cli.natural, default=0, help="recording in that part")
-    parser.add_argument("--output", default="recording.png", help="the picture")
+    parser.add_argument("--output", default="recording.png", help="the picture, written as PNG and SVG")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     parser.set_defaults(multi_channel=1, cache_gb=0)
     return parser
@@ -200,8 +200,8 @@ def get_parser():
 
 def main(argv=None):
     args = get_parser().parse(argv)
-    if Path(args.output).suffix != ".png":
-        raise UseError(f"--output {args.output}: the picture is a PNG, name it so")
+    if Path(args.output).suffix not in (".png", ".svg"):
+        raise UseError(f"--output {args.output}: the picture is written as .png and as .svg, name one of them")
     (_, content), found = read_manifest(args), load(args)
     part, how = getattr(found, args.part), found.coding
     if args.index >= len(part.labels):

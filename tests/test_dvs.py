@@ -217,7 +217,7 @@ def test_train_and_test_in_their_folder(prepared, scripts):
 
 def test_a_recording_is_drawn(prepared, tmp_path):
     dvs.main(shlex.split(f"--prepared {prepared} --part test --index 1 --num_channels 4 --output {tmp_path}/x.png"))
-    assert Image.open(tmp_path / "x.png").size[0] > 400
+    assert Image.open(tmp_path / "x.png").size[0] > 400 and "<svg" in (tmp_path / "x.svg").read_text()[:400]
 
 
 def test_simulated_recordings_have_checkpoints_of_their_own(prepared):
@@ -384,7 +384,7 @@ def test_checkpoints_that_do_not_fit(prepared, tmp_path, fails):
     fails(training.main, f"{options} --width_mult 0.125 --pretrained_snn {path}", "of another size")
     fails(training.main, f"{SMALL} --prepared {folder} --pretrained_snn {path}", "of another class count")
     fails(dvs.main, f"--prepared {prepared} --index 10", "recordings 0 to 9")
-    fails(dvs.main, f"--prepared {prepared} --output {tmp_path}/x.svg", "x.svg", "is a PNG")
+    fails(dvs.main, f"--prepared {prepared} --output {tmp_path}/x.jpg", "x.jpg", "as .png and as .svg")
     run = next(p for p in tmp_path.glob("vggsnn*") if p.is_dir())
     fails(training.main, f"--resume {run} --prepared {folder}", "the train images are not those of the interrupted run")
     fails(energy.main, path, "holds a vggsnn: measure it with neuromorphic_tasks/main_test.py")

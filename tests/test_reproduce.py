@@ -198,7 +198,7 @@ def test_finished_runs_are_reported_under_their_labels(tmp_path, fails):
     options = "--dataset DIGITS -a RESNET20 --width_mult 0.03 --bias --bn --device cpu --epochs 1 --limit_train_batches 1 "
     run = ann_ddp.main([*options.split(), "--energy", "--output_dir", str(tmp_path)])["run"]
     report.main([f"{tmp_path}/out", f"A={run}", f"B={run}"])
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.json", "b.json", "chain.png", "table.md"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a.json", "b.json", "chain.png", "chain.svg", "table.md"]
     fails(report.main, [f"{tmp_path}/two", f"A b={run}", f"a-b={run}"], "the labels give 2 runs the file a_b.json")
     fails(report.main, [f"{tmp_path}/two", run], "expected LABEL=RUN")
     energy.main([run, "--device", "cpu", "--output", f"{tmp_path}/"])
