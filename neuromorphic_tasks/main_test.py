@@ -31,7 +31,7 @@ def get_parser():
 
 
 def work(args, world):
-    path = args.checkpoint or result(args, dvs.read_manifest(args)[1])
+    path = args.checkpoint or result(args)
     args, content = settled(args, path, "--checkpoint")
     run.say_backend(args, world)
     found = dvs.load(args)

@@ -140,8 +140,9 @@ def load_weights(net, path):
     checkpoint.load_named(net, path, from_published, new=("theta", "leak"), dropped=("theta", "leak"))
 
 
-def result(args, prepared):
-    """File of the trained network; prepared: "split" of the recordings, and "simulated" if they are."""
+def result(args, prepared=None):
+    """File of the trained network; prepared: "split" of the recordings and whether "simulated", else what `args` names."""
+    prepared = prepared or dvs.read_manifest(args)[1]
     coding, data_set = dvs.coding(args), "simulated" if prepared.get("simulated") else "dvscifar10"
     name = (f"vggsnn_{data_set}_{prepared['split']}_T{coding.frames}_" + (f"C{coding.lanes}" if args.multi_channel else "LIF")
             + ("_published" if coding.published else "") + (f"_w{args.width_mult:g}" if args.width_mult != 1 else ""))

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 
 import energy
+import reproduce
 import snn_ddp
 from engine import checkpoint, data
 from engine.dist import World
@@ -213,6 +214,15 @@ def test_train_and_test_in_their_folder(prepared, scripts):
     assert f"accuracy {summary['best_accuracy']:.2%} on 5 images" in done.stdout and summary["Q_F"] == 3
     assert summary["energy_uj"] == pytest.approx(measured["total_uj"]) and len(measured["layers"]) == 9
     assert stem.with_name(f"{stem.name}_test.png").is_file()
+
+
+def test_a_row_of_the_table(prepared, tmp_path, capsys):
+    argv = f"--schedule smoke --width_mult 0.0625 --data_root {prepared} --device cpu --output_dir {tmp_path}".split()
+    for _ in range(2):
+        reproduce.main(["dvscifar10-vggsnn-s3-q3", *argv])
+        said = capsys.readouterr().out
+        assert "dvscifar10-vggsnn-s3-q3: DVS-CIFAR10, split first900, width x0.0625, smoke" in said and "79.80" in said
+    assert "s3_q3: done before" in said and (tmp_path / "results" / "dvscifar10-vggsnn-s3-q3.w0.0625.smoke.json").is_file()
 
 
 def test_a_recording_is_drawn(prepared, tmp_path):
