@@ -106,7 +106,7 @@ def number(kind, low=None, high=None, above=None):
         except ValueError:
             raise argparse.ArgumentTypeError(f"expected {kind.__name__}, got {text!r}") from None
         inside = (low is None or value >= low) and (high is None or value <= high) and (above is None or value > above)
-        if not inside or not math.isfinite(value):
+        if not inside or (kind is float and not math.isfinite(value)):
             limits = [f">= {low}" if low is not None else "", f"> {above}" if above is not None else "",
                       f"<= {high}" if high is not None else ""]
             expected = " and ".join(filter(None, limits)) or "that is finite"
