@@ -227,6 +227,7 @@ def listing(args):
         known = f"energy {ann_energy(row):.4g} uJ at full width; " if row.method == "ANN" else ""
         lines.append(f"{row.name:<28}{neuron(row):<18}{row.accuracy:>9.2f} %{row.energy:>9.4g} uJ   {cost(row):<38}"
                      + known + ("; ".join(found) or needs(row)))
+    lines.append("reproduce.py <row> --dry-run shows a row's commands, reproduce.py <row> runs them")
     return "\n".join(lines)
 
 

@@ -35,9 +35,11 @@ def test_every_row_has_commands_that_its_scripts_accept(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line[2:] for line in lines if line.startswith("# ")] == [row.name for row in rows.ROWS]
     assert all(line.startswith(("# ", "python3 ")) for line in lines)
+    reproduce.main(["--dry-run", "--schedule", "fast"])  # says which rows have none
+    assert capsys.readouterr().out.count("# none: ") == 15
     reproduce.main(["--list"])
     text = capsys.readouterr().out
-    assert len(text.splitlines()) == 24
+    assert len(text.splitlines()) == 25
     assert all(part in text for part in ("energy 1557 uJ at full width", "energy 992.2 uJ", "7.116e+04"))
 
 
