@@ -20,7 +20,8 @@ import torch
 from torch.nn import functional as F
 
 import models
-from engine.dist import fast_amp, keep_memory
+from engine import run
+from engine.dist import World, fast_amp, keep_memory
 
 from .common import alternate, machine, ratio, summary, write
 
@@ -36,7 +37,7 @@ def step_of(kind, name, batch, width, device, levels=3, steps=1, amp="none", mod
     else:
         neuron, sizes = models.NeuronConfig.vgg(levels), {"width_mult": width, "bn": False, "bias": True}
         act = {"ann": models.ReLU(), "lq": models.LogQuant(3, "lvl"), "snn": models.Spiking(neuron, steps, theta=0.5)}[kind]
-    net = models.build(name, act, **sizes).to(device, memory_format=torch.channels_last)
+    net = run.place(models.build(name, act, **sizes), World(device=device))
     net.recompute = recompute
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, fused=True)
     images = torch.randn(batch, 3, 32, 32, device=device).to(memory_format=torch.channels_last)
