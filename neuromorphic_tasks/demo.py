@@ -29,7 +29,7 @@ def main(argv=None):
     parser.add_argument("--output_dir", default="runs/demo_dvs", help="folder of everything that the demo writes")
     parser.add_argument("--per_class", type=cli.positive, default=150, help="recordings of each of the ten classes")
     parser.add_argument("--T_prime", type=cli.positive, default=8, help="frames T_F of a recording")
-    parser.add_argument("--epochs", type=cli.positive, default=8)
+    parser.add_argument("--epochs", type=cli.positive, default=5)
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse(argv)
     out, begin = Path(args.output_dir), time.perf_counter()
@@ -42,7 +42,7 @@ def main(argv=None):
     found = {}
     for lanes in (3, 1):
         setting = [*common, "--multi_channel", 1, "--num_channels", lanes, "--width_mult", 0.25]
-        trained = run(f"train, S = {lanes}", main_training_parallel, *setting, "--epochs", args.epochs, "--batch_size", 32,
+        trained = run(f"train, S = {lanes}", main_training_parallel, *setting, "--epochs", args.epochs, "--batch_size", 16,
                       "--amp", fast_amp())
         tested = run(f"test, S = {lanes}", main_test, *setting)
         found[f"S={lanes}"] = {"lanes": lanes, "accuracy": tested["test_accuracy"], "energy_uj": tested["energy_uj"],
