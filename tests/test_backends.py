@@ -270,8 +270,8 @@ def test_cuda_source_compiles_for_gpus_without_spills():
             assert all(used <= 128 and spilled == 0 for used, spilled in counts.values()), (arch, config, counts)
 
 
-PTX = """
-import sys, torch, triton
+PTX = r"""
+import re, sys, torch, triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from models import NeuronConfig
@@ -281,11 +281,14 @@ for config in (NeuronConfig.vgg(3), NeuronConfig.transformer(3, fast=True, soft=
     _, sizes = kernels.shape(x, x[0], True)
     for kernel, name in ((kernels._forward, "_forward"), (kernels._backward, "_backward")):
         fixed = sizes | kernels.constants(config, name == "_backward")
-        kinds = {a: "constexpr" if a in fixed else "i64" if a in ("n", "stride") else "*bf16" if a in (
+        kinds = {a: "constexpr" if a in fixed else "i32" if a in ("n", "stride") else "*bf16" if a in (
             "x_ptr", "o_ptr", "g_ptr", "gx_ptr") else "*fp32" for a in kernel.arg_names}
         places = {(kernel.arg_names.index(a),): value for a, value in fixed.items()}
-        built = triton.compile(ASTSource(fn=kernel, signature=kinds, constexprs=places), target=GPUTarget("cuda", 90, 32),
-                               options={"enable_fp_fusion": False})
+        aligned = {(i,): [["tt.divisibility", 16]] for i, a in enumerate(kernel.arg_names) if a not in fixed}
+        built = triton.compile(ASTSource(fn=kernel, signature=kinds, constexprs=places, attrs=aligned),
+                               target=GPUTarget("cuda", 90, 32), options={"enable_fp_fusion": False})
+        assert not re.search(r"arith.muli .*i32", built.asm["ttir"])  # t * n may not fit
+        assert re.search(r"ld.global\S*.v4", built.asm["ptx"])
         assert ".target sm_90" in built.asm["ptx"] and "fma.rn.f32" not in built.asm["ptx"].replace("div", "")
         print(name, len(built.asm["ptx"]))
 """

@@ -64,6 +64,21 @@ def test_channels_last_and_another_stream(name):
     assert o.stride() == x.stride() and torch.cuda.current_device() == device
 
 
+@pytest.mark.skipif(torch.cuda.is_available() and torch.cuda.mem_get_info()[0] < 2**35, reason="needs 32 GiB of GPU memory")
+@pytest.mark.parametrize("name", NAMES)
+def test_more_elements_than_32_bits_count(name):
+    """Fewer neurons than 2^31, but not their steps: an offset t * n must be 64 bits wide."""
+    needs(name)
+    x = torch.zeros(5, 2**29, dtype=torch.bfloat16, device="cuda")
+    x[4, -3:] = torch.tensor([1.5, 3.0, 9.0])
+    x.requires_grad_()
+    one = torch.tensor(1.0, device="cuda")
+    o, _ = dispatch.mlif(x, one, one, NeuronConfig.vgg(3), backend=name)
+    o.backward(torch.ones_like(o))
+    assert o[4, -3:].tolist() == [1, 2, 4] and not o[:4].any() and not o[4, :-3].any()
+    assert x.grad[4, -2] > 0 and x.grad[4, -1] == 0
+
+
 @pytest.mark.skipif(torch.cuda.device_count() < 2, reason="one GPU")
 @pytest.mark.parametrize("name", ["cupy", "triton"])
 def test_second_gpu(name):

@@ -30,6 +30,11 @@ def why_not(device, dtype):
 if triton is not None:
 
     @triton.jit
+    def _wide(number):
+        """As 64 bits: n comes as 32 where it fits, t * n may not."""
+        return tl.full([], number, tl.int64)
+
+    @triton.jit
     def _charge(v, x, leak, EARLIER: tl.constexpr, INPUT_GAIN: tl.constexpr):
         u = x * INPUT_GAIN if INPUT_GAIN != 1.0 else x
         if EARLIER:
@@ -81,6 +86,7 @@ if triton is not None:
                  GAIN: tl.constexpr, INPUT_GAIN: tl.constexpr):
         at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
         real = at < n
+        stride, n = _wide(stride), _wide(n)
         theta, leak = tl.load(theta_ptr), tl.load(leak_ptr)
         edge = theta * GAIN
         v = tl.load(v_ptr + at, mask=real, other=0.0) if HAS_V else tl.zeros([BLOCK], tl.float32)
@@ -102,6 +108,7 @@ if triton is not None:
         program = tl.program_id(0).to(tl.int64)
         at = program * BLOCK + tl.arange(0, BLOCK)
         real = at < n
+        stride, n = _wide(stride), _wide(n)
         theta, leak = tl.load(theta_ptr), tl.load(leak_ptr)
         edge = theta * GAIN
         v = tl.load(v_ptr + at, mask=real, other=0.0) if HAS_V else tl.zeros([BLOCK], tl.float32)
