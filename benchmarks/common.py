@@ -21,13 +21,18 @@ def machine(device):
     return {"machine": where, "torch": torch.__version__, "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
 
 
-def alternate(runs, repeats, device, warmup=2):
-    """{name: [seconds]} of every function in `runs`; each round runs all of them once, the first rounds warm up."""
+def alternate(runs, repeats, device, warmup=2, queued=False):
+    """{name: [seconds]} of every function in `runs`; each round runs all of them once, the first rounds warm up.
+
+    queued: a GPU is kept busy for about 10 ms first, in which the host queues the run, so that kernels alone are timed.
+    """
     seconds = {name: [] for name in runs}
     for repeat in range(repeats + warmup):
         for name, run in runs.items():
             if device.type == "cuda":
                 begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+                if queued:
+                    torch.cuda._sleep(20_000_000)
                 begin.record()
                 run()
                 end.record()

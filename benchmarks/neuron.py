@@ -140,7 +140,7 @@ def measure(config, steps, elements, dtype, device, names, args):
         runs["compiled definition"] = compiled_definition(config, x, g)
     if not args.no_peers:
         runs |= peers(x, g, steps, not args.no_compile)
-    seconds = alternate(runs, args.repeats, device)
+    seconds = alternate(runs, args.repeats, device, queued=True)
     rows = []
     copied = 2 * g.numel() * g.itemsize
     for name, taken in seconds.items():
