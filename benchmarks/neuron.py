@@ -1,7 +1,7 @@
 """The neuron alone, forward and backward: our backends beside SpikingJelly's neurons and torch.compile of the definition.
 
 python -m benchmarks.neuron                      this CPU: 16 million elements, S = 1, 3, T = 1, 4   (part of `make bench`)
-python -m benchmarks.neuron --device cuda        a GPU: 64 million elements, T = 1, 4, 8, float32 and bfloat16
+python -m benchmarks.neuron --device cuda        a GPU: 64 million elements, T = 1, 4, 8, float32 and (less compiled) bfloat16
 
 Elements are neurons x steps. Every backend must first agree with the definition; nothing is timed after a red parity
 test. `moved` is what must cross the memory bus, 20 bytes per element in float32; `of copy` is the speed at which it does,
@@ -136,10 +136,11 @@ def measure(config, steps, elements, dtype, device, names, args):
     target, source = torch.empty_like(g), g.clone()
     runs = {"copy": lambda: target.copy_(source)}
     runs |= {f"ours {name}": ours(name, config, x, g) for name in names}
-    if not args.no_compile:
+    compiling = not args.no_compile and dtype == torch.float32  # minutes of compilation, once is enough
+    if compiling:
         runs["compiled definition"] = compiled_definition(config, x, g)
     if not args.no_peers:
-        runs |= peers(x, g, steps, not args.no_compile)
+        runs |= peers(x, g, steps, compiling)
     seconds = alternate(runs, args.repeats, device, queued=True)
     rows = []
     copied = 2 * g.numel() * g.itemsize

@@ -2,7 +2,7 @@
 with M-LIF neurons against SpikingJelly's LIF.
 
 python -m benchmarks.step                 this CPU, batch 32      (part of `make bench`; --no_compile takes a minute)
-python -m benchmarks.step --device cuda   a GPU, batch 256, also with CUDA graphs
+python -m benchmarks.step --device cuda   a GPU, batch 256, in bf16 also with CUDA graphs
 
 Forward, loss, backward, clamped parameters and fused SGD on images that lie on the device. The steps of one comparison
 alternate in one process; ratios are medians over the rounds [quartiles]. Peak memory: on a GPU the allocator's, on a CPU
@@ -150,7 +150,8 @@ def main():
     for name in args.networks:
         common = {"name": name, "batch": batch, "width": args.width, "device": args.device}
         for amp in args.amp:
-            modes = ["none"] if args.no_compile else ["none", "default"] + ["reduce-overhead"] * (device.type == "cuda")
+            graphs = device.type == "cuda" and amp == "bf16"
+            modes = ["none"] if args.no_compile else ["none", "default"] + ["reduce-overhead"] * graphs
             for mode in modes:
                 kinds = {kind: {"kind": kind, **common, "amp": amp, "mode": mode} for kind in ("ann", "snn", "lq")}
                 if mode != "none":
