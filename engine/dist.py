@@ -35,6 +35,10 @@ class World:
         if self.main:
             print(*words, flush=True)
 
+    def send(self, tensor):
+        """A host's tensor on the device; a GPU is not waited for, which a copy from ordinary memory would do."""
+        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor.to(self.device)
+
     def sum(self, tensor):
         """Sum of the tensor over all processes, in place."""
         if self.size > 1:

@@ -72,7 +72,6 @@ class MemoryLoader(Loader):
         return images.float().sub_(self.mean).mul_(self.scale).permute(0, 3, 1, 2)
 
     def epoch(self, epoch, start=0):
-        device = self.world.device
         for step, index, at, n in self.shares(epoch, start):
             if self.training:
                 draw = seeded(self.seed, epoch, step, 1)
@@ -80,7 +79,7 @@ class MemoryLoader(Loader):
                 flip = (torch.rand(n, generator=draw) < 0.5)[at] & self.data.flip
             else:
                 offsets, flip = torch.zeros(2, len(at), dtype=torch.long), torch.zeros(len(at), dtype=torch.bool)
-            index, (top, left), flip = index.to(device), offsets.to(device), flip.to(device)
+            index, (top, left), flip = map(self.world.send, (index, offsets, flip))
             yield self.pixels(index, top, left, flip), self.labels[index], n
 
 

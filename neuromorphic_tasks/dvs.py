@@ -80,18 +80,18 @@ class EventLoader(Loader):
         if len(new):
             self.store[new] = self._encode(new).cpu()
             self.ready[new] = True
-        return self.store[index].to(self.world.device, non_blocking=True)
+        return self.world.send(self.store[index])
 
     def epoch(self, epoch, start=0):
-        device = self.world.device
+        send = self.world.send
         for step, index, at, n in self.shares(epoch, start):
             codes = self.codes(index)
             if self.training:
                 draw = seeded(self.seed, epoch, step, 1)
                 shift = torch.randint(-SHIFT, SHIFT + 1, (2, n), generator=draw)[:, at]
                 flip = (torch.rand(n, generator=draw) < 0.5)[at]
-                codes = augment(codes, flip.to(device), shift.to(device))
-            yield codes.float() / 255, self.part.labels[index].to(device), n
+                codes = augment(codes, send(flip), send(shift))
+            yield codes.float() / 255, send(self.part.labels[index]), n
 
 
 def frames(text):

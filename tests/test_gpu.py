@@ -3,7 +3,11 @@
 import pytest
 import torch
 
+import absorb_bn
+import ann_ddp
 import models
+import snn_ddp
+from engine import loop
 from models import NeuronConfig
 from models.neuron import dispatch
 from models.neuron.reference import mlif_reference
@@ -102,6 +106,30 @@ def test_forward_does_not_wait_for_the_device(name):
         net(x).sum().backward()
     finally:
         torch.cuda.set_sync_debug_mode("default")
+
+
+def test_training_steps_do_not_wait_for_the_device(monkeypatch, tmp_path):
+    """Batches, step, clamps and metrics of a script's epoch, up to the first reading of the metrics."""
+    epoch = loop.Trainer._train_epoch
+
+    def strict(trainer):
+        trainer.args.print_freq = 1000
+        if trainer.epoch == 2:  # by then every kernel is compiled and tuned
+            torch.cuda.synchronize()
+            torch.cuda.set_sync_debug_mode("error")
+        try:
+            epoch(trainer)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(loop.Trainer, "_train_epoch", strict)
+    network = "--dataset DIGITS -a RESNET20 --bias --width_mult 0.25"
+    training = f"{network} --batch_size 256 --dropout 0 --epochs 2 --amp bf16 --device cuda --output_dir {tmp_path}"
+    ann_ddp.main(f"{training} --bn".split())
+    name = tmp_path / "ann/ann_resnet20_digits_w0.25"
+    absorb_bn.main(f"{network} --bn --pretrained_ann {name}.pth".split())
+    snn_ddp.main(f"{training} -multi_channel 1 -num_channels 3 --timesteps 2 --conversion matched "
+                 f"--pretrained_ann {name}_bn_fused.pth".split())
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
