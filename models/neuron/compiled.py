@@ -69,18 +69,19 @@ def _forward(x, theta, leak, v, config, want_state):
 
 def _backward(x, g, theta, leak, v, g_last, config):
     edge, us, os, vs = theta * config.gain, [], [], [v]
+    inverse = 1 / edge
     for t in range(x.shape[0]):
         us.append(_charge(vs[t], x[t], leak, config))
         os.append(_fire(us[t], theta, config))
         vs.append(_reset(us[t], os[t], theta, config))
     out, gv = [], g_last
-    d_edge = d_theta = d_leak = torch.zeros_like(us[0])
+    d_edge = d_theta = d_leak = theta.new_zeros(())  # what has no part in it stays 0-dim: nothing is summed
     for t in reversed(range(x.shape[0])):
-        u, o, r = us[t], os[t], us[t] / edge
+        u, o, r = us[t], os[t], us[t] * inverse
         upstream = g[t].to(theta.dtype) * config.gain
         if gv is not None and not config.detach_reset:
             upstream = upstream - gv * (u if config.reset == "hard" else edge)
-        gu = surrogate(r, config) * upstream / edge
+        gu = surrogate(r, config) * upstream * inverse
         d_edge = d_edge - r * gu
         if gv is not None:
             if config.reset == "soft":
