@@ -170,6 +170,9 @@ def test_only(net, loaders, about, args, world, weights, give):
 
 def train(net, kind, stable, loaders, about, args, world, saved, **hooks):
     """Make or reopen the run folder and train; returns the summary."""
+    if args.compile != "none" and world.device.type == "cpu" and not torch.backends.mkldnn.enabled:
+        raise UseError("--compile: torch compiles these convolutions for oneDNN, which cannot run so narrow a network (see "
+                       "`engine.run.place`): leave it out, or give a larger --width_mult")
     seed_all(args.seed + world.rank)
     folder = [None]
     if world.main and not args.dont_save:

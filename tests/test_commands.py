@@ -136,12 +136,13 @@ def test_cifar_commands(dataset, architecture, scripts):
 @pytest.mark.long
 def test_compiled_training(scripts):
     """--compile on the ANN and the SNN, with a smaller last batch, bf16 and two timesteps."""
-    network, ann = "--dataset DIGITS -a RESNET20 --bias", "trained_models/ann/ann_resnet20_digits_w0.0625"
-    training = f"{network} --width_mult 0.0625 --epochs 1 --batch_size 256 --compile"
+    network, ann = "--dataset DIGITS -a RESNET20 --bias", "trained_models/ann/ann_resnet20_digits_w0.125"
+    training = f"{network} --width_mult 0.125 --epochs 1 --batch_size 256 --compile"
     read(shlex.split(f"ann_ddp.py {training} --bn"), scripts, timeout=600)
     read(shlex.split(f"absorb_bn.py {network} --bn --pretrained_ann {ann}.pth"), scripts)
     said = read(shlex.split(f"snn_ddp.py {training} -multi_channel 1 -num_channels 3 --timesteps 2 --amp bf16 "
-                            f"--conversion matched --pretrained_ann {ann}_bn_fused.pth"), scripts, timeout=600)
+                            f"--conversion matched --pretrained_ann {ann}_bn_fused.pth"),
+                scripts, timeout=600)
     assert "traced by torch.compile in training" in said and "best" in said
 
 
