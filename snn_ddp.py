@@ -16,6 +16,7 @@ from engine.dist import launch
 from engine.errors import RunError, UseError, guard
 from engine.log import progress
 from engine.loop import evaluate
+from models.rates import FiringRate
 
 THETA_MIN = 1e-4  # thresholds and output scales are kept above it
 
@@ -53,6 +54,8 @@ def get_parser():
     training.add_argument("--recompute", action="store_true", help="keep only each stage's input spikes and run the stage "
                           "again in the backward: less memory at many timesteps, more time")
     training.add_argument("--thr_lr", type=cli.rate, default=0.0, help="constant rate of the thresholds, 0: as the weights")
+    training.add_argument("--rate_penalty", type=cli.rate, default=0.0, help="weight of the mean firing rate in the loss: "
+                          "fewer spikes, so less energy, for some accuracy")
     training.add_argument("--fixed_neuron", action="store_true", help="keep the initial thetas, leaks and output scales")
     training.add_argument("--amsgrad", type=cli.boolean, default=True, help="Adam's AMSGrad variant: true or false")
     training.add_argument("--betas", type=cli.pair, default=[0.9, 0.999], help="Adam's two averaging factors")
@@ -175,8 +178,12 @@ def work(args, world, saved=None):
         except convert.ConversionError as error:
             raise RunError(f"{error}: lower --thr_lr or --learning_rate, last.pth holds the state before") from None
 
+    price = None
+    if args.rate_penalty:
+        rate = FiringRate(net)
+        price = lambda: args.rate_penalty * rate()  # noqa: E731
     return run.train(net, "snn", result(args), loaders, about, args, world, saved, after_step=clamp, scalars=scalars,
-                     export=export, extra=extra, recipe=run.recipe(args, about, world))
+                     export=export, extra=extra, recipe=run.recipe(args, about, world, price))
 
 
 def main(argv=None):

@@ -64,12 +64,13 @@ class Recipe:
     """The published CNN recipe; another recipe overrides what it does otherwise.
 
     epochs: how many to train. teacher: a trained network whose softened outputs the loss follows, too (Hinton et al. 2015):
-    `(1 - w) * CE + w * t^2 * KL(softmax(teacher / t) || softmax(out / t))`. State that a resumed run needs, beside the
-    optimizer's, goes through `state_dict`.
+    `(1 - w) * CE + w * t^2 * KL(softmax(teacher / t) || softmax(out / t))`. price: () -> what the forward that has just run
+    adds to the loss of an image, 0-dim, or None. State that a resumed run needs, beside the optimizer's, goes through
+    `state_dict`.
     """
 
-    def __init__(self, args, teacher=None):
-        self.args, self.epochs, self.teacher = args, args.epochs, teacher
+    def __init__(self, args, teacher=None, price=None):
+        self.args, self.epochs, self.teacher, self.price = args, args.epochs, teacher, price
 
     def optimizer(self, net):
         return make_optimizer(net, self.args)
@@ -89,11 +90,11 @@ class Recipe:
         """Loss summed over the images of out [B, classes]."""
         (labels, wanted), args = targets, self.args
         loss = F.cross_entropy(out, labels, reduction="sum", label_smoothing=args.label_smoothing)
-        if wanted is None:
-            return loss
-        w, t = args.distill_weight, args.distill_temperature
-        follow = F.kl_div(F.log_softmax(out / t, 1), F.log_softmax(wanted / t, 1), reduction="sum", log_target=True)
-        return (1 - w) * loss + w * t**2 * follow
+        if wanted is not None:
+            w, t = args.distill_weight, args.distill_temperature
+            follow = F.kl_div(F.log_softmax(out / t, 1), F.log_softmax(wanted / t, 1), reduction="sum", log_target=True)
+            loss = (1 - w) * loss + w * t**2 * follow
+        return loss if self.price is None else loss + len(out) * self.price()
 
     def before_step(self, net, optimizer, scaler):
         """Between backward and the optimizer's step."""

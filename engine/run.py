@@ -146,17 +146,17 @@ def calibration_images(content, args, world, count, epoch):
     return next(data.loaders(content, settings, alone)[0].epoch(epoch))[0]
 
 
-def recipe(args, about, world):
-    """The published recipe, with the teacher that --distill names."""
+def recipe(args, about, world, price=None):
+    """The published recipe, with the teacher that --distill names and a price (see `Recipe`)."""
     if not args.distill:
-        return Recipe(args)
+        return Recipe(args, price=price)
     content = checkpoint.load(args.distill)
     if content["format"] == "published":
         raise UseError(f"--distill {args.distill} is a file of the published code: run absorb_bn.py on it first")
     if any(content["data"].get(k) != about[k] for k in ("name", "num_classes", "image_size")):
         raise UseError(f"--distill {args.distill} was trained on {content['data']['source']}, not on {about['source']}")
     teacher = checkpoint.rebuild(content).eval().requires_grad_(False)
-    return Recipe(args, teacher.to(world.device, memory_format=torch.channels_last))
+    return Recipe(args, teacher.to(world.device, memory_format=torch.channels_last), price)
 
 
 def test_only(net, loaders, about, args, world, weights, give):

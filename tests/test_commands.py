@@ -141,7 +141,7 @@ def test_compiled_training(scripts):
     read(shlex.split(f"ann_ddp.py {training} --bn"), scripts, timeout=600)
     read(shlex.split(f"absorb_bn.py {network} --bn --pretrained_ann {ann}.pth"), scripts)
     said = read(shlex.split(f"snn_ddp.py {training} -multi_channel 1 -num_channels 3 --timesteps 2 --amp bf16 "
-                            f"--conversion matched --pretrained_ann {ann}_bn_fused.pth"),
+                            f"--conversion matched --rate_penalty 0.1 --pretrained_ann {ann}_bn_fused.pth"),
                 scripts, timeout=600)
     assert "traced by torch.compile in training" in said and "best" in said
 
