@@ -48,7 +48,7 @@ VARIANTS = {  # what differs from BASE; None removes an option; "from": the stag
     "T=2, fixed theta and leak": {"timesteps": 2, "fixed_neuron": True},
 }
 SAME = {(3, 1): "base", (1, 1): "LIF, T=1", (1, 3): "LIF, T=3", (3, 2): "T=2"}
-TRADEOFF = {(s, t): SAME.get((s, t), f"S={s}, T={t}") for s in range(1, 5) for t in range(1, 5)}
+TRADEOFF = {(s, t): SAME.get((s, t), f"S={s}, T={t}") for t in range(1, 5) for s in range(1, 5)}
 VARIANTS |= {name: {"num_channels": s, "timesteps": t, "surrogate_edge": "paper" if s > 1 else None}
              for (s, t), name in TRADEOFF.items() if name not in VARIANTS}
 QUESTIONS = {  # page: (question, reference, variants compared with it)
