@@ -161,7 +161,7 @@ CASES = [  # script, arguments ({h}: the folder, {c}: --data_root with CIFAR), w
     ("snn", "--neuron_backend inductor", "--neuron_backend", "inductor", "compiled"),
     ("snn", "--compile --neuron_backend cpp", "--neuron_backend does nothing here", "auto or compiled"),
     ("ann", "--data_root {c} --device cpu --compile reduce-overhead", "CUDA graphs, which need a GPU", "--compile alone"),
-    ("ann", "--data_root {c} -a RESNET20 --width_mult 0.0625 --compile --device cpu", "--compile", "oneDNN", "larger --width_mult"),
+    ("ann", "--data_root {c} -a RESNET20 --width_mult 0.0625 --compile --device cpu", "--compile", "oneDNN", "--width_mult"),
     ("ann", "--compile fast", "--compile", "reduce-overhead"),
     ("ann", "--device tpu", "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
     ("ann", "--device cuda:99", "--device cuda:99 is not here", "--device cpu"),
