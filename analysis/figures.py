@@ -176,6 +176,7 @@ def tradeoff(title, points, ann, path):
     """
     plt = pyplot()
     figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
+    top = max(s for s, _ in points)
     for levels, color in zip(sorted({s for s, _ in points}), COLORS, strict=False):
         curve = {t: np.array(values) for (s, t), values in sorted(points.items()) if s == levels}
         middle = [np.mean(values, 0) for values in curve.values()]
@@ -183,11 +184,12 @@ def tradeoff(title, points, ann, path):
         axis.errorbar([m[1] for m in middle], [m[0] for m in middle], [d[0] for d in spread], color=color, marker="o",
                       capsize=3, label=f"S = {levels}" + (" (LIF)" if levels == 1 else ""))
         for t, (accuracy, energy) in zip(curve, middle, strict=True):
-            axis.annotate(f"T={t}", (energy, accuracy), xytext=(4, -11), textcoords="offset points", color=color)
+            offset = (-8, 7) if levels == top else (4, -11)
+            axis.annotate(f"T={t}", (energy, accuracy), xytext=offset, textcoords="offset points", color=color)
     axis.scatter(*reversed(ann), color="black", marker="s", label="ANN")
     axis.set_title(title)
     accuracy_against_energy(axis)
-    axis.legend()
+    axis.legend(loc="lower right")
     save(figure, path)
 
 

@@ -116,8 +116,10 @@ def paired(values, reference):
 
 
 def judge(difference, error, count):
-    """What a paired difference of `count` pairs says by a t-test at 5 %."""
-    if count < 2 or abs(difference) <= stats.t.ppf(0.975, count - 1) * error:
+    """What a paired difference of `count` pairs says by a t-test at 5 %; one pair says nothing."""
+    if count < 2:
+        return "one seed"
+    if abs(difference) <= stats.t.ppf(0.975, count - 1) * error:
         return "not told apart"
     return "better" if difference > 0 else "worse"
 
@@ -205,7 +207,7 @@ def draw_tradeoff(args, runs, path):
     first = runs["base"]
     ann = 100 * statistics.mean(r["ann_accuracy"] for r in first), first[0]["ann_energy_uj"]
     figures.tradeoff(f"{args.architecture} at width x{args.width_mult:g}, {first[0]['data']}, {args.epochs} epochs, "
-                     f"{len(args.seeds)} seeds", points, ann, path)
+                     f"{len(args.seeds)} seed{'s' * (len(args.seeds) > 1)}", points, ann, path)
 
 
 def main(argv=None):

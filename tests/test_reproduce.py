@@ -240,4 +240,4 @@ def test_questions_are_commands_and_differ_in_one_thing():
 def test_paired_differences_and_their_verdicts():
     assert questions.paired([1.0, 2.0, 4.0], [0.0, 2.0, 2.0]) == pytest.approx((1.0, (1 / 3) ** 0.5))
     assert questions.judge(1.0, 0.23, 3) == "better" and questions.judge(-1.0, 0.23, 3) == "worse"  # t = 4.30
-    assert questions.judge(1.0, 0.24, 3) == "not told apart" and questions.judge(9.0, float("inf"), 1) == "not told apart"
+    assert questions.judge(1.0, 0.24, 3) == "not told apart" and questions.judge(9.0, float("inf"), 1) == "one seed"
