@@ -9,56 +9,143 @@ from pathlib import Path
 import torch
 
 import models
-from analysis import convert
 from analysis.energy import lane_curves
-from engine import checkpoint, cli, run
+from cli import parser as cli
+from cli import run
+from engine import checkpoint
 from engine.dist import launch
 from engine.errors import RunError, UseError, guard
 from engine.log import progress
 from engine.loop import evaluate
+from models import convert
 from models.rates import FiringRate
 
 THETA_MIN = 1e-4  # thresholds and output scales are kept above it
 
 
 def get_parser():
-    parser = cli.Parser(prog="snn_ddp.py", description="Convert a fused ANN into a spiking network and train it.")
-    network = cli.add_network(parser, 0.5, "dropout after activations; its mask is held over the timesteps")
-    network.add_argument("--pretrained_ann", default="", help="fused ANN to convert (absorb_bn.py writes it)")
+    parser = cli.Parser(
+        prog="snn_ddp.py", description="Convert a fused ANN into a spiking network and train it."
+    )
+    network = cli.add_network(
+        parser, 0.5, "dropout after activations; its mask is held over the timesteps"
+    )
+    network.add_argument(
+        "--pretrained_ann", default="", help="fused ANN to convert (absorb_bn.py writes it)"
+    )
     network.add_argument("--pretrained_snn", default="", help="SNN checkpoint to start from")
     neuron = parser.add_argument_group("neuron")
-    neuron.add_argument("--multi_channel", type=int, default=0, choices=(0, 1), help="1: M-LIF, 0: plain LIF (one lane)")
-    neuron.add_argument("--num_channels", type=cli.number(int, low=1, high=8), default=1, help="spike lanes S")
-    neuron.add_argument("--hardware_opt", type=int, default=1, choices=(0, 1, 2), help="0, 1: one-hot; 2: multi-hot")
+    neuron.add_argument(
+        "--multi_channel",
+        type=int,
+        default=0,
+        choices=(0, 1),
+        help="1: M-LIF, 0: plain LIF (one lane)",
+    )
+    neuron.add_argument(
+        "--num_channels", type=cli.number(int, low=1, high=8), default=1, help="spike lanes S"
+    )
+    neuron.add_argument(
+        "--hardware_opt", type=int, default=1, choices=(0, 1, 2), help="0, 1: one-hot; 2: multi-hot"
+    )
     neuron.add_argument("--timesteps", type=cli.positive, default=20, help="simulated timesteps T")
-    neuron.add_argument("--leak", type=cli.number(float, low=0, high=1), default=1.0, help="initial leak, 1: none; learned")
-    neuron.add_argument("--default_threshold", type=cli.strictly_positive, default=1.0,
-                        help="initial threshold of the layers that the conversion leaves alone")
-    neuron.add_argument("--reset_to_zero", type=int, default=0, choices=(0, 1), help="1: hard reset, 0: subtract")
-    neuron.add_argument("--input_encoding", type=int, default=1, choices=(0, 1), help="1: analog image, 0: Bernoulli rate")
-    neuron.add_argument("--activation", default="Linear", choices=("Linear",), help="surrogate: the linear triangle")
-    neuron.add_argument("--surrogate_gamma", type=cli.strictly_positive, default=0.3, help="height of the triangle (damping)")
-    neuron.add_argument("--surrogate_edge", default="published", choices=("paper", "published"),
-                        help="weight of the inner edges in the surrogate: the paper's 1/2 or the published code's 3/2")
-    neuron.add_argument("--neuron_backend", default="auto", choices=models.BACKENDS,
-                        help="what runs the neuron (python -m models.neuron tells what can)")
+    neuron.add_argument(
+        "--leak",
+        type=cli.number(float, low=0, high=1),
+        default=1.0,
+        help="initial leak, 1: none; learned",
+    )
+    neuron.add_argument(
+        "--default_threshold",
+        type=cli.strictly_positive,
+        default=1.0,
+        help="initial threshold of the layers that the conversion leaves alone",
+    )
+    neuron.add_argument(
+        "--reset_to_zero", type=int, default=0, choices=(0, 1), help="1: hard reset, 0: subtract"
+    )
+    neuron.add_argument(
+        "--input_encoding",
+        type=int,
+        default=1,
+        choices=(0, 1),
+        help="1: analog image, 0: Bernoulli rate",
+    )
+    neuron.add_argument(
+        "--activation", default="Linear", choices=("Linear",), help="surrogate: the linear triangle"
+    )
+    neuron.add_argument(
+        "--surrogate_gamma",
+        type=cli.strictly_positive,
+        default=0.3,
+        help="height of the triangle (damping)",
+    )
+    neuron.add_argument(
+        "--surrogate_edge",
+        default="published",
+        choices=("paper", "published"),
+        help="weight of the inner edges in the surrogate: the paper's 1/2 or the published code's 3/2",
+    )
+    neuron.add_argument(
+        "--neuron_backend",
+        default="auto",
+        choices=models.BACKENDS,
+        help="what runs the neuron (python -m models.neuron tells what can)",
+    )
     conversion = parser.add_argument_group("conversion")
-    conversion.add_argument("--conversion", default="published", choices=("published", "matched"),
-                            help="published: balanced thresholds; matched: thresholds and output scales fitted per layer")
-    conversion.add_argument("--scaling_factor", type=cli.strictly_positive, default=0.3, help="factor of balanced thresholds")
-    conversion.add_argument("--balance", default=None, choices=("all", "stem"),
-                            help="layers to balance; default: ResNet20 stem (as published), VGG16 all")
-    conversion.add_argument("--balance_steps", type=cli.positive, default=100, help="timesteps of the threshold search")
+    conversion.add_argument(
+        "--conversion",
+        default="published",
+        choices=("published", "matched"),
+        help="published: balanced thresholds; matched: thresholds and output scales fitted per layer",
+    )
+    conversion.add_argument(
+        "--scaling_factor",
+        type=cli.strictly_positive,
+        default=0.3,
+        help="factor of balanced thresholds",
+    )
+    conversion.add_argument(
+        "--balance",
+        default=None,
+        choices=("all", "stem"),
+        help="layers to balance; default: ResNet20 stem (as published), VGG16 all",
+    )
+    conversion.add_argument(
+        "--balance_steps", type=cli.positive, default=100, help="timesteps of the threshold search"
+    )
     cli.add_data(parser)
     training = cli.add_training(parser, 30, 1e-4, [0.6, 0.8, 0.9], 0.95)
-    training.add_argument("--recompute", action="store_true", help="keep only each stage's input spikes and run the stage "
-                          "again in the backward: less memory at many timesteps, more time")
-    training.add_argument("--thr_lr", type=cli.rate, default=0.0, help="constant rate of the thresholds, 0: as the weights")
-    training.add_argument("--rate_penalty", type=cli.rate, default=0.0, help="weight of the mean firing rate in the loss: "
-                          "fewer spikes, so less energy, for some accuracy")
-    training.add_argument("--fixed_neuron", action="store_true", help="keep the initial thetas, leaks and output scales")
-    training.add_argument("--amsgrad", type=cli.boolean, default=True, help="Adam's AMSGrad variant: true or false")
-    training.add_argument("--betas", type=cli.pair, default=[0.9, 0.999], help="Adam's two averaging factors")
+    training.add_argument(
+        "--recompute",
+        action="store_true",
+        help="keep only each stage's input spikes and run the stage "
+        "again in the backward: less memory at many timesteps, more time",
+    )
+    training.add_argument(
+        "--thr_lr",
+        type=cli.rate,
+        default=0.0,
+        help="constant rate of the thresholds, 0: as the weights",
+    )
+    training.add_argument(
+        "--rate_penalty",
+        type=cli.rate,
+        default=0.0,
+        help="weight of the mean firing rate in the loss: "
+        "fewer spikes, so less energy, for some accuracy",
+    )
+    training.add_argument(
+        "--fixed_neuron",
+        action="store_true",
+        help="keep the initial thetas, leaks and output scales",
+    )
+    training.add_argument(
+        "--amsgrad", type=cli.boolean, default=True, help="Adam's AMSGrad variant: true or false"
+    )
+    training.add_argument(
+        "--betas", type=cli.pair, default=[0.9, 0.999], help="Adam's two averaging factors"
+    )
     cli.add_output(parser)
     cli.add_distributed(parser)
     return parser
@@ -66,32 +153,59 @@ def get_parser():
 
 def result(args):
     """File of the trained network."""
-    kind = (f"MC_T_{args.timesteps}_H_{args.hardware_opt}_C_{args.num_channels}_Z_{args.reset_to_zero}" if args.multi_channel
-            else f"SC_T_{args.timesteps}")
+    kind = (
+        f"MC_T_{args.timesteps}_H_{args.hardware_opt}_C_{args.num_channels}_Z_{args.reset_to_zero}"
+        if args.multi_channel
+        else f"SC_T_{args.timesteps}"
+    )
     name = f"snn_{args.architecture}_{args.dataset}".lower() + run.suffix(args) + f"_{kind}"
     return Path(args.output_dir) / "snn" / f"{name}.pth"
 
 
 def rules(args):
     published = bool(args.pretrained_ann) and args.conversion == "published"
-    return [*run.common_rules(args),
-            (["num_channels", "hardware_opt"], args.multi_channel, "plain LIF has one lane, give --multi_channel 1"),
-            (["surrogate_edge"], args.multi_channel and args.num_channels > 1 and args.hardware_opt != 2,
-             "only one-hot neurons of several lanes have inner edges"),
-            (["amsgrad", "betas"], args.optimizer == "Adam", "it belongs to --optimizer Adam"),
-            (["thr_lr"], not args.fixed_neuron, "--fixed_neuron keeps the thresholds"),
-            (["neuron_backend"], args.compile == "none" or args.neuron_backend in ("auto", "compiled"),
-             "--compile traces the neuron into the step; leave it out, or say auto or compiled"),
-            (["default_threshold", "leak"], not args.pretrained_snn, "--pretrained_snn holds thresholds and leaks"),
-            (["conversion"], args.pretrained_ann, "there is no --pretrained_ann to convert"),
-            (["scaling_factor", "balance", "balance_steps"], published, "no thresholds are balanced without "
-             "--pretrained_ann and --conversion published")]
+    return [
+        *run.common_rules(args),
+        (
+            ["num_channels", "hardware_opt"],
+            args.multi_channel,
+            "plain LIF has one lane, give --multi_channel 1",
+        ),
+        (
+            ["surrogate_edge"],
+            args.multi_channel and args.num_channels > 1 and args.hardware_opt != 2,
+            "only one-hot neurons of several lanes have inner edges",
+        ),
+        (["amsgrad", "betas"], args.optimizer == "Adam", "it belongs to --optimizer Adam"),
+        (["thr_lr"], not args.fixed_neuron, "--fixed_neuron keeps the thresholds"),
+        (
+            ["neuron_backend"],
+            args.compile == "none" or args.neuron_backend in ("auto", "compiled"),
+            "--compile traces the neuron into the step; leave it out, or say auto or compiled",
+        ),
+        (
+            ["default_threshold", "leak"],
+            not args.pretrained_snn,
+            "--pretrained_snn holds thresholds and leaks",
+        ),
+        (["conversion"], args.pretrained_ann, "there is no --pretrained_ann to convert"),
+        (
+            ["scaling_factor", "balance", "balance_steps"],
+            published,
+            "no thresholds are balanced without --pretrained_ann and --conversion published",
+        ),
+    ]
 
 
 def convert_ann(net, content, args, world):
     """Load the ANN and set thresholds (rank 0; all ranks use them); returns what was done, for the checkpoint."""
-    checkpoint.load_into(net, checkpoint.load(args.pretrained_ann), args.pretrained_ann, new=("theta", "leak", "scale"),
-                         dropped=("lo", "hi"))
+    checkpoint.load_into(
+        net,
+        checkpoint.load(args.pretrained_ann),
+        args.pretrained_ann,
+        new=("theta", "leak", "scale"),
+        dropped=("lo", "hi"),
+    )
     net = run.place(net, world).eval()
     done = {"conversion": args.conversion, "pretrained_ann": args.pretrained_ann}
 
@@ -103,10 +217,16 @@ def convert_ann(net, content, args, world):
         steps = args.balance_steps if args.conversion == "published" else args.timesteps
         count = convert.affordable(net, images, steps)
         if count < len(images):
-            world.say(f"conversion uses {count} of {len(images)} images, what {convert.MEMORY / 1e9:g} GB hold")
+            world.say(
+                f"conversion uses {count} of {len(images)} images, what {convert.MEMORY / 1e9:g} GB hold"
+            )
         if args.conversion == "matched":
             fits = convert.match_activations(net, images[:count], progress=bar)
-            done |= {"thresholds": [f[0] for f in fits], "scales": [f[1] for f in fits], "errors": [f[2] for f in fits]}
+            done |= {
+                "thresholds": [f[0] for f in fits],
+                "scales": [f[1] for f in fits],
+                "errors": [f[2] for f in fits],
+            }
         else:
             which = args.balance or ("stem" if net.stem else "all")
             thetas = convert.balance_thresholds(net, images[:count], steps, which, progress=bar)
@@ -121,14 +241,27 @@ def convert_ann(net, content, args, world):
 def work(args, world, saved=None):
     content, loaders = run.start(args, world)
     about, lanes = content.about, args.num_channels if args.multi_channel else 1
-    neuron = models.NeuronConfig.vgg(lanes, args.hardware_opt, bool(args.reset_to_zero), args.surrogate_gamma,
-                                     args.surrogate_edge)
-    act = models.Spiking(neuron, args.timesteps, args.default_threshold, args.leak,
-                         "direct" if args.input_encoding else "rate",
-                         scale=bool(args.pretrained_ann) and args.conversion == "matched", backend=args.neuron_backend)
+    neuron = models.NeuronConfig.vgg(
+        lanes,
+        args.hardware_opt,
+        bool(args.reset_to_zero),
+        args.surrogate_gamma,
+        args.surrogate_edge,
+    )
+    act = models.Spiking(
+        neuron,
+        args.timesteps,
+        args.default_threshold,
+        args.leak,
+        "direct" if args.input_encoding else "rate",
+        scale=bool(args.pretrained_ann) and args.conversion == "matched",
+        backend=args.neuron_backend,
+    )
     run.say_backend(args, world)
     if args.pretrained_ann and not args.input_encoding and args.conversion == "published":
-        raise UseError("thresholds are balanced under direct encoding: use --input_encoding 1, or --pretrained_snn")
+        raise UseError(
+            "thresholds are balanced under direct encoding: use --input_encoding 1, or --pretrained_snn"
+        )
     net = run.build(args, about, act, bn=False, bias=args.bias, head_dropout=args.dropout)
     if args.balance == "stem" and not net.stem:
         raise UseError(f"--balance stem: {args.architecture} has no stem, use --balance all")
@@ -147,11 +280,20 @@ def work(args, world, saved=None):
         for site in net.sites():
             site.requires_grad_(False)
     if args.test_only:
-        return run.test_only(net, loaders, about, args, world, args.pretrained_snn or args.pretrained_ann,
-                             "--pretrained_snn, or --pretrained_ann to convert")
+        return run.test_only(
+            net,
+            loaders,
+            about,
+            args,
+            world,
+            args.pretrained_snn or args.pretrained_ann,
+            "--pretrained_snn, or --pretrained_ann to convert",
+        )
     if args.pretrained_ann and not saved:
         extra["converted_accuracy"] = evaluate(net, loaders[2], world, args.amp)["accuracy"]
-        world.say(f"right after the {args.conversion} conversion: {extra['converted_accuracy']:.2%} on the test set")
+        world.say(
+            f"right after the {args.conversion} conversion: {extra['converted_accuracy']:.2%} on the test set"
+        )
     sites = net.sites()
     names = {id(m): n for n, m in net.named_modules()}
     leaks = [s.leak for s in sites]
@@ -164,8 +306,11 @@ def work(args, world, saved=None):
 
     def scalars():
         """Thetas, leaks and, on one test batch, firing rates per layer and lane."""
-        return {f"{kind}/{names[id(s)]}": getattr(s, kind).item() for s in sites for kind in ("theta", "leak")} | lane_curves(
-            net, next(loaders[2].epoch(0))[0])
+        return {
+            f"{kind}/{names[id(s)]}": getattr(s, kind).item()
+            for s in sites
+            for kind in ("theta", "leak")
+        } | lane_curves(net, next(loaders[2].epoch(0))[0])
 
     def export(trained):
         """What is stored emits plain powers of two: output scales are folded away and proved away."""
@@ -176,20 +321,37 @@ def work(args, world, saved=None):
         try:
             return convert.fold_scales(trained, images)
         except convert.ConversionError as error:
-            raise RunError(f"{error}: lower --thr_lr or --learning_rate, last.pth holds the state before") from None
+            raise RunError(
+                f"{error}: lower --thr_lr or --learning_rate, last.pth holds the state before"
+            ) from None
 
     price = None
     if args.rate_penalty:
         rate = FiringRate(net)
         price = lambda: args.rate_penalty * rate()  # noqa: E731
-    return run.train(net, "snn", result(args), loaders, about, args, world, saved, after_step=clamp, scalars=scalars,
-                     export=export, extra=extra, recipe=run.recipe(args, about, world, price))
+    return run.train(
+        net,
+        "snn",
+        result(args),
+        loaders,
+        about,
+        args,
+        world,
+        saved,
+        after_step=clamp,
+        scalars=scalars,
+        export=export,
+        extra=extra,
+        recipe=run.recipe(args, about, world, price),
+    )
 
 
 def main(argv=None):
     args, saved = run.settings(get_parser(), argv, rules)
     if args.pretrained_ann and args.pretrained_snn:
-        raise UseError("give --pretrained_ann (to convert) or --pretrained_snn (to start from), not both")
+        raise UseError(
+            "give --pretrained_ann (to convert) or --pretrained_snn (to start from), not both"
+        )
     return launch(run.Work(work, saved), args)
 
 

@@ -21,8 +21,14 @@ def fan_out(module, x, out):
     if isinstance(module, nn.Linear):
         return x.new_tensor(module.out_features, dtype=torch.float64)
     ones, size = x.new_ones(()), module.kernel_size
-    uses = nn.grad.conv2d_input((1, 1, *x.shape[2:]), ones.expand(1, 1, *size), ones.expand(1, 1, *out.shape[2:]),
-                                module.stride, module.padding, module.dilation)
+    uses = nn.grad.conv2d_input(
+        (1, 1, *x.shape[2:]),
+        ones.expand(1, 1, *size),
+        ones.expand(1, 1, *out.shape[2:]),
+        module.stride,
+        module.padding,
+        module.dilation,
+    )
     return uses[0, 0].double() * (len(module.weight) // module.groups)
 
 
@@ -34,7 +40,9 @@ def marks(x, levels):
     yield x != 0
     yield (x != 0) & ~binary
     code *= binary
-    for digit in range(3 * levels):  # spikes have the upper S; scaled ones, their products and averages of four the lower
+    for digit in range(
+        3 * levels
+    ):  # spikes have the upper S; scaled ones, their products and averages of four the lower
         yield code >> digit & 1
 
 
@@ -46,8 +54,12 @@ class Counter:
 
     def __init__(self, net):
         self.net, self.handles, self.images = net, [], 0
-        self.weighted = {n: m for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))}
-        self.neurons = {n: m for n, m in net.named_modules() if isinstance(m, (SpikingLayer, LIFLayer))}
+        self.weighted = {
+            n: m for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))
+        }
+        self.neurons = {
+            n: m for n, m in net.named_modules() if isinstance(m, (SpikingLayer, LIFLayer))
+        }
         self.levels = max((m.config.levels for m in self.neurons.values()), default=0)
         self.counts, self.shape, self.fired, self.outputs = {}, {}, {}, {}
 
@@ -55,13 +67,21 @@ class Counter:
         def hook(module, args, out):
             x = args[0].detach()
             steps = len(x) // self.batch  # 1 where the input is shown to the network once
-            each = torch.stack([mark.sum((1, 2), dtype=torch.int32)  # several times as fast as a wider sum
-                                for mark in marks(x.unflatten(0, (steps, -1)), self.levels)], -1).double()  # [T, (H, W,) marks]
+            each = torch.stack(
+                [
+                    mark.sum((1, 2), dtype=torch.int32)  # several times as fast as a wider sum
+                    for mark in marks(x.unflatten(0, (steps, -1)), self.levels)
+                ],
+                -1,
+            ).double()  # [T, (H, W,) marks]
             both = torch.stack([each, each * fan_out(module, x, out)[..., None]])
-            count = both.reshape(2, steps, -1, both.shape[-1]).sum(2)  # [inputs or additions, T, marks]
+            count = both.reshape(2, steps, -1, both.shape[-1]).sum(
+                2
+            )  # [inputs or additions, T, marks]
             count = count.expand(-1, self.net.act.steps, -1) / (self.net.act.steps // steps)
             self.counts[name] = self.counts.get(name, 0) + count
             self.shape[name] = (macs_of(module, out), x[0].numel(), module.weight.numel())
+
         return hook
 
     def _neuron(self, name):
@@ -71,6 +91,7 @@ class Counter:
             count = each.sum(2, dtype=torch.float64)
             self.fired[name] = self.fired.get(name, 0) + count
             self.outputs[name] = self.outputs.get(name, 0) + o.numel() // module.steps
+
         return hook
 
     def _images(self, module, args):
@@ -78,7 +99,9 @@ class Counter:
         self.images += self.batch
 
     def __enter__(self):
-        self.handles = [m.register_forward_hook(self._weighted(n)) for n, m in self.weighted.items()]
+        self.handles = [
+            m.register_forward_hook(self._weighted(n)) for n, m in self.weighted.items()
+        ]
         self.handles += [m.register_forward_hook(self._neuron(n)) for n, m in self.neurons.items()]
         self.handles.append(self.net.register_forward_pre_hook(self._images))
         return self
@@ -90,16 +113,27 @@ class Counter:
     def energy(self, world=None):
         """The `Energy` of what was counted, over all processes of `world`."""
         names = list(self.shape)
-        counts = torch.stack([self.counts[n] for n in names])  # [layers, inputs or additions, T, marks]
+        counts = torch.stack(
+            [self.counts[n] for n in names]
+        )  # [layers, inputs or additions, T, marks]
         device = counts.device
         images = torch.tensor(float(self.images), dtype=torch.float64, device=device)
-        fired = torch.stack([self.fired[n] for n in self.fired]) if self.fired else None  # [layers, T, S]
-        outputs = torch.tensor([float(n) for n in self.outputs.values()], dtype=torch.float64, device=device)
+        fired = (
+            torch.stack([self.fired[n] for n in self.fired]) if self.fired else None
+        )  # [layers, T, S]
+        outputs = torch.tensor(
+            [float(n) for n in self.outputs.values()], dtype=torch.float64, device=device
+        )
         if world is not None:
             counts, images = world.sum(counts), world.sum(images)
-            fired, outputs = (world.sum(fired), world.sum(outputs)) if fired is not None else (None, outputs)
+            fired, outputs = (
+                (world.sum(fired), world.sum(outputs)) if fired is not None else (None, outputs)
+            )
         images = int(images.item())
-        rows = [self._row(name, *both, images, first=name == names[0]) for name, both in zip(names, counts.cpu(), strict=True)]
+        rows = [
+            self._row(name, *both, images, first=name == names[0])
+            for name, both in zip(names, counts.cpu(), strict=True)
+        ]
         rows[-1].readout = True
         energy = Energy(images, self.net.act.steps, rows)
         if fired is not None:
@@ -122,9 +156,24 @@ class Counter:
         width = max(seen[-1] - seen[0] + 1 if seen else 0, 1 if first else self.levels)
         code = 0 if analog or values else width.bit_length() if one_hot else width
         rates, additions = (inputs / (images * size)).T.tolist(), (additions / images).T.tolist()
-        by_lane = [{2.0 ** (k - 2 * self.levels): count[2 + k] for k in seen} for count in (rates, additions)]
+        by_lane = [
+            {2.0 ** (k - 2 * self.levels): count[2 + k] for k in seen}
+            for count in (rates, additions)
+        ]
         dense = None if not analog else [1.0] + [0.0] * (steps - 1) if once else rates[0]
-        return Row(name, macs, size, weights, rates[0], *additions[:2], *by_lane, one_hot, dense, code, 1 if once else steps)
+        return Row(
+            name,
+            macs,
+            size,
+            weights,
+            rates[0],
+            *additions[:2],
+            *by_lane,
+            one_hot,
+            dense,
+            code,
+            1 if once else steps,
+        )
 
 
 def of_ann(name, **arguments):
@@ -152,4 +201,8 @@ def measure(net, batches):
 def lane_curves(net, images):
     """Firing rate of every lane on one batch, in eval mode, for TensorBoard: {'rate/<layer>/lane<worth>': rate}."""
     rates = measure(net, [images]).lane_rates_per_layer
-    return {f"rate/{name}/lane{2**i}": rate for name, lane in rates.items() for i, rate in enumerate(lane)}
+    return {
+        f"rate/{name}/lane{2**i}": rate
+        for name, lane in rates.items()
+        for i, rate in enumerate(lane)
+    }

@@ -38,13 +38,17 @@ def chain(title, stages, lanes, path):
         lanes: {layer: [rate of lane 0, 1, ...]} of the spiking network. path: the PNG; an SVG lies beside it.
     """
     plt = pyplot()
-    figure, ((left, right), (below, bottom)) = plt.subplots(2, 2, figsize=(12, 8.5), layout="constrained")
+    figure, ((left, right), (below, bottom)) = plt.subplots(
+        2, 2, figsize=(12, 8.5), layout="constrained"
+    )
     figure.suptitle(title)
     names = [s["stage"] for s in stages]
-    for axis, key, scale, label, text in ((left, "accuracy", 100, "test accuracy (%)", "{:.1f}"),
-                                          (right, "energy_uj", 1, "compute energy per image (uJ)", "{:.3g}")):
+    for axis, key, scale, label, text in (
+        (left, "accuracy", 100, "test accuracy (%)", "{:.1f}"),
+        (right, "energy_uj", 1, "compute energy per image (uJ)", "{:.3g}"),
+    ):
         values = [s[key] * scale for s in stages]
-        bars = axis.bar(range(len(names)), values, color=COLORS[:len(names)])
+        bars = axis.bar(range(len(names)), values, color=COLORS[: len(names)])
         axis.bar_label(bars, [text.format(v) for v in values], padding=2)
         axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
         axis.set_ylabel(label)
@@ -52,7 +56,9 @@ def chain(title, stages, lanes, path):
     left.set_ylim(0, 108)
     for stage, color in zip(stages, cycle(COLORS), strict=False):
         if stage.get("run"):
-            below.plot(*curves(stage["run"]), color=color, marker="o", markersize=3, label=stage["stage"])
+            below.plot(
+                *curves(stage["run"]), color=color, marker="o", markersize=3, label=stage["stage"]
+            )
     below.set_xlabel("epoch")
     below.set_ylabel("test accuracy (%)")
     below.legend()
@@ -77,13 +83,22 @@ def firing(title, energy, path):
         energy: `analysis.energy.Energy`. path: the PNG; an SVG lies beside it.
     """
     plt = pyplot()
-    figure, (above, below) = plt.subplots(2, 1, figsize=(max(8, 0.45 * len(energy.layers)), 8), layout="constrained")
+    figure, (above, below) = plt.subplots(
+        2, 1, figsize=(max(8, 0.45 * len(energy.layers)), 8), layout="constrained"
+    )
     figure.suptitle(title)
     width = 0.8 / energy.steps
     for t in range(energy.steps):
-        above.bar([i + (t - (energy.steps - 1) / 2) * width for i in range(len(energy.layers))],
-                  [r.step_rates[t] for r in energy.layers], width, label=f"t = {t}")
-    names = [r.name.removesuffix(".map").replace("stages.", "").replace(".synapse", "") for r in energy.layers]
+        above.bar(
+            [i + (t - (energy.steps - 1) / 2) * width for i in range(len(energy.layers))],
+            [r.step_rates[t] for r in energy.layers],
+            width,
+            label=f"t = {t}",
+        )
+    names = [
+        r.name.removesuffix(".map").replace("stages.", "").replace(".synapse", "")
+        for r in energy.layers
+    ]
     above.set_xticks(range(len(names)), names, rotation=45, ha="right")
     above.set_ylabel("nonzero inputs (share)")
     if energy.steps > 1:
@@ -114,7 +129,9 @@ def recording(title, rows, path, columns=10):
     count = len(rows[0][1])
     steps = np.linspace(0, count - 1, min(count, columns)).round().astype(int)
     size = max(8, 1 + 1.4 * len(steps)), 1.4 * len(rows) + 0.8
-    figure, axes = plt.subplots(len(rows), len(steps), figsize=size, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        len(rows), len(steps), figsize=size, squeeze=False, layout="constrained"
+    )
     figure.suptitle(title)
     for axis, step in zip(axes[0], steps, strict=True):
         axis.set_title(f"step {step + 1}", fontsize=9)
@@ -133,7 +150,7 @@ def rows(table, measured, path):
     """The published rows and what was measured of them: accuracy against energy, a panel per data set.
 
     Args:
-        table: `analysis.rows.ROWS`. measured: [(row, its outcome {"accuracy": (mean, deviation), "energy": ...}, where)].
+        table: `experiments.rows.ROWS`. measured: [(row, its outcome {"accuracy": (mean, deviation), "energy": ...}, where)].
     """
     plt = pyplot()
     names = list(dict.fromkeys(row.dataset for row in table))
@@ -141,16 +158,36 @@ def rows(table, measured, path):
     networks = dict(zip(dict.fromkeys(row.network for row in table), COLORS, strict=False))
     for axis, name in zip(axes, names, strict=True):
         for row in (r for r in table if r.dataset == name):
-            axis.scatter(row.energy, row.accuracy, color=networks[row.network], marker="s" if row.method == "ANN" else "o",
-                         facecolors="none", label=f"{row.network}, {row.method}, published")
+            axis.scatter(
+                row.energy,
+                row.accuracy,
+                color=networks[row.network],
+                marker="s" if row.method == "ANN" else "o",
+                facecolors="none",
+                label=f"{row.network}, {row.method}, published",
+            )
         for row, values, where in (m for m in measured if m[0].dataset == name):
             (accuracy, spread), (energy, _) = values["accuracy"], values["energy"]
-            axis.errorbar(energy, accuracy, spread, color=networks[row.network], marker="s" if row.method == "ANN" else "o",
-                          capsize=3, linestyle="none", label=f"{row.network}, {row.method}, measured: {where}")
+            axis.errorbar(
+                energy,
+                accuracy,
+                spread,
+                color=networks[row.network],
+                marker="s" if row.method == "ANN" else "o",
+                capsize=3,
+                linestyle="none",
+                label=f"{row.network}, {row.method}, measured: {where}",
+            )
         axis.set_title(name)
         accuracy_against_energy(axis)
         handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-        axis.legend(handles.values(), handles, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.15))
+        axis.legend(
+            handles.values(),
+            handles,
+            fontsize="small",
+            loc="upper center",
+            bbox_to_anchor=(0.5, -0.15),
+        )
     save(figure, path)
 
 
@@ -180,12 +217,24 @@ def tradeoff(title, points, ann, path):
     for levels, color in zip(sorted({s for s, _ in points}), COLORS, strict=False):
         curve = {t: np.array(values) for (s, t), values in sorted(points.items()) if s == levels}
         middle = [np.mean(values, 0) for values in curve.values()]
-        spread = [np.std(values, 0, ddof=1) if len(values) > 1 else np.zeros(2) for values in curve.values()]
-        axis.errorbar([m[1] for m in middle], [m[0] for m in middle], [d[0] for d in spread], color=color, marker="o",
-                      capsize=3, label=f"S = {levels}" + (" (LIF)" if levels == 1 else ""))
+        spread = [
+            np.std(values, 0, ddof=1) if len(values) > 1 else np.zeros(2)
+            for values in curve.values()
+        ]
+        axis.errorbar(
+            [m[1] for m in middle],
+            [m[0] for m in middle],
+            [d[0] for d in spread],
+            color=color,
+            marker="o",
+            capsize=3,
+            label=f"S = {levels}" + (" (LIF)" if levels == 1 else ""),
+        )
         for t, (accuracy, energy) in zip(curve, middle, strict=True):
             offset = (-8, 7) if levels == top else (4, -11)
-            axis.annotate(f"T={t}", (energy, accuracy), xytext=offset, textcoords="offset points", color=color)
+            axis.annotate(
+                f"T={t}", (energy, accuracy), xytext=offset, textcoords="offset points", color=color
+            )
     axis.scatter(*reversed(ann), color="black", marker="s", label="ANN")
     axis.set_title(title)
     accuracy_against_energy(axis)
@@ -198,5 +247,8 @@ def save(figure, path):
     plt = pyplot()
     for kind, metadata in (("png", None), ("svg", {"Date": None})):
         with plt.rc_context({"svg.hashsalt": "mlif"}):  # the same figure gives the same file
-            write_atomic(Path(path).with_suffix(f".{kind}"), partial(figure.savefig, dpi=110, format=kind, metadata=metadata))
+            write_atomic(
+                Path(path).with_suffix(f".{kind}"),
+                partial(figure.savefig, dpi=110, format=kind, metadata=metadata),
+            )
     plt.close(figure)

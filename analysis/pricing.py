@@ -44,10 +44,22 @@ HOROWITZ = "Horowitz, ISSCC 2014, 45 nm, 0.9 V: "
 MODELS = {
     "paper": Model(E_MAC, E_AC, HOROWITZ + "float32 multiplication 3.7, addition 0.9", exact=False),
     "exact": Model(E_MAC, E_AC, HOROWITZ + "float32 multiplication 3.7, addition 0.9"),
-    "int8": Model(0.23, 0.03, HOROWITZ + "int8 multiplication 0.2, addition 0.03: as usually quoted, with an accumulator of "
-                  "8 bits (an int32 addition is 0.1)", bits=8),
-    "shift-add": Model(0.23, 0.03, "as int8; int8 shift 0.024 of ShiftAddViT (NeurIPS 2023), 45 nm, as cited by later work, "
-                       "not checked in its own table", shift=0.024, bits=8),
+    "int8": Model(
+        0.23,
+        0.03,
+        HOROWITZ
+        + "int8 multiplication 0.2, addition 0.03: as usually quoted, with an accumulator of "
+        "8 bits (an int32 addition is 0.1)",
+        bits=8,
+    ),
+    "shift-add": Model(
+        0.23,
+        0.03,
+        "as int8; int8 shift 0.024 of ShiftAddViT (NeurIPS 2023), 45 nm, as cited by later work, "
+        "not checked in its own table",
+        shift=0.024,
+        bits=8,
+    ),
 }
 
 
@@ -89,13 +101,21 @@ class Row:
             steps = [{"all": model.mac * self.macs} for _ in self.step_rates]
         elif model.shift is not None:
             price = {worth: model.add + model.shift * (worth != 1) for worth in self.lane_additions}
-            steps = [{"all": model.mac * n} | {worth: price[worth] * lane[t] for worth, lane in self.lane_additions.items()}
-                     for t, n in enumerate(self.other)]
+            steps = [
+                {"all": model.mac * n}
+                | {worth: price[worth] * lane[t] for worth, lane in self.lane_additions.items()}
+                for t, n in enumerate(self.other)
+            ]
         else:
-            price, total, lanes = ((model.add, self.additions, self.lane_additions) if model.exact else
-                                   (model.add * self.macs, self.step_rates, self.lane_rates))
+            price, total, lanes = (
+                (model.add, self.additions, self.lane_additions)
+                if model.exact
+                else (model.add * self.macs, self.step_rates, self.lane_rates)
+            )
             lanes = lanes if self.one_hot else {"all": total}
-            steps = [{worth: price * lane[t] for worth, lane in lanes.items()} for t in range(len(total))]
+            steps = [
+                {worth: price * lane[t] for worth, lane in lanes.items()} for t in range(len(total))
+            ]
         return [{lane: picojoule * 1e-6 for lane, picojoule in step.items()} for step in steps]
 
     def uj(self, model):
@@ -146,7 +166,9 @@ class Energy:
 
     def bits(self, name):
         """(activations, weights)"""
-        return tuple(sum(part) for part in zip(*(r.bits(MODELS[name]) for r in self.layers), strict=True))
+        return tuple(
+            sum(part) for part in zip(*(r.bits(MODELS[name]) for r in self.layers), strict=True)
+        )
 
     def by_lane(self, name):
         """uJ of all layers at each step, [{lane: uJ}]; see `Row.bill`."""
@@ -155,16 +177,35 @@ class Energy:
             for total, step in zip(steps, r.bill(MODELS[name]), strict=True):
                 for lane, value in step.items():
                     total[lane] += value
-        return [dict(sorted(step.items(), key=lambda item: (item[0] != "all", item[0]))) for step in steps]
+        return [
+            dict(sorted(step.items(), key=lambda item: (item[0] != "all", item[0])))
+            for step in steps
+        ]
 
     def as_dict(self):
-        priced = {name: {**asdict(model), "total_uj": self.uj(name), "ann_uj": self.ann(name), "bits": self.bits(name),
-                         "step_lane_uj": self.by_lane(name)} for name, model in MODELS.items()}
+        priced = {
+            name: {
+                **asdict(model),
+                "total_uj": self.uj(name),
+                "ann_uj": self.ann(name),
+                "bits": self.bits(name),
+                "step_lane_uj": self.by_lane(name),
+            }
+            for name, model in MODELS.items()
+        }
         content = asdict(self)
         for values, r in zip(content["layers"], self.layers, strict=True):
-            values |= {"rate": r.rate, "energy_uj": {name: r.uj(model) for name, model in MODELS.items()},
-                       "step_lane_uj": {name: r.bill(model) for name, model in MODELS.items()}}
-        return {"total_uj": self.total_uj, "ann_uj": self.ann_uj, "macs": self.macs, "models": priced} | content
+            values |= {
+                "rate": r.rate,
+                "energy_uj": {name: r.uj(model) for name, model in MODELS.items()},
+                "step_lane_uj": {name: r.bill(model) for name, model in MODELS.items()},
+            }
+        return {
+            "total_uj": self.total_uj,
+            "ann_uj": self.ann_uj,
+            "macs": self.macs,
+            "models": priced,
+        } | content
 
     def table(self, name="paper"):
         """The layers under a model as text, then the totals of all models."""
@@ -173,17 +214,35 @@ class Energy:
         for r in self.layers:
             moved = [f"{n / 1000:,.1f}" for n in r.bits(model)]
             rate = "-" if r.rate is None else f"{r.rate:.4f}"
-            lines.append(f"{r.name:<28}{r.macs:>14,}{rate:>9}{r.uj(model):>12.4f}{moved[0]:>11}{moved[1]:>12}")
+            lines.append(
+                f"{r.name:<28}{r.macs:>14,}{rate:>9}{r.uj(model):>12.4f}{moved[0]:>11}{moved[1]:>12}"
+            )
         moved = [f"{n / 1000:,.1f}" for n in self.bits(name)]
-        lines.append(f"{'total, ' + name:<28}{self.macs:>14,}{'':>9}{self.uj(name):>12.4f}{moved[0]:>11}{moved[1]:>12}"
-                     f"   (ANN: {self.ann(name):.2f})")
-        lines.append("other models: " + ", ".join(f"{other} {self.uj(other):.4g} uJ (ANN: {self.ann(other):.4g})"
-                                                  for other in MODELS if other != name))
+        lines.append(
+            f"{'total, ' + name:<28}{self.macs:>14,}{'':>9}{self.uj(name):>12.4f}{moved[0]:>11}{moved[1]:>12}"
+            f"   (ANN: {self.ann(name):.2f})"
+        )
+        lines.append(
+            "other models: "
+            + ", ".join(
+                f"{other} {self.uj(other):.4g} uJ (ANN: {self.ann(other):.4g})"
+                for other in MODELS
+                if other != name
+            )
+        )
         if self.lane_rates:
-            lines += [f"uJ at step {t}, by lane: " + "  ".join(
-                f"{lane if lane == 'all' else format(lane, 'g')}: {value:.4f}" for lane, value in step.items())
-                      for t, step in enumerate(self.by_lane(name))]
-            lines.append("firing rate per lane: " + "  ".join(f"{2**s}: {v:.4f}" for s, v in enumerate(self.lane_rates)))
+            lines += [
+                f"uJ at step {t}, by lane: "
+                + "  ".join(
+                    f"{lane if lane == 'all' else format(lane, 'g')}: {value:.4f}"
+                    for lane, value in step.items()
+                )
+                for t, step in enumerate(self.by_lane(name))
+            ]
+            lines.append(
+                "firing rate per lane: "
+                + "  ".join(f"{2**s}: {v:.4f}" for s, v in enumerate(self.lane_rates))
+            )
         return "\n".join(lines)
 
     def write(self, stem, measured=None):
@@ -195,6 +254,9 @@ class Energy:
             with open(path, "w", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(plain + [f"{name}_uj" for name in MODELS])
-                writer.writerows([getattr(r, k) for k in plain] + [r.uj(m) for m in MODELS.values()] for r in self.layers)
+                writer.writerows(
+                    [getattr(r, k) for k in plain] + [r.uj(m) for m in MODELS.values()]
+                    for r in self.layers
+                )
 
         write_atomic(f"{stem}.csv", rows)

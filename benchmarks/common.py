@@ -16,9 +16,20 @@ def machine(device):
     info = Path("/proc/cpuinfo")
     if info.exists():
         lines = info.read_text().splitlines()
-        name = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), name)
-    where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{name}, {torch.get_num_threads()} threads"
-    return {"machine": where, "torch": torch.__version__, "threads": torch.get_num_threads(), "load": os.getloadavg()[0]}
+        name = next(
+            (line.split(":")[1].strip() for line in lines if line.startswith("model name")), name
+        )
+    where = (
+        torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else f"{name}, {torch.get_num_threads()} threads"
+    )
+    return {
+        "machine": where,
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "load": os.getloadavg()[0],
+    }
 
 
 def alternate(runs, repeats, device, warmup=2, queued=False):

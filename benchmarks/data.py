@@ -9,17 +9,26 @@ from argparse import Namespace
 
 import torch
 
-from engine import data
 from engine.dist import World
+from inputs import images as data
 
 
 def main():
     images = torch.randint(0, 256, (50_000, 32, 32, 3), dtype=torch.uint8)
     part = data.Memory(images, torch.zeros(len(images), dtype=torch.long))
     mean, std = data.STATISTICS["CIFAR10"]
-    content = data.Data(part, data.Memory(images[:1000], part.labels[:1000]), {"image_size": 32}, mean, std, 4, True)
+    content = data.Data(
+        part, data.Memory(images[:1000], part.labels[:1000]), {"image_size": 32}, mean, std, 4, True
+    )
     for batch in (32, 128, 512):
-        args = Namespace(batch_size=batch, val_fraction=0.0, limit_train_batches=0, limit_eval_batches=0, seed=0, workers=0)
+        args = Namespace(
+            batch_size=batch,
+            val_fraction=0.0,
+            limit_train_batches=0,
+            limit_eval_batches=0,
+            seed=0,
+            workers=0,
+        )
         loader = data.loaders(content, args, World())[0]
         rates = []
         for epoch in range(5):
@@ -27,8 +36,10 @@ def main():
             for _ in loader.epoch(epoch):
                 pass
             rates.append(loader.images / (time.perf_counter() - start))
-        print(f"batch {batch:4d}: {statistics.median(rates):8,.0f} images/s, median of 5 epochs of 50,000 "
-              f"({torch.get_num_threads()} threads)")
+        print(
+            f"batch {batch:4d}: {statistics.median(rates):8,.0f} images/s, median of 5 epochs of 50,000 "
+            f"({torch.get_num_threads()} threads)"
+        )
 
 
 if __name__ == "__main__":

@@ -49,18 +49,28 @@ def load(path):
     path = named(path)
     if not path.is_file():
         near = sorted(str(p) for p in path.parent.glob("*.pth"))[:3] if path.parent.is_dir() else []
-        raise UseError(f"no checkpoint at {path}" + (f"; {path.parent} holds {', '.join(near)}" if near else
-                                                     f": train one first, or check the folder {path.parent}"))
+        raise UseError(
+            f"no checkpoint at {path}"
+            + (
+                f"; {path.parent} holds {', '.join(near)}"
+                if near
+                else f": train one first, or check the folder {path.parent}"
+            )
+        )
     try:
         with warnings.catch_warnings(action="ignore"):
             content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what is no pickle fails in the unpickler, in any way
         foreign = re.search(r"GLOBAL (\S+) (?:was not|whose module)", str(error))
         if foreign:
-            raise UseError(f"{path} holds an object of {foreign[1]}: only files of tensors and plain values are read") from None
+            raise UseError(
+                f"{path} holds an object of {foreign[1]}: only files of tensors and plain values are read"
+            ) from None
         reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
         reason = "not written by torch.save" if reason.startswith("Weights only") else reason
-        raise UseError(f"{path} is truncated or not a checkpoint ({reason}): give another file, or write it anew") from None
+        raise UseError(
+            f"{path} is truncated or not a checkpoint ({reason}): give another file, or write it anew"
+        ) from None
     if not isinstance(content, dict):
         raise UseError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
     if content.get("format") == FORMAT:
@@ -69,25 +79,46 @@ def load(path):
             raise UseError(f"{path} is not a whole checkpoint: it has no {absent[0]!r}")
         return content
     state = content.get("state_dict", content)
-    if not isinstance(state, dict) or not state or not all(isinstance(v, torch.Tensor) for v in state.values()):
-        raise UseError(f"{path} is not a checkpoint: neither this project's nor a published state_dict")
-    return {"format": "published", "path": str(path), "model": {k.removeprefix("module."): v for k, v in state.items()},
-            "accuracy": content.get("accuracy")}
+    if (
+        not isinstance(state, dict)
+        or not state
+        or not all(isinstance(v, torch.Tensor) for v in state.values())
+    ):
+        raise UseError(
+            f"{path} is not a checkpoint: neither this project's nor a published state_dict"
+        )
+    return {
+        "format": "published",
+        "path": str(path),
+        "model": {k.removeprefix("module."): v for k, v in state.items()},
+        "accuracy": content.get("accuracy"),
+    }
 
 
 def content(net, kind, data, settings, **more):
     """What a checkpoint of `net` holds, beside `more`."""
     from .log import versions
 
-    return {"format": FORMAT, "kind": kind, "fused": not net.built.get("bn", True), "network": net.built,
-            "activation": models.describe(net.act), "data": data, "settings": settings,
-            "model": {k: v.detach().cpu() for k, v in net.state_dict().items()}, "versions": versions(), **more}
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "fused": not net.built.get("bn", True),
+        "network": net.built,
+        "activation": models.describe(net.act),
+        "data": data,
+        "settings": settings,
+        "model": {k: v.detach().cpu() for k, v in net.state_dict().items()},
+        "versions": versions(),
+        **more,
+    }
 
 
 def rebuild(checkpoint):
     """The network of a checkpoint of this project, with its weights."""
     built = dict(checkpoint["network"])
-    net = models.build(built.pop("name"), models.from_description(checkpoint["activation"]), **built)
+    net = models.build(
+        built.pop("name"), models.from_description(checkpoint["activation"]), **built
+    )
     net.load_state_dict(checkpoint["model"])
     return net
 
@@ -105,8 +136,14 @@ def _published_modules(state):
         blocks.setdefault(re.match(r"(layer\d+\.\d+|[^.]*)", path)[0], len(blocks))
 
     def order(path):
-        part = next((i for i, name in enumerate(("residual", "identity", "quantizer")) if name in path), 0)
-        return blocks[re.match(r"(layer\d+\.\d+|[^.]*)", path)[0]], part, [int(n) for n in re.findall(r"\d+", path)]
+        part = next(
+            (i for i, name in enumerate(("residual", "identity", "quantizer")) if name in path), 0
+        )
+        return (
+            blocks[re.match(r"(layer\d+\.\d+|[^.]*)", path)[0]],
+            part,
+            [int(n) for n in re.findall(r"\d+", path)],
+        )
 
     weighted, norms, ranges = [], [], []
     for path in sorted(paths, key=order):
@@ -116,8 +153,12 @@ def _published_modules(state):
             weighted.append(path)
         elif f"{path}.maximum" in state:
             ranges.append(path)
-    number = [sorted((k for k in state if k.startswith(name)), key=lambda k: int(re.search(r"\d+$", k)[0]))
-              for name in ("threshold.", "leak.")]
+    number = [
+        sorted(
+            (k for k in state if k.startswith(name)), key=lambda k: int(re.search(r"\d+$", k)[0])
+        )
+        for name in ("threshold.", "leak.")
+    ]
     return weighted, norms, ranges, number
 
 
@@ -129,16 +170,36 @@ def from_published(state, net):
     acts = [sites[id(site)] for site in net.sites()]
     out = {}
     for path, name in zip(weighted, [*(f"{s}.map" for s in synapses), "head"], strict=False):
-        out |= {f"{name}.{k}": state[f"{path}.{k}"] for k in ("weight", "bias") if f"{path}.{k}" in state}
-    normed = [s for s, path in zip(synapses, weighted, strict=False) if state[f"{path}.weight"].dim() == 4]
+        out |= {
+            f"{name}.{k}": state[f"{path}.{k}"]
+            for k in ("weight", "bias")
+            if f"{path}.{k}" in state
+        }
+    normed = [
+        s for s, path in zip(synapses, weighted, strict=False) if state[f"{path}.weight"].dim() == 4
+    ]
     for path, name in zip(norms, normed, strict=False):
-        out |= {f"{name}.norm.{k.rpartition('.')[2]}": v for k, v in state.items() if k.rpartition(".")[0] == path}
+        out |= {
+            f"{name}.norm.{k.rpartition('.')[2]}": v
+            for k, v in state.items()
+            if k.rpartition(".")[0] == path
+        }
     for path, name in zip(ranges, acts, strict=False):
-        out |= {f"{name}.lo": state[f"{path}.minimum"].reshape(()), f"{name}.hi": state[f"{path}.maximum"].reshape(())}
+        out |= {
+            f"{name}.lo": state[f"{path}.minimum"].reshape(()),
+            f"{name}.hi": state[f"{path}.maximum"].reshape(()),
+        }
     for keys, field in ((thetas, "theta"), (leaks, "leak")):
-        out |= {f"{name}.{field}": state[key].reshape(()) for key, name in zip(keys, acts, strict=False)}
-    counts = {"weighted layers": (weighted, [*synapses, "head"]), "batch norms": (norms, normed), "quantisers": (ranges, acts),
-              "thresholds": (thetas, acts), "leaks": (leaks, acts)}
+        out |= {
+            f"{name}.{field}": state[key].reshape(()) for key, name in zip(keys, acts, strict=False)
+        }
+    counts = {
+        "weighted layers": (weighted, [*synapses, "head"]),
+        "batch norms": (norms, normed),
+        "quantisers": (ranges, acts),
+        "thresholds": (thetas, acts),
+        "leaks": (leaks, acts),
+    }
     for name, (found, places) in counts.items():
         if len(found) > len(places):
             out[f"({name})"] = torch.empty(len(found))  # reported as unexpected
@@ -157,31 +218,60 @@ def load_into(net, checkpoint, path, new=(), dropped=()):
         try:
             state = from_published(state, net)
         except (KeyError, RuntimeError, TypeError):
-            raise UseError(f"{path} does not fit a {net.built['name']}: neither this project's nor the published code's "
-                           "names of weights; check --architecture") from None
+            raise UseError(
+                f"{path} does not fit a {net.built['name']}: neither this project's nor the published code's "
+                "names of weights; check --architecture"
+            ) from None
     elif checkpoint["network"]["name"] != net.built["name"]:
-        raise UseError(f"{path} holds a {checkpoint['network']['name']}, expected a {net.built['name']}: check --architecture")
-    elif (checkpoint["kind"] == "snn") != (expected := net.act.kind == "spiking" and "theta" not in new):
-        held, way = ("SNN", "only --pretrained_snn of snn_ddp.py takes it") if checkpoint["kind"] == "snn" else \
-            ("ANN", "fused, it can be converted as --pretrained_ann")
+        raise UseError(
+            f"{path} holds a {checkpoint['network']['name']}, expected a {net.built['name']}: check --architecture"
+        )
+    elif (checkpoint["kind"] == "snn") != (
+        expected := net.act.kind == "spiking" and "theta" not in new
+    ):
+        held, way = (
+            ("SNN", "only --pretrained_snn of snn_ddp.py takes it")
+            if checkpoint["kind"] == "snn"
+            else ("ANN", "fused, it can be converted as --pretrained_ann")
+        )
         raise UseError(f"{path} holds an {held}, expected an {'SNN' if expected else 'ANN'}: {way}")
-    norm_in_file, norm_here = any("running_mean" in k for k in state), any("running_mean" in k for k in own)
+    norm_in_file, norm_here = (
+        any("running_mean" in k for k in state),
+        any("running_mean" in k for k in own),
+    )
     if norm_in_file and not norm_here:
-        raise UseError(f"{path} holds unfused batch norm: run absorb_bn.py on it first and give its ..._bn_fused.pth")
+        raise UseError(
+            f"{path} holds unfused batch norm: run absorb_bn.py on it first and give its ..._bn_fused.pth"
+        )
     if norm_here and not norm_in_file:
-        raise UseError(f"{path} holds no batch norm (a fused file, or trained without --bn), but --bn asks for it")
-    wrong = [f"{k} is {tuple(state[k].shape)}, expected {tuple(own[k].shape)}" for k in state
-             if k in own and state[k].shape != own[k].shape]
+        raise UseError(
+            f"{path} holds no batch norm (a fused file, or trained without --bn), but --bn asks for it"
+        )
+    wrong = [
+        f"{k} is {tuple(state[k].shape)}, expected {tuple(own[k].shape)}"
+        for k in state
+        if k in own and state[k].shape != own[k].shape
+    ]
     if wrong and wrong[0].startswith("head."):
-        raise UseError(f"{path} is of another class count or width: {wrong[-1]} ({len(wrong)} of {len(own)} tensors differ)")
+        raise UseError(
+            f"{path} is of another class count or width: {wrong[-1]} ({len(wrong)} of {len(own)} tensors differ)"
+        )
     if wrong:
-        raise UseError(f"{path} is of another size: {wrong[0]} ({len(wrong)} of {len(own)} tensors differ; check --width_mult)")
+        raise UseError(
+            f"{path} is of another size: {wrong[0]} ({len(wrong)} of {len(own)} tensors differ; check --width_mult)"
+        )
     missing = [k for k in own if k not in state and k.rpartition(".")[2] not in new]
     extra = [k for k in state if k not in own and k.rpartition(".")[2] not in dropped]
     if missing or extra:
-        hint = "; check --bias" if all(k.endswith("bias") for k in missing + extra) else "; check --architecture"
-        raise UseError(f"{path} does not fit this {net.built['name']}: {len(missing)} tensors missing {missing[:2]}, "
-                       f"{len(extra)} unexpected {extra[:2]}{hint}")
+        hint = (
+            "; check --bias"
+            if all(k.endswith("bias") for k in missing + extra)
+            else "; check --architecture"
+        )
+        raise UseError(
+            f"{path} does not fit this {net.built['name']}: {len(missing)} tensors missing {missing[:2]}, "
+            f"{len(extra)} unexpected {extra[:2]}{hint}"
+        )
     net.load_state_dict({k: state.get(k, v) for k, v in own.items()})
 
 

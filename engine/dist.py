@@ -37,7 +37,11 @@ class World:
 
     def send(self, tensor):
         """A host's tensor on the device; a GPU is not waited for, which a copy from ordinary memory would do."""
-        return tensor.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else tensor.to(self.device)
+        return (
+            tensor.pin_memory().to(self.device, non_blocking=True)
+            if self.device.type == "cuda"
+            else tensor.to(self.device)
+        )
 
     def sum(self, tensor):
         """Sum of the tensor over all processes, in place."""
@@ -119,7 +123,11 @@ def _launched(spawning=False):
 def _node(args):
     """(index of this node, number of nodes), by the options, else by the variables of the published scripts or of srun."""
     env = os.environ
-    nodes = args.world_size if args.world_size > 0 else int(env.get("WORLD_SIZE", env.get("SLURM_STEP_NUM_NODES", 1)))
+    nodes = (
+        args.world_size
+        if args.world_size > 0
+        else int(env.get("WORLD_SIZE", env.get("SLURM_STEP_NUM_NODES", 1)))
+    )
     node = args.rank if args.rank >= 0 else int(env.get("SLURM_NODEID", 0))
     if not 0 <= node < nodes:
         raise UseError(f"--rank {node} is not a node of --world_size {nodes}")
@@ -136,9 +144,13 @@ def _device(args, local_rank):
         raise UseError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
     if device.type == "cuda":
         count = torch.cuda.device_count()
-        device = torch.device("cuda", local_rank % max(count, 1)) if device.index is None else device
+        device = (
+            torch.device("cuda", local_rank % max(count, 1)) if device.index is None else device
+        )
         if device.index >= count:
-            raise UseError(f"--device {device} is not here: {count} GPU(s) visible; use --device cpu, or another index")
+            raise UseError(
+                f"--device {device} is not here: {count} GPU(s) visible; use --device cpu, or another index"
+            )
         torch.cuda.set_device(device)
     elif device.type != "cpu":
         raise UseError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
@@ -147,7 +159,11 @@ def _device(args, local_rank):
 
 def _join(args, rank, size, local_rank, init_method):
     device = _device(args, local_rank)
-    backend = args.dist_backend if args.dist_backend != "auto" else ("nccl" if device.type == "cuda" else "gloo")
+    backend = (
+        args.dist_backend
+        if args.dist_backend != "auto"
+        else ("nccl" if device.type == "cuda" else "gloo")
+    )
     if backend == "nccl" and device.type != "cuda":
         raise UseError("--dist_backend nccl needs GPUs; use auto or gloo on CPUs")
     if args.amp == "fp16" and device.type != "cuda":
@@ -156,10 +172,20 @@ def _join(args, rank, size, local_rank, init_method):
         return World(device=device)
     try:
         store, rank, size = next(dist.rendezvous(init_method, rank, size, timeout=PATIENCE))
-        dist.init_process_group(backend, store=dist.PrefixStore("group", store), rank=rank, world_size=size, timeout=PATIENCE)
+        dist.init_process_group(
+            backend,
+            store=dist.PrefixStore("group", store),
+            rank=rank,
+            world_size=size,
+            timeout=PATIENCE,
+        )
     except (RuntimeError, ValueError) as error:
-        where = init_method.replace("env://", f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}")
-        raise UseError(f"process {rank} cannot meet the other {size - 1} at {where}: {str(error).splitlines()[0]}") from None
+        where = init_method.replace(
+            "env://", f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        )
+        raise UseError(
+            f"process {rank} cannot meet the other {size - 1} at {where}: {str(error).splitlines()[0]}"
+        ) from None
     return World(rank, size, device, dist.PrefixStore("world", store))
 
 
@@ -176,7 +202,10 @@ def keep_memory():
     from the kernel costs up to a quarter of a step. Elsewhere it does nothing."""
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt:
-        for parameter, value in ((-3, 1 << 30), (-1, (1 << 31) - 1)):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
+        for parameter, value in (
+            (-3, 1 << 30),
+            (-1, (1 << 31) - 1),
+        ):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
             mallopt(parameter, value)
 
 
@@ -185,7 +214,9 @@ def _carry_out(work, args, world):
     if world.device.type == "cpu":
         keep_memory()
     if args.amp == "bf16" and fast_amp(world.device) == "none":
-        world.say(f"note: {world.device} has no bf16 of its own, float32 (--amp none) is several times faster here")
+        world.say(
+            f"note: {world.device} has no bf16 of its own, float32 (--amp none) is several times faster here"
+        )
     try:
         return work(args, world)
     except (Exception, KeyboardInterrupt) as error:
@@ -199,7 +230,9 @@ def _carry_out(work, args, world):
 
 def _spawned(index, per_node, node, nodes, work, args):
     def run(_):
-        _carry_out(work, args, _join(args, node * per_node + index, nodes * per_node, index, args.dist_url))
+        _carry_out(
+            work, args, _join(args, node * per_node + index, nodes * per_node, index, args.dist_url)
+        )
 
     guard(run, ["--debug"] if args.debug else [])
 
@@ -217,8 +250,10 @@ def _spawn(work, args, node, nodes):
         torch.multiprocessing.spawn(_spawned, (count, node, nodes, work, args), nprocs=count)
     except torch.multiprocessing.ProcessExitedException as error:
         if error.exit_code < 0:
-            raise UseError(f"process {error.error_index} was ended by signal {-error.exit_code}"
-                           + (" (out of memory?)" if error.exit_code == -9 else "")) from None
+            raise UseError(
+                f"process {error.error_index} was ended by signal {-error.exit_code}"
+                + (" (out of memory?)" if error.exit_code == -9 else "")
+            ) from None
         raise SystemExit(error.exit_code) from None
 
 
@@ -234,14 +269,20 @@ def launch(work, args):
         node, nodes = _node(args)
         gpus = torch.cuda.device_count() if args.device in ("auto", "cuda") else 0
         if gpus == 0:
-            print("--multiprocessing_distributed: no GPU here, one CPU process per node", flush=True)
+            print(
+                "--multiprocessing_distributed: no GPU here, one CPU process per node", flush=True
+            )
         if max(gpus, 1) * nodes > 1:
             return _spawn(work, args, node, nodes)
     elif launched is None and (args.world_size > 1 or args.rank > 0):
-        raise UseError("--world_size and --rank count the nodes of --multiprocessing_distributed: give it too, or use torchrun")
+        raise UseError(
+            "--world_size and --rank count the nodes of --multiprocessing_distributed: give it too, or use torchrun"
+        )
     rank, size, local_rank = launched or (0, 1, 0)
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", 0))
     if launched and nodes and args.world_size > 0 and args.world_size != nodes:
-        raise UseError(f"--world_size says {args.world_size} nodes, the launcher started {nodes}: leave it out")
+        raise UseError(
+            f"--world_size says {args.world_size} nodes, the launcher started {nodes}: leave it out"
+        )
     local_rank = args.local_rank if args.local_rank is not None else local_rank
     return _carry_out(work, args, _join(args, rank, size, local_rank, args.dist_url))

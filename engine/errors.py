@@ -26,6 +26,9 @@ def guard(main, argv=None):
         print(f"{sys.argv[0]}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.status)
     except KeyboardInterrupt:
-        print(f"{sys.argv[0]}: interrupted; a training run goes on with --resume <its run folder>, a preparation "
-              "with the same command", file=sys.stderr)
+        print(
+            f"{sys.argv[0]}: interrupted; a training run goes on with --resume <its run folder>, a preparation "
+            "with the same command",
+            file=sys.stderr,
+        )
         sys.exit(130)

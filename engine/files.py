@@ -22,8 +22,10 @@ def write_atomic(path, write):
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
-        raise RunError(f"cannot write {path} ({error}): check the disk's space and the folder's permissions; "
-                       "a file that was there is as it was") from error
+        raise RunError(
+            f"cannot write {path} ({error}): check the disk's space and the folder's permissions; "
+            "a file that was there is as it was"
+        ) from error
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -39,7 +39,9 @@ def read_json(path):
     try:
         return json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
-        raise UseError(f"{path} is missing or damaged ({error}): remove it, and what made it writes it anew") from None
+        raise UseError(
+            f"{path} is missing or damaged ({error}): remove it, and what made it writes it anew"
+        ) from None
 
 
 def read_lines(path):
@@ -47,7 +49,9 @@ def read_lines(path):
     try:
         return [json.loads(line) for line in Path(path).read_text().splitlines()]
     except (OSError, ValueError) as error:
-        raise UseError(f"{path} is missing or damaged ({error}): remove the run it belongs to, and train it anew") from None
+        raise UseError(
+            f"{path} is missing or damaged ({error}): remove the run it belongs to, and train it anew"
+        ) from None
 
 
 def progress(iterable, world=None, **options):
@@ -56,7 +60,15 @@ def progress(iterable, world=None, **options):
 
     interval = 0.5 if sys.stderr.isatty() else 10.0
     hidden = world is not None and not world.main
-    return tqdm(iterable, disable=hidden, file=sys.stderr, dynamic_ncols=True, leave=False, mininterval=interval, **options)
+    return tqdm(
+        iterable,
+        disable=hidden,
+        file=sys.stderr,
+        dynamic_ncols=True,
+        leave=False,
+        mininterval=interval,
+        **options,
+    )
 
 
 def _epoch(line):
@@ -79,14 +91,24 @@ class RunLog:
         if config is not None:
             write_json(self.folder / "config.json", {**config, "versions": versions()})
         if resume_epoch is not None and self.lines.exists():  # drop what is about to be done again
-            kept = [line for line in self.lines.read_text().splitlines() if _epoch(line) <= resume_epoch]
-            write_atomic(self.lines, lambda temporary: temporary.write_text("".join(f"{line}\n" for line in kept)))
+            kept = [
+                line for line in self.lines.read_text().splitlines() if _epoch(line) <= resume_epoch
+            ]
+            write_atomic(
+                self.lines,
+                lambda temporary: temporary.write_text("".join(f"{line}\n" for line in kept)),
+            )
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
-            print("tensorboard is not installed, no curves are written (pip install tensorboard)", flush=True)
+            print(
+                "tensorboard is not installed, no curves are written (pip install tensorboard)",
+                flush=True,
+            )
             return
-        self.board = SummaryWriter(self.folder, purge_step=None if resume_epoch is None else resume_epoch + 1)
+        self.board = SummaryWriter(
+            self.folder, purge_step=None if resume_epoch is None else resume_epoch + 1
+        )
 
     def epoch(self, epoch, values, scalars=None):
         """One JSON line and the curves of an epoch; `scalars` go to TensorBoard alone."""
@@ -96,7 +118,9 @@ class RunLog:
             with open(self.lines, "a") as file:
                 file.write(json.dumps({"epoch": epoch, **values}) + "\n")
         except OSError as error:
-            raise RunError(f"cannot write {self.lines} ({error}): make room, then go on with --resume {self.folder}") from error
+            raise RunError(
+                f"cannot write {self.lines} ({error}): make room, then go on with --resume {self.folder}"
+            ) from error
         if self.board:
             for name, value in {**values, **(scalars or {})}.items():
                 if isinstance(value, (int, float)):
@@ -119,5 +143,7 @@ def new_folder(base):
         except FileExistsError:
             continue
         except OSError as error:
-            raise UseError(f"cannot create the run folder {folder} ({error}): check --output_dir") from None
+            raise UseError(
+                f"cannot create the run folder {folder} ({error}): check --output_dir"
+            ) from None
     raise UseError(f"no free run folder beside {base}")

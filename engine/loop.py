@@ -13,14 +13,18 @@ from torch.nn import functional as F
 from . import checkpoint
 from .errors import RunError, UseError
 from .log import RunLog, progress, write_json
-from .optim import whole
+from .recipes.cnn import whole
 
 
 def rng_state(device):
     """State of every random generator, as plain values and tensors."""
     kind, keys, *rest = np.random.get_state()
-    return {"torch": torch.get_rng_state(), "numpy": [kind, keys.tolist(), *rest], "python": list(random.getstate()),
-            "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
+    return {
+        "torch": torch.get_rng_state(),
+        "numpy": [kind, keys.tolist(), *rest],
+        "python": list(random.getstate()),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
 
 
 def set_rng_state(state, device):
@@ -56,8 +60,13 @@ def evaluate(net, loader, world, amp="none", label="test"):
         for images, labels, _ in bar:
             with autocast(world.device, amp):
                 out = whole(net(images).float())
-            sums += torch.stack([F.cross_entropy(out, labels, reduction="sum"), (out.argmax(1) == labels).sum(),
-                                 out.new_full((), len(labels))]).double()
+            sums += torch.stack(
+                [
+                    F.cross_entropy(out, labels, reduction="sum"),
+                    (out.argmax(1) == labels).sum(),
+                    out.new_full((), len(labels)),
+                ]
+            ).double()
     net.train(training)
     loss, correct, count = world.sum(sums).tolist()
     return {"loss": loss / count, "accuracy": correct / count, "images": int(count)}
@@ -70,8 +79,24 @@ class Trainer:
     further curves after each epoch; export(net) -> the network that is stored as the result.
     """
 
-    def __init__(self, net, kind, stable, folder, loaders, about, args, world, before_epoch=None, after_step=None,
-                 scalars=None, export=None, extra=None, *, recipe):
+    def __init__(
+        self,
+        net,
+        kind,
+        stable,
+        folder,
+        loaders,
+        about,
+        args,
+        world,
+        before_epoch=None,
+        after_step=None,
+        scalars=None,
+        export=None,
+        extra=None,
+        *,
+        recipe,
+    ):
         self.net, self.kind, self.stable, self.folder = net, kind, Path(stable), folder
         self.train_loader, self.choose_loader, self.test_loader = loaders
         self.about, self.args, self.world = about, args, world
@@ -106,22 +131,46 @@ class Trainer:
         return states
 
     def _content(self, net, accuracy, epoch, **more):
-        return checkpoint.content(net, self.kind, self.about, self.settings, accuracy=accuracy, epoch=epoch,
-                                  **self.extra, **more)
+        return checkpoint.content(
+            net,
+            self.kind,
+            self.about,
+            self.settings,
+            accuracy=accuracy,
+            epoch=epoch,
+            **self.extra,
+            **more,
+        )
 
     def save_last(self):
         """Write last.pth: everything that a resumed run needs."""
         states, sums = self._gather_rng(), self.world.sum(self.sums.clone())
         if self.folder is None or not self.world.main:
             return
-        training = {"epoch": self.epoch, "step": self.step, "best": self.best, "best_epoch": self.best_epoch,
-                    "seconds": self.seconds, "sums": sums.cpu(), "optimizer": self.optimizer.state_dict(),
-                    "scaler": self.scaler.state_dict(), "recipe": self.recipe.state_dict(), "rng": states,
-                    "stable": str(self.stable)}
-        checkpoint.save(self.folder / "last.pth", self._content(self.net, self.accuracy, self.epoch - 1, training=training))
+        training = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "best": self.best,
+            "best_epoch": self.best_epoch,
+            "seconds": self.seconds,
+            "sums": sums.cpu(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "recipe": self.recipe.state_dict(),
+            "rng": states,
+            "stable": str(self.stable),
+        }
+        checkpoint.save(
+            self.folder / "last.pth",
+            self._content(self.net, self.accuracy, self.epoch - 1, training=training),
+        )
 
     def save_best(self):
-        best = self.export(self.recipe.trained(self.net)) if self.folder is None or self.world.main else None
+        best = (
+            self.export(self.recipe.trained(self.net))
+            if self.folder is None or self.world.main
+            else None
+        )
         if self.folder is None:
             self.kept = copy.deepcopy(best)
         if self.folder is None or not self.world.main:
@@ -135,8 +184,10 @@ class Trainer:
         state = saved["training"]
         for part in ("train", "test"):
             if saved["data"][part] != self.about[part]:
-                raise UseError(f"the {part} images are not those of the interrupted run: it had {saved['data'][part]}, "
-                               f"here are {self.about[part]} ({self.about['where']})")
+                raise UseError(
+                    f"the {part} images are not those of the interrupted run: it had {saved['data'][part]}, "
+                    f"here are {self.about[part]} ({self.about['where']})"
+                )
         self.net.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
@@ -148,33 +199,48 @@ class Trainer:
         if len(state["rng"]) == self.world.size:
             set_rng_state(state["rng"][self.world.rank], self.world.device)
         else:
-            self.world.say(f"warning: the run had {len(state['rng'])} processes, now {self.world.size}: "
-                           "dropout masks will differ from the uninterrupted run's")
+            self.world.say(
+                f"warning: the run had {len(state['rng'])} processes, now {self.world.size}: "
+                "dropout masks will differ from the uninterrupted run's"
+            )
 
     # ---- training ----
 
     def _check(self):
         loss, correct, count = self.sums.tolist()
         if not np.isfinite(loss):
-            raise RunError(f"the loss is {loss} at epoch {self.epoch}, step {self.step}: lower --learning_rate"
-                           + (f"; {self.folder}/last.pth holds the state before" if self.folder else ""))
+            raise RunError(
+                f"the loss is {loss} at epoch {self.epoch}, step {self.step}: lower --learning_rate"
+                + (f"; {self.folder}/last.pth holds the state before" if self.folder else "")
+            )
         return loss / max(count, 1), correct / max(count, 1)
 
     def _train_epoch(self):
         self.net.train()
         steps = self.train_loader.epoch(self.epoch, self.step)
-        with progress(steps, self.world, total=len(self.train_loader), initial=self.step,
-                      desc=f"epoch {self.epoch}/{self.recipe.epochs}") as bar:
+        with progress(
+            steps,
+            self.world,
+            total=len(self.train_loader),
+            initial=self.step,
+            desc=f"epoch {self.epoch}/{self.recipe.epochs}",
+        ) as bar:
             for images, labels, n in bar:
-                self.rate = self.recipe.set_rate(self.optimizer, self.epoch + self.step / len(self.train_loader))
-                full = n == min(self.train_loader.batch_size, self.train_loader.images)  # others are not worth compiling for
+                self.rate = self.recipe.set_rate(
+                    self.optimizer, self.epoch + self.step / len(self.train_loader)
+                )
+                full = n == min(
+                    self.train_loader.batch_size, self.train_loader.images
+                )  # others are not worth compiling for
                 with autocast(self.world.device, self.args.amp):
                     images, targets = self.recipe.targets(images, labels, self.epoch)
                     out = (self.fast if self.fast is not None and full else self.model)(images)
                 out = out.float()
                 loss = self.recipe.loss(out, targets)
                 self.optimizer.zero_grad(set_to_none=True)
-                self.scaler.scale(loss * (self.world.size / n)).backward()  # DDP averages: the sum over processes is / n
+                self.scaler.scale(
+                    loss * (self.world.size / n)
+                ).backward()  # DDP averages: the sum over processes is / n
                 self.recipe.before_step(self.net, self.optimizer, self.scaler)
                 self.scaler.step(self.optimizer)
                 self.scaler.update()
@@ -182,26 +248,43 @@ class Trainer:
                 self.recipe.after_step(self.net)
                 with torch.no_grad():
                     correct = (whole(out).argmax(1) == labels).sum()
-                    self.sums += torch.stack([loss, correct, loss.new_full((), len(labels))]).double()
+                    self.sums += torch.stack(
+                        [loss, correct, loss.new_full((), len(labels))]
+                    ).double()
                 self.step += 1
                 if self.step % self.args.print_freq == 0:
                     loss, accuracy = self._check()
                     bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2%}")
-                if self.args.save_freq and self.step % self.args.save_freq == 0 and self.step < len(self.train_loader):
+                if (
+                    self.args.save_freq
+                    and self.step % self.args.save_freq == 0
+                    and self.step < len(self.train_loader)
+                ):
                     self._check()
-                    if all(p.isfinite().all() for p in self.net.parameters()):  # else the next loss ends the run
+                    if all(
+                        p.isfinite().all() for p in self.net.parameters()
+                    ):  # else the next loss ends the run
                         self.save_last()
 
     def fit(self, resumed=False):
         """Train to the last epoch; returns the summary, which is also written to the run folder."""
         args, world = self.args, self.world
-        log = RunLog(self.folder if world.main else None,
-                     None if resumed else {"settings": self.settings, "data": self.about, "network": self.net.built},
-                     resume_epoch=self.epoch - 1 if resumed else None)
+        log = RunLog(
+            self.folder if world.main else None,
+            None
+            if resumed
+            else {"settings": self.settings, "data": self.about, "network": self.net.built},
+            resume_epoch=self.epoch - 1 if resumed else None,
+        )
         counts = [self.about[part]["images"] for part in ("train", "test")]
-        world.say(f"{self.about['source']}: {counts[0]} training, {counts[1]} test images; "
-                  + ("the best epoch is chosen on held-back training images" if args.val_fraction else
-                     "the best epoch is chosen on the test set (published habit; --val_fraction holds images back)"))
+        world.say(
+            f"{self.about['source']}: {counts[0]} training, {counts[1]} test images; "
+            + (
+                "the best epoch is chosen on held-back training images"
+                if args.val_fraction
+                else "the best epoch is chosen on the test set (published habit; --val_fraction holds images back)"
+            )
+        )
         if not resumed:
             self.save_last()
         chosen = None
@@ -218,23 +301,37 @@ class Trainer:
                 trained = time.perf_counter() - start
                 world.sum(self.sums)
                 loss, accuracy = self._check()
-                chosen = evaluate(self.recipe.trained(self.net), self.choose_loader, world, args.amp)
+                chosen = evaluate(
+                    self.recipe.trained(self.net), self.choose_loader, world, args.amp
+                )
                 self.seconds += time.perf_counter() - start
                 name = "val" if args.val_fraction else "test"
-                values = {"train_loss": loss, "train_accuracy": accuracy, f"{name}_loss": chosen["loss"],
-                          f"{name}_accuracy": chosen["accuracy"], "learning_rate": self.rate,
-                          "images_per_s": (self.train_loader.images - first * self.train_loader.batch_size) / trained,
-                          "seconds": self.seconds}
+                values = {
+                    "train_loss": loss,
+                    "train_accuracy": accuracy,
+                    f"{name}_loss": chosen["loss"],
+                    f"{name}_accuracy": chosen["accuracy"],
+                    "learning_rate": self.rate,
+                    "images_per_s": (
+                        self.train_loader.images - first * self.train_loader.batch_size
+                    )
+                    / trained,
+                    "seconds": self.seconds,
+                }
                 if not np.isfinite(chosen["loss"]):
-                    raise RunError(f"the {name} loss is {chosen['loss']} after epoch {self.epoch}: lower --learning_rate")
+                    raise RunError(
+                        f"the {name} loss is {chosen['loss']} after epoch {self.epoch}: lower --learning_rate"
+                    )
                 self.accuracy = chosen["accuracy"]
                 if chosen["accuracy"] > self.best:
                     self.best, self.best_epoch = chosen["accuracy"], self.epoch
                     self.save_best()
                 log.epoch(self.epoch, values, self.scalars() if log.board else None)
-                world.say(f"epoch {self.epoch}/{self.recipe.epochs}  train {loss:.4f} {accuracy:.2%}  "
-                          f"{name} {chosen['loss']:.4f} {chosen['accuracy']:.2%}  best {self.best:.2%} ({self.best_epoch})  "
-                          f"lr {self.rate:.3g}  {values['images_per_s']:.0f} images/s")
+                world.say(
+                    f"epoch {self.epoch}/{self.recipe.epochs}  train {loss:.4f} {accuracy:.2%}  "
+                    f"{name} {chosen['loss']:.4f} {chosen['accuracy']:.2%}  best {self.best:.2%} ({self.best_epoch})  "
+                    f"lr {self.rate:.3g}  {values['images_per_s']:.0f} images/s"
+                )
                 self.epoch, self.step = self.epoch + 1, 0
                 self.save_last()
         finally:
@@ -248,21 +345,43 @@ class Trainer:
         best = self.kept
         if self.folder is not None:
             self.world.barrier()
-            best = checkpoint.rebuild(checkpoint.load(self.folder / "best.pth")).to(self.world.device,
-                                                                                    memory_format=torch.channels_last)
-        summary = {"kind": self.kind, "network": self.net.built, "data": self.about["source"], "best_epoch": self.best_epoch,
-                   "best_accuracy": self.best, "last_accuracy": last["accuracy"], "epochs": self.recipe.epochs,
-                   "seconds": self.seconds, "checkpoint": self.folder and str(self.stable),
-                   "run": self.folder and str(self.folder), **self.extra}
+            best = checkpoint.rebuild(checkpoint.load(self.folder / "best.pth")).to(
+                self.world.device, memory_format=torch.channels_last
+            )
+        summary = {
+            "kind": self.kind,
+            "network": self.net.built,
+            "data": self.about["source"],
+            "best_epoch": self.best_epoch,
+            "best_accuracy": self.best,
+            "last_accuracy": last["accuracy"],
+            "epochs": self.recipe.epochs,
+            "seconds": self.seconds,
+            "checkpoint": self.folder and str(self.stable),
+            "run": self.folder and str(self.folder),
+            **self.extra,
+        }
         if self.args.val_fraction or self.args.energy:
-            measured = report(best, self.test_loader, self.world, self.args, self.about,
-                              self.folder and self.folder / "energy")
+            measured = report(
+                best,
+                self.test_loader,
+                self.world,
+                self.args,
+                self.about,
+                self.folder and self.folder / "energy",
+            )
             summary |= {k: v for k, v in measured.items() if k != "energy"}
         if self.world.main and self.folder is not None:
             write_json(self.folder / "summary.json", summary)
-        self.world.say(f"best {self.best:.2%} at epoch {self.best_epoch}"
-                       + (f", test {summary['test_accuracy']:.2%}" if "test_accuracy" in summary else "")
-                       + (f"; weights {self.stable}, run {self.folder}" if self.folder else "; nothing saved (--dont_save)"))
+        self.world.say(
+            f"best {self.best:.2%} at epoch {self.best_epoch}"
+            + (f", test {summary['test_accuracy']:.2%}" if "test_accuracy" in summary else "")
+            + (
+                f"; weights {self.stable}, run {self.folder}"
+                if self.folder
+                else "; nothing saved (--dont_save)"
+            )
+        )
         return summary
 
 
@@ -273,11 +392,19 @@ def report(net, loader, world, args, about, stem=None, model="paper"):
     counter = Counter(net) if args.energy else None
     with counter or nullcontext():
         result = evaluate(net, loader, world, args.amp)
-    summary = {"test_accuracy": result["accuracy"], "test_loss": result["loss"], "test_images": result["images"]}
+    summary = {
+        "test_accuracy": result["accuracy"],
+        "test_loss": result["loss"],
+        "test_images": result["images"],
+    }
     on = {"network": net.built, "data": about["source"], "test": about["test"]}
     if counter:
         energy = counter.energy(world)
-        summary |= {"energy_uj": energy.total_uj, "ann_energy_uj": energy.ann_uj, "lane_rates": energy.lane_rates}
+        summary |= {
+            "energy_uj": energy.total_uj,
+            "ann_energy_uj": energy.ann_uj,
+            "lane_rates": energy.lane_rates,
+        }
         summary["energy"] = energy
         world.say(energy.table(model))
         if stem and world.main:

@@ -3,15 +3,47 @@
 import inspect
 from importlib import import_module
 
-from .activations import LIF, LIFLayer, LogQuant, ReLU, Spiking, SpikingLayer, describe, from_description
+from .activations import (
+    LIF,
+    LIFLayer,
+    LogQuant,
+    ReLU,
+    Spiking,
+    SpikingLayer,
+    describe,
+    from_description,
+)
 from .neuron import BACKENDS, MLIF, NeuronConfig, choose, lanes
 from .quantize import QuantReLU, calibrate
 
-__all__ = ["BACKENDS", "LIF", "MLIF", "NETWORKS", "LIFLayer", "LogQuant", "NeuronConfig", "QuantReLU", "ReLU", "Spiking",
-           "SpikingLayer", "build", "calibrate", "choose", "describe", "from_description", "lanes", "network", "options"]
+__all__ = [
+    "BACKENDS",
+    "LIF",
+    "MLIF",
+    "NETWORKS",
+    "LIFLayer",
+    "LogQuant",
+    "NeuronConfig",
+    "QuantReLU",
+    "ReLU",
+    "Spiking",
+    "SpikingLayer",
+    "build",
+    "calibrate",
+    "choose",
+    "describe",
+    "from_description",
+    "lanes",
+    "network",
+    "options",
+]
 
-NETWORKS = {"vgg16": "vgg.VGG16", "resnet20": "resnet.ResNet20", "sdt": "transformer.SpikeDrivenTransformer",
-            "vggsnn": "vggsnn.VGGSNN"}
+NETWORKS = {
+    "vgg16": "vgg.VGG16",
+    "resnet20": "resnet.ResNet20",
+    "sdt": "transformer.SpikeDrivenTransformer",
+    "vggsnn": "vggsnn.VGGSNN",
+}
 
 
 def network(name):
@@ -32,7 +64,9 @@ def options(name):
     Raises:
         ValueError: there is no such network.
     """
-    return [p for p in inspect.signature(network(name).__init__).parameters if p not in ("self", "act")]
+    return [
+        p for p in inspect.signature(network(name).__init__).parameters if p not in ("self", "act")
+    ]
 
 
 def build(name, act, **arguments):
@@ -43,7 +77,9 @@ def build(name, act, **arguments):
     """
     unknown = set(arguments) - set(options(name))
     if unknown:
-        raise ValueError(f"{name} takes {', '.join(options(name))}; got {', '.join(sorted(unknown))}")
+        raise ValueError(
+            f"{name} takes {', '.join(options(name))}; got {', '.join(sorted(unknown))}"
+        )
     parameters = inspect.signature(network(name).__init__).parameters
     defaults = {k: parameters[k].default for k in options(name)}
     net = network(name)(act, **arguments)

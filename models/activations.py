@@ -51,14 +51,25 @@ class SpikingLayer(MLIF):
     """
 
     def __init__(self, spec, constant, theta=None):
-        super().__init__(spec.neuron, spec.theta if theta is None else theta, spec.leak, spec.learn, spec.learn,
-                         backend=spec.backend, stateless=True)
+        super().__init__(
+            spec.neuron,
+            spec.theta if theta is None else theta,
+            spec.leak,
+            spec.learn,
+            spec.learn,
+            backend=spec.backend,
+            stateless=True,
+        )
         self.steps, self.constant = spec.steps, constant
         if spec.scale:
             self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, x):
-        x = x[None].expand(self.steps, *x.shape) if self.constant else x.unflatten(0, (self.steps, -1))
+        x = (
+            x[None].expand(self.steps, *x.shape)
+            if self.constant
+            else x.unflatten(0, (self.steps, -1))
+        )
         o = super().forward(x).flatten(0, 1)
         return o * self.scale.to(o.dtype) if hasattr(self, "scale") else o
 
@@ -85,8 +96,10 @@ class Spiking:
 
     def __post_init__(self):
         if self.encoding not in ("direct", "rate", "frames") or self.steps < 1:
-            raise ValueError(f"a spiking network needs steps >= 1 and encoding 'direct', 'rate' or 'frames', "
-                             f"got {self.steps} and {self.encoding!r}")
+            raise ValueError(
+                f"a spiking network needs steps >= 1 and encoding 'direct', 'rate' or 'frames', "
+                f"got {self.steps} and {self.encoding!r}"
+            )
 
     def layer(self, first=False, theta=None):
         return SpikingLayer(self, first and self.encoding == "direct", theta)
@@ -96,7 +109,9 @@ class Spiking:
             return x
         if self.encoding == "frames":
             if x.dim() < 3 or x.shape[1] != self.steps:
-                raise ValueError(f"expected frames [B, {self.steps}, ...], one for each step, got {list(x.shape)}")
+                raise ValueError(
+                    f"expected frames [B, {self.steps}, ...], one for each step, got {list(x.shape)}"
+                )
             return x.transpose(0, 1).flatten(0, 1)
         flat = x.flatten(1)
         lo, hi = flat.amin(1), flat.amax(1)
@@ -117,14 +132,26 @@ class LIFLayer(nn.Module):
         super().__init__()
         from spikingjelly.activation_based import neuron, surrogate
 
-        kind, tau = (neuron.ParametricLIFNode, "init_tau") if spec.learn_tau else (neuron.LIFNode, "tau")
-        self.node = kind(**{tau: spec.tau}, v_threshold=theta, v_reset=0.0, surrogate_function=surrogate.Sigmoid(alpha=4.0),
-                         detach_reset=True, step_mode="m")
+        kind, tau = (
+            (neuron.ParametricLIFNode, "init_tau") if spec.learn_tau else (neuron.LIFNode, "tau")
+        )
+        self.node = kind(
+            **{tau: spec.tau},
+            v_threshold=theta,
+            v_reset=0.0,
+            surrogate_function=surrogate.Sigmoid(alpha=4.0),
+            detach_reset=True,
+            step_mode="m",
+        )
         self.steps, self.constant = spec.steps, constant
 
     def forward(self, x):
         self.node.reset()
-        x = x[None].expand(self.steps, *x.shape) if self.constant else x.unflatten(0, (self.steps, -1))
+        x = (
+            x[None].expand(self.steps, *x.shape)
+            if self.constant
+            else x.unflatten(0, (self.steps, -1))
+        )
         return self.node(x).flatten(0, 1)
 
 

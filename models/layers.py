@@ -11,7 +11,11 @@ from torch.utils.checkpoint import checkpoint
 @contextmanager
 def still(stage):
     """Keep the running statistics of its batch norms where they are: a second forward of the same batch must not count."""
-    norms = [m for m in stage.modules() if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats]
+    norms = [
+        m
+        for m in stage.modules()
+        if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats
+    ]
     kept = [(m, m.momentum) for m in norms]
     try:
         for m in norms:
@@ -37,7 +41,11 @@ class HeldDropout(nn.Module):
         if self.steps == 1 and not self.whole:
             return F.dropout(x, self.p)
         x = x.unflatten(0, (self.steps, -1))
-        kept = x.new_ones(1, x.shape[1], *[1] * (x.dim() - 2)) if self.whole else torch.ones_like(x[:1])
+        kept = (
+            x.new_ones(1, x.shape[1], *[1] * (x.dim() - 2))
+            if self.whole
+            else torch.ones_like(x[:1])
+        )
         return (x * F.dropout(kept, self.p)).flatten(0, 1)
 
     def extra_repr(self):
@@ -95,7 +103,9 @@ class Residual(nn.Module):
 
     def fold_scale(self, q):
         inner = self.inner.fold_scale(q)
-        if isinstance(self.shortcut, nn.Identity):  # the shortcut cannot carry q: divide the whole current by it
+        if isinstance(
+            self.shortcut, nn.Identity
+        ):  # the shortcut cannot carry q: divide the whole current by it
             self.synapse.map.weight.mul_(inner / q)
             if self.synapse.map.bias is not None:
                 self.synapse.map.bias.div_(q)
@@ -132,7 +142,12 @@ class Network(nn.Module):
         if not (self.recompute and torch.is_grad_enabled()):
             return self.head(self.stages(x))
         for stage in self.stages:
-            x = checkpoint(stage, x, use_reentrant=False, context_fn=lambda stage=stage: (nullcontext(), still(stage)))
+            x = checkpoint(
+                stage,
+                x,
+                use_reentrant=False,
+                context_fn=lambda stage=stage: (nullcontext(), still(stage)),
+            )
         return self.head(x)
 
     def forward(self, x):
@@ -154,10 +169,17 @@ def fit(renamed, net, unknown=()):
     own = net.state_dict()
     unknown = [*unknown, *(k for k in renamed if k not in own)]
     missing = [k for k in own if k not in renamed and k.rpartition(".")[2] not in ("theta", "leak")]
-    wrong = [f"{k} is {tuple(v.shape)}, expected {tuple(own[k].shape)}" for k, v in renamed.items()
-             if k in own and v.shape != own[k].shape]
+    wrong = [
+        f"{k} is {tuple(v.shape)}, expected {tuple(own[k].shape)}"
+        for k, v in renamed.items()
+        if k in own and v.shape != own[k].shape
+    ]
     if missing or unknown or wrong:
-        problem = f"no {missing[0]}" if missing else f"an unknown {unknown[0]}" if unknown else wrong[0]
-        raise ValueError(f"the weights do not fit this {type(net).__name__} ({len(missing)} missing, {len(unknown)} unknown, "
-                         f"{len(wrong)} of another size): {problem}; check its size and number of classes")
+        problem = (
+            f"no {missing[0]}" if missing else f"an unknown {unknown[0]}" if unknown else wrong[0]
+        )
+        raise ValueError(
+            f"the weights do not fit this {type(net).__name__} ({len(missing)} missing, {len(unknown)} unknown, "
+            f"{len(wrong)} of another size): {problem}; check its size and number of classes"
+        )
     return {k: renamed.get(k, v) for k, v in own.items()}

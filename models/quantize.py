@@ -1,6 +1,6 @@
 """Fake quantisation of activations for the LQ-ANN (SPEC section 2), with straight-through gradients.
 
-    y = (x - lo) / (hi - lo),  k = round(log2 y),  q = 2^k for k_min <= k <= 0, else 0,  out = q * (hi - lo) + lo
+y = (x - lo) / (hi - lo),  k = round(log2 y),  q = 2^k for k_min <= k <= 0, else 0,  out = q * (hi - lo) + lo
 """
 
 import torch
@@ -55,13 +55,17 @@ class QuantReLU(nn.Module):
         if scheme not in SCHEMES:
             raise ValueError(f"quant_id must be one of {', '.join(SCHEMES)}, got {scheme!r}")
         if bits < 1 or not 0 < percent <= 100:
-            raise ValueError(f"a quantiser needs bits >= 1 and a percentile in (0, 100], got {bits} and {percent}")
+            raise ValueError(
+                f"a quantiser needs bits >= 1 and a percentile in (0, 100], got {bits} and {percent}"
+            )
         self.bits, self.scheme, self.percent = bits, scheme, percent
         self.register_buffer("lo", torch.zeros(()))
         self.register_buffer("hi", torch.full((), float("nan")))
         self.observing = False
         self.ready = False
-        self.register_load_state_dict_post_hook(lambda module, _: setattr(module, "ready", bool(module.hi.isfinite())))
+        self.register_load_state_dict_post_hook(
+            lambda module, _: setattr(module, "ready", bool(module.hi.isfinite()))
+        )
 
     def start(self):
         """Forget the range and observe the inputs to come, which pass through unquantised."""
@@ -83,7 +87,9 @@ class QuantReLU(nn.Module):
             self.observe(x)
             return x
         if not self.ready:
-            raise RuntimeError("the quantiser has no range yet: calibrate it (models.quantize.calibrate) or load one")
+            raise RuntimeError(
+                "the quantiser has no range yet: calibrate it (models.quantize.calibrate) or load one"
+            )
         return _FakeQuant.apply(x, self.lo, self.hi, self.bits, self.scheme)
 
     def extra_repr(self):

@@ -15,18 +15,29 @@ class ResNet20(Network):
 
     stem = 3
 
-    def __init__(self, act, num_classes=10, image_size=32, width_mult=1.0, bn=True, bias=True, dropout=0.0):
+    def __init__(
+        self, act, num_classes=10, image_size=32, width_mult=1.0, bn=True, bias=True, dropout=0.0
+    ):
         side, rest = divmod(image_size, 16)
         if rest or not side:
             raise ValueError(f"ResNet20 expects an image size that 16 divides, got {image_size}")
         widths = [max(1, round(n * width_mult)) for n in (64, 128, 256, 512)]
 
         def conv(inputs, outputs, size=3, stride=1):
-            return Synapse(nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=bias), bn)
+            return Synapse(
+                nn.Conv2d(inputs, outputs, size, stride, padding=size // 2, bias=bias), bn
+            )
 
         stages, channels = [], 3
         for i in range(3):
-            stages.append(Layer(conv(channels, widths[0]), act.layer(first=i == 0), dropout if i < 2 else 0.0, act.steps))
+            stages.append(
+                Layer(
+                    conv(channels, widths[0]),
+                    act.layer(first=i == 0),
+                    dropout if i < 2 else 0.0,
+                    act.steps,
+                )
+            )
             channels = widths[0]
         stages.append(nn.AvgPool2d(2))
         for i, width in enumerate(widths):

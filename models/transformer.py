@@ -82,15 +82,33 @@ class SpikeDrivenTransformer(Network):
 
     each_step = True  # the published energy bills the first layer at every step, at the image's own nonzero rate
 
-    def __init__(self, act, num_classes=10, img_size=32, in_chans=3, dim=512, depth=2, num_heads=8, mlp_ratio=4.0,
-                 pooling="0011", drop_path=0.0, tet=False):
+    def __init__(
+        self,
+        act,
+        num_classes=10,
+        img_size=32,
+        in_chans=3,
+        dim=512,
+        depth=2,
+        num_heads=8,
+        mlp_ratio=4.0,
+        pooling="0011",
+        drop_path=0.0,
+        tet=False,
+    ):
         if dim % num_heads or dim % 8:
-            raise ValueError(f"dim must be a multiple of num_heads and of 8, got dim {dim}, num_heads {num_heads}")
+            raise ValueError(
+                f"dim must be a multiple of num_heads and of 8, got dim {dim}, num_heads {num_heads}"
+            )
         if len(pooling) != 4 or set(pooling) - {"0", "1"}:
-            raise ValueError(f"pooling must be four digits 0 or 1, one per embedding stage, got {pooling!r}")
+            raise ValueError(
+                f"pooling must be four digits 0 or 1, one per embedding stage, got {pooling!r}"
+            )
         if img_size % 2 ** pooling.count("1"):
-            raise ValueError(f"pooling {pooling} halves the image {pooling.count('1')} times: img_size must be a multiple of "
-                             f"{2 ** pooling.count('1')}, got {img_size}")
+            raise ValueError(
+                f"pooling {pooling} halves the image {pooling.count('1')} times: img_size must be a multiple of "
+                f"{2 ** pooling.count('1')}, got {img_size}"
+            )
         pools = [nn.MaxPool2d(3, 2, 1) if digit == "1" else nn.Identity() for digit in pooling]
         widths = [in_chans, dim // 8, dim // 4, dim // 2, dim]
         stages = []
@@ -118,7 +136,10 @@ def from_published(state, net):
     own, renamed, unknown = net.state_dict(), {}, []
     for key, value in state.items():
         key = key.removeprefix("module.")
-        found = re.fullmatch(r"(patch_embed|block\.(\d+)\.(attn|mlp)|head)\.(?:(\w+?)_?(conv|bn|lif)(\d?)\.)?(\w+)", key)
+        found = re.fullmatch(
+            r"(patch_embed|block\.(\d+)\.(attn|mlp)|head)\.(?:(\w+?)_?(conv|bn|lif)(\d?)\.)?(\w+)",
+            key,
+        )
         if not found or "talking_heads" in key or "attn_lif" in key:
             unknown += [key] if "talking_heads" not in key and "attn_lif" not in key else []
             continue
@@ -131,11 +152,17 @@ def from_published(state, net):
         else:
             site = {"proj": "out", "fc1": "wide.synapse", "fc2": "out"}.get(name, f"{name}.synapse")
             new = f"stages.{7 + 2 * int(block) + (part == 'mlp')}.{site}.{'map' if kind == 'conv' else 'norm'}.{field}"
-        renamed[new] = value.reshape(own[new].shape) if new in own and value.numel() == own[new].numel() else value
+        renamed[new] = (
+            value.reshape(own[new].shape)
+            if new in own and value.numel() == own[new].numel()
+            else value
+        )
     return fit(renamed, net, unknown)
 
 
-def neurons(spike_mode="mlif", levels=3, steps=4, scaled=True, edge="published", soft=False, backend="auto"):
+def neurons(
+    spike_mode="mlif", levels=3, steps=4, scaled=True, edge="published", soft=False, backend="auto"
+):
     """The activation for a `spike_mode` of the published code.
 
     Raises:
@@ -145,35 +172,79 @@ def neurons(spike_mode="mlif", levels=3, steps=4, scaled=True, edge="published",
         raise ValueError(f"spike_mode must be one of {', '.join(MODES)}, got {spike_mode!r}")
     if spike_mode in ("lif", "plif"):
         if levels != 1:
-            raise ValueError(f"spike_mode {spike_mode} has one lane, got mlif_channels {levels}: use mlif or fast_mlif")
+            raise ValueError(
+                f"spike_mode {spike_mode} has one lane, got mlif_channels {levels}: use mlif or fast_mlif"
+            )
         return LIF(steps, learn_tau=spike_mode == "plif")
-    config = NeuronConfig.transformer(levels, spike_mode == "fast_mlif", soft=soft, scaled=scaled, edge=edge)
+    config = NeuronConfig.transformer(
+        levels, spike_mode == "fast_mlif", soft=soft, scaled=scaled, edge=edge
+    )
     return Spiking(config, steps, theta=1.0, leak=0.5, backend=backend, learn=False)
 
 
 @register_model
-def sdt(pretrained=False, spike_mode="lif", mlif_channels=1, time_steps=4, scaled=False, surrogate_edge="published",
-        neuron_backend="auto", **arguments):
+def sdt(
+    pretrained=False,
+    spike_mode="lif",
+    mlif_channels=1,
+    time_steps=4,
+    scaled=False,
+    surrogate_edge="published",
+    neuron_backend="auto",
+    **arguments,
+):
     """`SpikeDrivenTransformer` by the published option names; further arguments are the network's."""
-    for name in ("pretrained_cfg", "pretrained_cfg_overlay", "cache_dir"):  # timm passes them to every model
+    for name in (
+        "pretrained_cfg",
+        "pretrained_cfg_overlay",
+        "cache_dir",
+    ):  # timm passes them to every model
         arguments.pop(name, None)
     if pretrained:
         raise ValueError("sdt has no pretrained weights to download: load a checkpoint")
-    act = neurons(spike_mode, mlif_channels, time_steps, scaled, surrogate_edge, backend=neuron_backend)
+    act = neurons(
+        spike_mode, mlif_channels, time_steps, scaled, surrogate_edge, backend=neuron_backend
+    )
     net = SpikeDrivenTransformer(act, **arguments)
-    net.default_cfg = {"input_size": (arguments.get("in_chans", 3), *[arguments.get("img_size", 32)] * 2)}
+    net.default_cfg = {
+        "input_size": (arguments.get("in_chans", 3), *[arguments.get("img_size", 32)] * 2)
+    }
     return net
 
 
 @register_model
 def sdt_2_512_cifar(pretrained=False, **arguments):
     """Transformer-2-512 for 32x32 images, S = 3, T = 4."""
-    return sdt(pretrained, **{"spike_mode": "mlif", "mlif_channels": 3, "scaled": True, "depth": 2, "dim": 512, "img_size": 32,
-                              "pooling": "0011"} | arguments)
+    return sdt(
+        pretrained,
+        **{
+            "spike_mode": "mlif",
+            "mlif_channels": 3,
+            "scaled": True,
+            "depth": 2,
+            "dim": 512,
+            "img_size": 32,
+            "pooling": "0011",
+        }
+        | arguments,
+    )
 
 
 @register_model
 def sdt_8_512_imagenet(pretrained=False, **arguments):
     """Transformer-8-512 for ImageNet, S = 3, T = 1."""
-    return sdt(pretrained, **{"spike_mode": "fast_mlif", "mlif_channels": 3, "scaled": True, "time_steps": 1, "depth": 8,
-                              "dim": 512, "img_size": 224, "num_classes": 1000, "pooling": "1111"} | arguments)
+    return sdt(
+        pretrained,
+        **{
+            "spike_mode": "fast_mlif",
+            "mlif_channels": 3,
+            "scaled": True,
+            "time_steps": 1,
+            "depth": 8,
+            "dim": 512,
+            "img_size": 224,
+            "num_classes": 1000,
+            "pooling": "1111",
+        }
+        | arguments,
+    )

@@ -8,8 +8,19 @@ from .activations import Spiking
 from .layers import Layer, Network, Synapse, fit
 from .neuron import NeuronConfig
 
-PLAN = ((64, 1), (128, 2), (256, 1), (256, 2), (512, 1), (512, 2), (512, 1), (512, 2))  # channels, stride
-COUNTERS = re.compile(r"features\.\d+\.ops|classifier_ops")  # what the published code counts and saves beside the weights
+PLAN = (
+    (64, 1),
+    (128, 2),
+    (256, 1),
+    (256, 2),
+    (512, 1),
+    (512, 2),
+    (512, 1),
+    (512, 2),
+)  # channels, stride
+COUNTERS = re.compile(
+    r"features\.\d+\.ops|classifier_ops"
+)  # what the published code counts and saves beside the weights
 
 
 class VGGSNN(Network):
@@ -30,13 +41,17 @@ class VGGSNN(Network):
             conv = nn.Conv2d(channels, width, 3, stride, padding=1)
             stages.append(Layer(Synapse(conv, norm=True), act.layer(first=not stages)))
             channels, side = width, -(-side // stride)
-        super().__init__(act, [*stages, nn.Flatten()], nn.Linear(channels * side * side, num_classes))
+        super().__init__(
+            act, [*stages, nn.Flatten()], nn.Linear(channels * side * side, num_classes)
+        )
 
 
 def neurons(levels, steps, edge="published", backend="auto"):
     """The activation: M-LIF of `levels` lanes (0: the plain LIF baseline) over `steps` frames; theta 1, leak 0.5, fixed."""
     config = NeuronConfig.vggsnn(levels, edge) if levels else NeuronConfig.lif()
-    return Spiking(config, steps, theta=1.0, leak=0.5, encoding="frames", backend=backend, learn=False)
+    return Spiking(
+        config, steps, theta=1.0, leak=0.5, encoding="frames", backend=backend, learn=False
+    )
 
 
 def from_published(state, net):

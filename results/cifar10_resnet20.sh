@@ -27,6 +27,6 @@ done
 "$PY" ann_ddp.py "${COMMON[@]}" --output_dir "$OUT" --bn --quant_act --act_bits 3 --quant_id lvl --epochs 2 --optimizer Adam \
     -lr 1e-4 --lr_interval 0.5 --lr_reduce 5 --pretrained_ann "$ANN.pth"
 SNN=snn_${NAME}_MC_T_1_H_1_C_3_Z_0
-"$PY" -m analysis.report "results/cifar10_resnet20_w$WIDTH" "ANN=$(newest "$ANN")" \
+"$PY" -m experiments.report "results/cifar10_resnet20_w$WIDTH" "ANN=$(newest "$ANN")" \
     "LQ-ANN (lvl, 3 bits)=$(newest "${ANN}_AB_3_lvl")" "SNN, matched=$(newest "$OUT/matched/snn/$SNN")" \
     "SNN, published=$(newest "$OUT/published/snn/$SNN")"

@@ -19,7 +19,7 @@ mlif_paper) run mlif_paper --spike_mode mlif --mlif_channels 3 --scaled true --s
 lif) run lif --spike_mode lif "${@:2}" ;;
 report)
     newest() { ls -td "$OUT/$1"_2*/ | head -n 1; }
-    "$PY" -m analysis.report results/cifar10_sdt "M-LIF, 3 lanes=$(newest mlif)" \
+    "$PY" -m experiments.report results/cifar10_sdt "M-LIF, 3 lanes=$(newest mlif)" \
         "M-LIF, 3 lanes, paper edge=$(newest mlif_paper)" "LIF=$(newest lif)"
     ;;
 *) sed -n 2,5p "$0" && exit 2 ;;

@@ -11,12 +11,23 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.firing import measured
-from engine import checkpoint, cli, run
+from cli import parser as cli
+from cli import run
+from engine import checkpoint
 from engine.dist import launch
 from engine.errors import UseError, guard
 from spike_driven_transformer.train import build, get_parser, load_data, load_weights, with_config
 
-DATA = ("dataset", "data_dir", "img_size", "mean", "std", "interpolation", "crop_pct", "val_fraction")
+DATA = (
+    "dataset",
+    "data_dir",
+    "img_size",
+    "mean",
+    "std",
+    "interpolation",
+    "crop_pct",
+    "val_fraction",
+)
 
 
 def work(args, world):
@@ -34,8 +45,10 @@ def work(args, world):
     else:
         raise UseError(f"{args.resume} holds weights without settings: give their -c configuration")
     if net.head.out_features != data.about["num_classes"]:
-        raise UseError(f"{args.resume} has {net.head.out_features} classes, {data.about['source']} has "
-                       f"{data.about['num_classes']}: check --dataset")
+        raise UseError(
+            f"{args.resume} has {net.head.out_features} classes, {data.about['source']} has "
+            f"{data.about['num_classes']}: check --dataset"
+        )
     stem = checkpoint.beside(args.resume, "_firing", args.experiment)
     return measured(run.place(net, world), loaders[2], world, args, data.about, stem)
 
@@ -43,9 +56,15 @@ def work(args, world):
 def main(argv=None):
     parser = get_parser("firing_num.py")
     args = parser.parse(with_config(parser, argv))
-    idle = {a.dest for group in parser._action_groups if group.title in ("augmentation", "training")
-            for a in group._group_actions} | {"limit_train_batches", "save_freq", "test_only", "dont_save"}
-    own = Namespace(given=parser.parse(argv).given)  # a configuration may well hold the recipe of the training
+    idle = {
+        a.dest
+        for group in parser._action_groups
+        if group.title in ("augmentation", "training")
+        for a in group._group_actions
+    } | {"limit_train_batches", "save_freq", "test_only", "dont_save"}
+    own = Namespace(
+        given=parser.parse(argv).given
+    )  # a configuration may well hold the recipe of the training
     cli.refuse_idle(own, [(idle - {*DATA, "amp"}, False, "a trained network is measured")])
     if not args.resume:
         raise UseError("give --resume, the checkpoint to measure")

@@ -9,12 +9,16 @@ import pytest
 import torch
 
 if not torch.cuda.is_available():
-    os.environ["TRITON_INTERPRET"] = "1"  # read when a kernel is defined: Triton's interpreter stands in for the GPU
+    os.environ["TRITON_INTERPRET"] = (
+        "1"  # read when a kernel is defined: Triton's interpreter stands in for the GPU
+    )
 
 from engine.errors import guard
 from tests.helpers import ROOT, image_folder
 
-torch.set_num_threads(1)  # tiny tensors: a second thread would spin, and wait for whatever else the machine does
+torch.set_num_threads(
+    1
+)  # tiny tensors: a second thread would spin, and wait for whatever else the machine does
 
 
 @pytest.fixture(autouse=True)
@@ -51,6 +55,7 @@ def fails(capsys):
 
     It must end with `status`, name `words`, show no traceback, and leave the files in `keep` as they were.
     """
+
     def run(main, argv, *words, status=2, keep=None):
         before = digests(keep)
         capsys.readouterr()

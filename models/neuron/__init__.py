@@ -1,8 +1,8 @@
 """The one-hot multi-level LIF neuron: description, definition, backends, module."""
 
+from .backends.dispatch import SUPPORTED as BACKENDS
+from .backends.dispatch import choose
 from .config import NeuronConfig
-from .dispatch import SUPPORTED as BACKENDS
-from .dispatch import choose
 from .module import MLIF
 from .reference import lanes
 

@@ -43,16 +43,27 @@ class NeuronConfig:
 
     def __post_init__(self):
         if not isinstance(self.levels, int) or not 1 <= self.levels <= MAX_LEVELS:
-            raise ValueError(f"levels (lanes S) must be an integer from 1 to {MAX_LEVELS}, got {self.levels!r}")
-        for field, allowed in (("reset", ("soft", "soft_theta", "hard")), ("surrogate", ("triangle", "sigmoid")),
-                               ("edge", ("paper", "published"))):
+            raise ValueError(
+                f"levels (lanes S) must be an integer from 1 to {MAX_LEVELS}, got {self.levels!r}"
+            )
+        for field, allowed in (
+            ("reset", ("soft", "soft_theta", "hard")),
+            ("surrogate", ("triangle", "sigmoid")),
+            ("edge", ("paper", "published")),
+        ):
             if getattr(self, field) not in allowed:
-                raise ValueError(f"{field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}")
+                raise ValueError(
+                    f"{field} must be one of {', '.join(allowed)}, got {getattr(self, field)!r}"
+                )
         if self.gamma <= 0 or self.alpha <= 0 or self.input_gain <= 0:
-            raise ValueError(f"gamma, alpha and input_gain must be positive, got "
-                             f"{self.gamma}, {self.alpha}, {self.input_gain}")
+            raise ValueError(
+                f"gamma, alpha and input_gain must be positive, got "
+                f"{self.gamma}, {self.alpha}, {self.input_gain}"
+            )
         if not self.detach_reset and self.reset == "hard" and self.levels > 1:
-            raise ValueError("detach_reset=False with a hard reset is defined for levels=1 only (the plain LIF baseline)")
+            raise ValueError(
+                "detach_reset=False with a hard reset is defined for levels=1 only (the plain LIF baseline)"
+            )
 
     @property
     def gain(self):
@@ -80,8 +91,13 @@ class NeuronConfig:
     @classmethod
     def vgg(cls, levels=3, hardware_opt=1, reset_to_zero=False, gamma=0.3, edge="published"):
         """Neuron of VGG16 and ResNet20 (`snn_ddp.py`); `hardware_opt` 1 one-hot, 2 multi-hot."""
-        return cls(levels=levels, one_hot=hardware_opt != 2, reset="hard" if reset_to_zero else "soft", gamma=gamma,
-                   edge=edge)
+        return cls(
+            levels=levels,
+            one_hot=hardware_opt != 2,
+            reset="hard" if reset_to_zero else "soft",
+            gamma=gamma,
+            edge=edge,
+        )
 
     @classmethod
     def vggsnn(cls, levels=3, edge="published"):
@@ -94,10 +110,27 @@ class NeuronConfig:
         return replace(cls.vggsnn(levels=1), detach_reset=False)
 
     @classmethod
-    def transformer(cls, levels=3, fast=False, soft=False, detach_reset=True, decay_input=True, scaled=True, tau=2.0,
-                    edge="published"):
+    def transformer(
+        cls,
+        levels=3,
+        fast=False,
+        soft=False,
+        detach_reset=True,
+        decay_input=True,
+        scaled=True,
+        tau=2.0,
+        edge="published",
+    ):
         """Neuron of the spike-driven transformer: `mlif`, or `fast_mlif` with `fast=True`. Its leak is 1 - 1/tau."""
         reset = ("soft" if fast else "soft_theta") if soft else "hard"
-        return cls(levels=levels, inclusive=fast, input_gain=1 / tau if decay_input else 1.0, reset=reset,
-                   detach_reset=detach_reset or not (fast and soft), scaled=scaled, surrogate="sigmoid",
-                   relative=not fast, edge=edge)
+        return cls(
+            levels=levels,
+            inclusive=fast,
+            input_gain=1 / tau if decay_input else 1.0,
+            reset=reset,
+            detach_reset=detach_reset or not (fast and soft),
+            scaled=scaled,
+            surrogate="sigmoid",
+            relative=not fast,
+            edge=edge,
+        )

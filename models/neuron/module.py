@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from . import dispatch
+from .backends import dispatch
 from .config import NeuronConfig
 from .reference import lanes
 
@@ -22,15 +22,26 @@ class MLIF(nn.Module):
         ValueError: theta is not positive.
     """
 
-    def __init__(self, config=None, theta=1.0, leak=1.0, learn_theta=True, learn_leak=True, step_mode="m",
-                 backend="auto", stateless=False):
+    def __init__(
+        self,
+        config=None,
+        theta=1.0,
+        leak=1.0,
+        learn_theta=True,
+        learn_leak=True,
+        step_mode="m",
+        backend="auto",
+        stateless=False,
+    ):
         super().__init__()
         if not theta > 0:
             raise ValueError(f"theta must be positive, got {theta}")
         self.config = config if config is not None else NeuronConfig()
         for name, value, learn in (("theta", theta, learn_theta), ("leak", leak, learn_leak)):
             tensor = torch.tensor(float(value))
-            self.register_parameter(name, nn.Parameter(tensor)) if learn else self.register_buffer(name, tensor)
+            self.register_parameter(name, nn.Parameter(tensor)) if learn else self.register_buffer(
+                name, tensor
+            )
         self.stateless = stateless
         self.step_mode, self.backend = step_mode, backend
         self.v = None
@@ -72,7 +83,9 @@ class MLIF(nn.Module):
         """[T, ...] -> [T, ...] merged output ('m'), or [...] -> [...] ('s')."""
         sequence = x if self.step_mode == "m" else x[None]
         v = None if self.stateless else self.v
-        o, v = dispatch.mlif(sequence, self.theta, self.leak, self.config, v, not self.stateless, self.backend)
+        o, v = dispatch.mlif(
+            sequence, self.theta, self.leak, self.config, v, not self.stateless, self.backend
+        )
         if not self.stateless:
             self.v = v
         return o if self.step_mode == "m" else o[0]

@@ -13,7 +13,10 @@ import torch
 def staircase(r, config):
     """Merged output before the gain, of r = u / (theta * gain); NaN stays NaN."""
     passed = torch.ge if config.inclusive else torch.gt
-    o = sum(jump * passed(r, edge).to(r.dtype) for jump, edge in zip(config.jumps, config.edges, strict=True))
+    o = sum(
+        jump * passed(r, edge).to(r.dtype)
+        for jump, edge in zip(config.jumps, config.edges, strict=True)
+    )
     return torch.where(r.isnan(), r, o)
 
 

@@ -1,0 +1,554 @@
+"""What a user gets wrong: one line that says what was expected, what came and the way out; nothing on disk is damaged."""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+from urllib.error import URLError
+
+import pytest
+import torch
+from PIL import Image
+
+import absorb_bn
+import ann_ddp
+import energy
+import snn_ddp
+from cli import run
+from engine import checkpoint
+from engine.dist import World
+from engine.errors import RunError, UseError, guard
+from engine.loop import Trainer
+from inputs import images as data
+from tests.conftest import digests
+from tests.helpers import ROOT, environment, image_folder
+
+NET = "-a VGG16 --width_mult 0.0625 --bias --device cpu "
+SPIKING = (
+    NET
+    + "-multi_channel 1 -num_channels 3 --timesteps 1 --balance_steps 2 --batch_size 12 --epochs 1 "
+)
+MAIN = {"ann": ann_ddp.main, "snn": snn_ddp.main, "fuse": absorb_bn.main, "energy": energy.main}
+
+
+class Foreign:
+    """An object whose unpickling leaves a mark."""
+
+    def __reduce__(self):
+        return os.mkdir, (str(Foreign.mark),)
+
+
+@pytest.fixture(scope="module")
+def here(cifar, tmp_path_factory):
+    """A folder with data, a trained ANN, its fused form, an LQ-ANN, an SNN, a run folder of each, and damaged files."""
+    root = tmp_path_factory.mktemp("here")
+    common = f"--data_root {cifar} --output_dir {root} --batch_size 12 --epochs 1"
+    guard(ann_ddp.main, f"{NET} --bn {common}".split())
+    (root / "ann/ann_vgg16_cifar10_w0.0625.pth").rename(root / "ann.pth")
+    next((root / "ann").glob("ann_*_w0.0625_*")).rename(root / "ann_run")
+    guard(absorb_bn.main, f"--pretrained_ann {root}/ann.pth".split())
+    (root / "ann_bn_fused.pth").rename(root / "fused.pth")
+    guard(snn_ddp.main, f"{SPIKING} {common} --pretrained_ann {root}/fused.pth".split())
+    next((root / "snn").glob("*.pth")).rename(root / "snn.pth")
+    next(p for p in (root / "snn").iterdir() if p.is_dir()).rename(root / "snn_run")
+    good = (root / "ann.pth").read_bytes()
+    (root / "cut.pth").write_bytes(good[: len(good) // 2])
+    (root / "empty.pth").write_bytes(b"")
+    (root / "text.pth").write_text("accuracy 93.5 %\n")
+    Foreign.mark = root / "mark"
+    torch.save({"state_dict": {}, "what": Foreign()}, root / "object.pth")
+    torch.save({"state_dict": {}, "what": argparse.Namespace(a=1)}, root / "namespace.pth")
+    torch.save({"format": checkpoint.FORMAT, "model": {}}, root / "part.pth")
+    torch.save({"layer1.weight": torch.zeros(3, 3)}, root / "foreign.pth")
+    torch.save({"act.maximum": torch.zeros(4)}, root / "odd.pth")
+    torch.save(torch.zeros(3), root / "tensor.pth")
+    for part, count in (("train", 6), ("val", 3)):
+        image_folder(root / "three" / part, 3, count)
+    for folder in ("hollow/train/a", "no_val/train/a", "no_run"):
+        (root / folder).mkdir(parents=True)
+    shutil.copy(root / "three/train/n0000/0.png", root / "no_val/train/a/0.png")
+    image_folder(root / "thousand/train", 1001, 1)
+    image_folder(root / "more/train", 3, 6)
+    image_folder(root / "more/val", 4, 4)
+    return root
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch):
+    from torchvision import datasets
+
+    def refuse(self):
+        raise URLError("no route to host")
+
+    for cls in (datasets.CIFAR10, datasets.CIFAR100):
+        monkeypatch.setattr(cls, "download", refuse)
+
+
+THREE = "--dataset FOLDER --dataset_dir {h}/three --image_size 32 --batch_size 3 "
+CASES = [  # script, arguments ({h}: the folder, {c}: --data_root with CIFAR), words of the line
+    # data
+    (
+        "ann",
+        "--data_root {h}/none",
+        "no CIFAR10 under {h}/none",
+        "cifar-10-batches-py",
+        "cifar10-jpeg",
+    ),
+    ("snn", "--dataset CIFAR100 --data_root {c}", "no CIFAR100 under {c}", "cifar100-jpeg"),
+    (
+        "ann",
+        "--dataset IMAGENET --dataset_dir {h}/none",
+        "expected an image folder {h}/none/train/<class>",
+    ),
+    (
+        "ann",
+        "--dataset FOLDER --image_size 32 --dataset_dir {h}/hollow",
+        "{h}/hollow/train holds no images",
+    ),
+    (
+        "ann",
+        "--dataset FOLDER --image_size 32 --dataset_dir {h}/no_val",
+        "expected an image folder {h}/no_val/val/<class>",
+    ),
+    (
+        "ann",
+        "--dataset FOLDER --image_size 32 --dataset_dir {h}/more",
+        "'n0003', which is not in the training part",
+    ),
+    (
+        "ann",
+        "--dataset IMAGENET --dataset_dir {h}/thousand",
+        "{h}/thousand/train holds 1001 classes",
+        "--dataset FOLDER",
+    ),
+    ("ann", "--dataset FOLDER --dataset_dir {h}/three", "needs --image_size"),
+    (
+        "ann",
+        "--dataset FOLDER --dataset_dir {h}/three --image_size 20",
+        "VGG16 expects an image size that 16 divides, got 20",
+    ),
+    (
+        "ann",
+        "--dataset FOLDER --dataset_dir {h}/three --image_size 40 -a RESNET20",
+        "that 16 divides, got 40",
+    ),
+    (
+        "ann",
+        "--data_root {c} --val_fraction 0.01",
+        "--val_fraction 0.01 of 24 training images holds back 0",
+    ),
+    # checkpoints
+    (
+        "ann",
+        "--data_root {c} -a RESNET20 --width_mult 0.125 --bn --bias --pretrained_ann {h}/ann.pth",
+        "{h}/ann.pth holds a vgg16",
+        "expected a resnet20",
+        "--architecture",
+    ),
+    (
+        "ann",
+        THREE + NET + "--bn --pretrained_ann {h}/ann.pth",
+        "class count",
+        "(10, 256), expected (3, 256)",
+    ),
+    (
+        "ann",
+        "--data_root {c} --width_mult 0.125 --bn --bias --pretrained_ann {h}/ann.pth",
+        "another size",
+        "--width_mult",
+    ),
+    (
+        "ann",
+        "--data_root {c} --width_mult 0.0625 --bn --pretrained_ann {h}/ann.pth",
+        "check --bias",
+    ),
+    ("ann", "--data_root {c} --pretrained_ann {h}/ann.pht", "no checkpoint at {h}/ann.pht", ".pth"),
+    (
+        "snn",
+        "--data_root {c} --pretrained_ann {h}/none/ann.pth",
+        "no checkpoint at",
+        "check the folder {h}/none",
+    ),
+    ("fuse", "--pretrained_ann {h}/none.pth", "no checkpoint at {h}/none.pth"),
+    ("ann", "--data_root {c} --pretrained_ann {h}", "no checkpoint at {h}"),
+    (
+        "ann",
+        "--data_root {c} --pretrained_ann {h}/cut.pth",
+        "{h}/cut.pth is truncated or not a checkpoint",
+    ),
+    ("fuse", "--pretrained_ann {h}/cut.pth", "{h}/cut.pth is truncated"),
+    ("energy", "{h}/empty.pth", "{h}/empty.pth is truncated or not a checkpoint"),
+    (
+        "snn",
+        "--data_root {c} --pretrained_snn {h}/text.pth",
+        "{h}/text.pth is truncated or not a checkpoint",
+    ),
+    (
+        "ann",
+        "--data_root {c} --pretrained_ann {h}/object.pth",
+        "object.pth holds an object of posix.mkdir",
+        "only files of",
+    ),
+    ("fuse", "--pretrained_ann {h}/namespace.pth", "argparse.Namespace"),
+    ("fuse", "--pretrained_ann {h}/part.pth", "{h}/part.pth is not a whole checkpoint", "kind"),
+    (
+        "fuse",
+        "--pretrained_ann {h}/tensor.pth",
+        "{h}/tensor.pth is not a checkpoint: it holds a Tensor",
+    ),
+    (
+        "ann",
+        "--data_root {c} " + NET + "--pretrained_ann {h}/foreign.pth",
+        "{h}/foreign.pth is of another size",
+    ),
+    (
+        "ann",
+        "--data_root {c} " + NET + "--pretrained_ann {h}/odd.pth",
+        "{h}/odd.pth does not fit a vgg16",
+    ),
+    (
+        "snn",
+        "--data_root {c} " + SPIKING + "--pretrained_ann {h}/ann.pth",
+        "unfused batch norm",
+        "run absorb_bn.py",
+    ),
+    (
+        "snn",
+        "--data_root {c} " + SPIKING + "--pretrained_ann {h}/snn.pth",
+        "{h}/snn.pth holds an SNN",
+        "--pretrained_snn",
+    ),
+    (
+        "snn",
+        "--data_root {c} " + NET + "--pretrained_snn {h}/fused.pth",
+        "{h}/fused.pth holds an ANN",
+        "--pretrained_ann",
+    ),
+    ("ann", "--data_root {c} " + NET + "--pretrained_ann {h}/snn.pth", "{h}/snn.pth holds an SNN"),
+    (
+        "ann",
+        "--data_root {c} " + NET + "--bn --pretrained_ann {h}/fused.pth",
+        "holds no batch norm",
+        "--bn asks for it",
+    ),
+    (
+        "fuse",
+        "--pretrained_ann {h}/fused.pth",
+        "{h}/fused.pth holds no batch norm",
+        "fused already",
+    ),
+    ("fuse", "--pretrained_ann {h}/snn.pth", "{h}/snn.pth holds an SNN"),
+    (
+        "fuse",
+        "-a RESNET20 --pretrained_ann {h}/ann.pth",
+        "--architecture RESNET20 was given",
+        "says VGG16",
+    ),
+    ("fuse", "", "give --pretrained_ann"),
+    (
+        "energy",
+        "{h}/ann.pth " + THREE,
+        "{h}/ann.pth was trained for 10 classes",
+        "has 3 classes and 32 pixels",
+    ),
+    # options
+    ("ann", "--lr_interval 0.5,1.5", "--lr_interval", "<= 1", "got 1.5"),
+    ("ann", "--lr_interval 0", "--lr_interval", "> 0", "got 0"),
+    ("ann", "--lr_interval half", "--lr_interval", "expected float, got 'half'"),
+    ("snn", "--timesteps 0", "--timesteps", ">= 1", "got 0"),
+    ("ann", "--epochs three", "--epochs", "expected int, got 'three'"),
+    ("ann", "-a VGG19", "VGG19", "VGG16", "RESNET20"),
+    ("ann", "--lerning_rate 0.1", "--lerning_rate", "did you mean --learning_rate?"),
+    ("snn", "-num_chanels 3", "-num_chanels", "did you mean --num_channels?"),
+    ("fuse", "--zzz", "--zzz", "--help lists the options"),
+    ("ann", "--data_root {c} --kernel_size 4", "kernel_size must be odd, got 4"),
+    ("ann", "-a RESNET20 --kernel_size 5", "--kernel_size does nothing here: only VGG16"),
+    (
+        "fuse",
+        "-a RESNET20 --kernel_size 5 --pretrained_ann {h}/ann.pth",
+        "--kernel_size does nothing here",
+    ),
+    ("snn", "-num_channels 3", "--num_channels does nothing here", "--multi_channel 1"),
+    ("snn", "-hardware_opt 1", "--hardware_opt does nothing here", "--multi_channel 1"),
+    ("ann", "--act_bits 2", "--act_bits does nothing here", "--quant_act"),
+    ("ann", "--quant_scale_max 99", "--quant_scale_max does nothing here", "--quant_act"),
+    (
+        "ann",
+        "--dataset CIFAR10 --image_size 64",
+        "--image_size does nothing here: CIFAR10 has a fixed size",
+    ),
+    ("ann", "--dataset DIGITS --data_root {c}", "--data_root does nothing here"),
+    ("snn", "--warm_up_epochs 3", "--warm_up_epochs does nothing here", "--warm_up"),
+    ("snn", "--amsgrad true", "--amsgrad does nothing here", "--optimizer Adam"),
+    ("snn", "--scaling_factor 0.5", "--scaling_factor does nothing here", "--pretrained_ann"),
+    (
+        "snn",
+        "--conversion matched --balance all --pretrained_ann {h}/fused.pth",
+        "--balance does nothing here",
+    ),
+    (
+        "snn",
+        "--data_root {c} " + SPIKING + "--balance stem --pretrained_ann {h}/fused.pth",
+        "--balance stem: VGG16 has no stem",
+        "--balance all",
+    ),
+    (
+        "snn",
+        "--pretrained_ann {h}/fused.pth --pretrained_snn {h}/snn.pth",
+        "--pretrained_ann",
+        "not both",
+    ),
+    ("ann", "--data_root {c} --test_only", "--test_only", "give --pretrained_ann"),
+    ("snn", "--data_root {c} --test_only", "--test_only", "give --pretrained_snn"),
+    # device
+    ("ann", "--data_root {c} --device cpu --amp fp16", "--amp fp16 needs a GPU", "bf16 or none"),
+    ("energy", "{h}/ann.pth --device cpu --amp fp16", "--amp fp16 needs a GPU"),
+    (
+        "ann",
+        "--data_root {c} --device cpu --dist_backend nccl",
+        "--dist_backend nccl needs GPUs",
+        "gloo",
+    ),
+    (
+        "snn",
+        "--data_root {c} --device cpu --neuron_backend cupy",
+        "--neuron_backend cupy",
+        "it runs on a CUDA GPU",
+    ),
+    ("snn", "--neuron_backend inductor", "--neuron_backend", "inductor", "compiled"),
+    (
+        "snn",
+        "--compile --neuron_backend cpp",
+        "--neuron_backend does nothing here",
+        "auto or compiled",
+    ),
+    (
+        "ann",
+        "--data_root {c} --device cpu --compile reduce-overhead",
+        "CUDA graphs, which need a GPU",
+        "--compile alone",
+    ),
+    (
+        "ann",
+        "--data_root {c} -a RESNET20 --width_mult 0.0625 --compile --device cpu",
+        "--compile",
+        "oneDNN",
+        "--width_mult",
+    ),
+    ("ann", "--compile fast", "--compile", "reduce-overhead"),
+    ("ann", "--device tpu", "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+    ("ann", "--device cuda:99", "--device cuda:99 is not here", "--device cpu"),
+    # resume
+    ("ann", "--resume {h}/no_run", "no checkpoint at {h}/no_run/last.pth"),
+    ("ann", "--resume {h}/absent", "no checkpoint at {h}/absent"),
+    ("ann", "--resume {h}/ann.pth", "{h}/ann.pth is not the last.pth of a run", "run folder"),
+    (
+        "ann",
+        "--resume {h}/ann_run --learning_rate 0.5",
+        "--learning_rate 0.5 differs",
+        "0.001",
+        "start a new run",
+    ),
+    ("snn", "--resume {h}/ann_run", "{h}/ann_run is a run of another script"),
+    ("ann", "--resume {h}/snn_run", "{h}/snn_run is a run of another script"),
+]
+
+
+@pytest.mark.parametrize(
+    "script, argv, words",
+    [(c[0], c[1], c[2:]) for c in CASES],
+    ids=[f"{c[0]} {c[1]}" for c in CASES],
+)
+def test_one_line(here, cifar, fails, monkeypatch, script, argv, words):
+    monkeypatch.chdir(here)
+    before = set(here.rglob("*"))
+    fails(
+        MAIN[script],
+        argv.format(h=here, c=cifar),
+        *(w.format(h=here, c=cifar) for w in words),
+        keep=here,
+    )
+    assert {
+        p
+        for p in set(here.rglob("*")) - before
+        if p.is_file() or p.name.startswith(("ann_", "snn_"))
+    } == set()
+    assert not (here / "mark").exists()
+
+
+def test_truncated_image_is_named(here, fails, tmp_path):
+    image_folder(tmp_path / "train", 3, 6)
+    image_folder(tmp_path / "val", 3, 3)
+    bad = tmp_path / "train/n0001/4.jpg"
+    Image.linear_gradient("L").convert("RGB").save(bad)
+    whole = bad.read_bytes()
+    for size, side, workers in (
+        (len(whole) // 2, 32, 0),
+        (20, 32, 0),
+        (0, 32, 0),
+        (len(whole) // 2, 96, 0),
+        (0, 96, 1),
+    ):
+        bad.write_bytes(whole[:size])
+        line = fails(
+            ann_ddp.main,
+            f"--dataset FOLDER --dataset_dir {tmp_path} --image_size {side} --batch_size 6 {NET}"
+            f"--epochs 1 --workers {workers} --output_dir {tmp_path}/out",
+            f"{bad} cannot be read",
+            "replace it",
+        )
+        assert "worker process" not in line and line.count("error:") == 1
+
+
+def test_wrong_image_size_is_named(cifar, fails, tmp_path):
+    shutil.copytree(cifar / "cifar10-jpeg", tmp_path / "cifar10-jpeg")
+    bad = tmp_path / "cifar10-jpeg/test/n0003/3.png"
+    Image.new("RGB", (40, 32)).save(bad)
+    fails(ann_ddp.main, f"--data_root {tmp_path}", f"{bad} is 40x32 pixels, expected 32x32")
+
+
+@pytest.mark.parametrize("save_freq", [0, 1])
+def test_nan_loss_ends_the_run_and_keeps_the_good_state(cifar, fails, tmp_path, save_freq):
+    argv = f"--data_root {cifar} {NET} --bn --batch_size 8 --epochs 1 --output_dir {tmp_path} --save_freq {save_freq} "
+    guard(ann_ddp.main, f"{argv} -lr 0.001".split())
+    stable = tmp_path / "ann/ann_vgg16_cifar10_w0.0625.pth"
+    stable.rename(tmp_path / "kept.pth")
+    fails(
+        ann_ddp.main,
+        f"{argv} -lr 1e30",
+        "the loss is",
+        "at epoch 1",
+        "lower --learning_rate",
+        status=1,
+        keep=tmp_path,
+    )
+    assert not stable.exists()
+    run_folder = max(
+        (p for p in (tmp_path / "ann").iterdir() if p.is_dir()),
+        key=lambda p: (p.stat().st_ctime, p.name),
+    )
+    content = checkpoint.load(run_folder / "last.pth")
+    assert content["training"]["epoch"] == 1 and all(
+        v.isfinite().all() for v in content["model"].values()
+    )
+    assert not list(run_folder.glob(".*"))
+
+
+def test_overflowed_weights_are_not_stored(cifar, fails, monkeypatch, tmp_path):
+    epoch = Trainer._train_epoch
+
+    def train(self):
+        def overflow():
+            if self.step == 1:
+                next(self.net.parameters()).data.fill_(float("inf"))
+
+        self.after_step = overflow
+        epoch(self)
+
+    monkeypatch.setattr(Trainer, "_train_epoch", train)
+    fails(
+        ann_ddp.main,
+        f"--data_root {cifar} {NET} --batch_size 8 --epochs 1 --output_dir {tmp_path} --save_freq 1",
+        "the loss is nan",
+        status=1,
+    )
+    content = checkpoint.load(next(tmp_path.glob("ann/*/last.pth")))
+    assert content["training"]["step"] == 1 and all(
+        v.isfinite().all() for v in content["model"].values()
+    )
+
+
+def test_fewer_images_than_processes(here):
+    args = ann_ddp.get_parser().parse((THREE + "--batch_size 2").format(h=here).split())
+    content = data.load(args, World())
+    with pytest.raises(UseError, match="--batch_size is 2, smaller than the 4 processes"):
+        data.loaders(content, args, World(rank=0, size=4))
+    args.batch_size = 64
+    with pytest.raises(UseError, match="the training part is 6, smaller than the 8 processes"):
+        data.loaders(content, args, World(rank=0, size=8))
+
+
+def test_resume_with_other_images(here, cifar, fails, tmp_path):
+    shutil.copytree(cifar / "cifar10-jpeg", tmp_path / "cifar10-jpeg")
+    (tmp_path / "cifar10-jpeg/train/n0000/0.png").unlink()
+    fails(
+        ann_ddp.main,
+        f"--resume {here}/ann_run --data_root {tmp_path}",
+        "the train images are not those",
+        "24",
+        "23",
+        keep=here,
+    )
+
+
+def test_unwritable_output(cifar, fails, tmp_path):
+    (tmp_path / "out").write_text("a file")
+    fails(
+        ann_ddp.main,
+        f"--data_root {cifar} {NET} --output_dir {tmp_path}/out",
+        "cannot create the run folder",
+        "--output_dir",
+        keep=tmp_path,
+    )
+
+
+def test_failed_write_is_a_run_error(monkeypatch, tmp_path):
+    def full(content, path):
+        path.write_bytes(b"half")
+        raise RuntimeError("PytorchStreamWriter failed writing file")
+
+    monkeypatch.setattr(torch, "save", full)
+    with pytest.raises(RunError, match=re.escape(f"cannot write {tmp_path}/a.pth")):
+        checkpoint.save(tmp_path / "a.pth", {})
+
+
+def test_debug_shows_the_traceback(fails):
+    for flag in ("--debug", "-debug"):
+        with pytest.raises(UseError):
+            guard(ann_ddp.main, ["--act_bits", "2", flag])
+
+
+def test_narrow_strided_shortcut_runs_on_the_cpu(monkeypatch):
+    import models
+
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", True)
+    for width, kept in ((0.125, True), (0.0625, False)):
+        run.place(models.build("resnet20", models.ReLU(), width_mult=width), World())
+        assert torch.backends.mkldnn.enabled is kept
+
+
+SUBPROCESS = [
+    ("ann_ddp.py", "--lerning_rate 0.1", 2, "did you mean --learning_rate?"),
+    (
+        "snn_ddp.py",
+        "--data_root {c} " + SPIKING + "--pretrained_ann {h}/ann.pth",
+        2,
+        "run absorb_bn.py",
+    ),
+    ("absorb_bn.py", "--pretrained_ann {h}/fused.pth", 2, "fused already"),
+    (
+        "ann_ddp.py",
+        "--data_root {c} --output_dir {h} --epochs 1 --batch_size 2 -lr 1e30 " + NET,
+        1,
+        "lower --learning_rate",
+    ),
+]
+
+
+@pytest.mark.parametrize("script, argv, status, words", SUBPROCESS)
+def test_one_line_of_a_process(here, cifar, script, argv, status, words):
+    before = digests(here)
+    done = subprocess.run(
+        [sys.executable, ROOT / script, *argv.format(h=here, c=cifar).split()],
+        cwd=here,
+        text=True,
+        capture_output=True,
+        timeout=120,
+        env=environment(here, TQDM_DISABLE="", OMP_NUM_THREADS=1),
+    )
+    lines = [line.strip() for line in re.split(r"[\r\n]+", done.stderr) if "error:" in line]
+    assert done.returncode == status and len(lines) == 1 and words in lines[0], done.stderr
+    assert "Traceback" not in done.stderr and lines[0].startswith(str(ROOT / script))
+    assert before.items() <= digests(here).items()
