@@ -1,9 +1,9 @@
-"""Checkpoints that rebuild themselves; written to a temporary name and renamed, loaded with weights_only.
+"""Checkpoints that rebuild themselves; written to a temporary name and renamed, never a pickle.
 
-A checkpoint holds `format`, `kind` ('ann', 'lq', 'snn', 'sdt', 'vggsnn'), `fused`, `network` and `activation` (how to build
-it), `data`, `settings`, `accuracy` (fraction), `epoch`, `model` (weights), `versions`; `last.pth` also `training` (see
-`loop.py`).
-Files of the published code (a `state_dict` with its own key names) are read too.
+A checkpoint holds `format`, `kind` ('ann', 'lq', 'snn', 'sdt', 'vggsnn'), `fused`, `network` and
+`activation` (how to build it), `data`, `settings`, `accuracy` (fraction), `epoch`, `model` (the
+weights) and `versions`; `last.pth` also `training` (see `loop.py`). Files of the published code (a
+`state_dict` with its own key names) are read too.
 """
 
 import re
@@ -13,11 +13,14 @@ from pathlib import Path
 import torch
 
 import models
+from models import published
 
 from .errors import UseError
 from .files import write_atomic
+from .log import versions
 
 FORMAT = "mlif-1"
+PUBLISHED = "published"
 FIELDS = ("kind", "fused", "network", "activation", "data", "settings", "model")
 
 
@@ -28,77 +31,109 @@ def save(path, content):
 
 def named(path):
     """The checkpoint that a path names: of a run folder its best one."""
-    return Path(path) / "best.pth" if Path(path).is_dir() else Path(path)
+    path = Path(path)
+    return path / "best.pth" if path.is_dir() else path
 
 
 def beside(path, suffix, output=""):
-    """Path without suffix of what is written of the checkpoint that `path` names: beside it, in the folder `output`, or as
-    `output` says."""
+    """Path without suffix of what is written of the checkpoint that `path` names.
+
+    It lies beside the checkpoint, in the folder `output`, or where `output` says.
+    """
+    # timm writes .pth.tar
     stem = re.sub(r"(\.pth)?(\.tar)?$", suffix, str(named(path)), count=1)
     if output.endswith("/") or Path(output or "-").is_dir():
         return str(Path(output) / Path(stem).name)
     return output or stem
 
 
-def load(path):
-    """Read a checkpoint, or the best one of a run folder, onto the CPU: plain values and tensors only.
+# ---- reading
 
+
+def load(path):
+    """Read a checkpoint, or the best one of a run folder, onto the CPU.
+
+    Returns:
+        What it holds: plain values and tensors only. Of a published file, `format` is 'published',
+        and there are `model` (weights by their published names) and `accuracy`.
     Raises:
         UseError: no such file, truncated, or not a checkpoint.
     """
     path = named(path)
-    if not path.is_file():
-        near = sorted(str(p) for p in path.parent.glob("*.pth"))[:3] if path.parent.is_dir() else []
-        raise UseError(
-            f"no checkpoint at {path}"
-            + (
-                f"; {path.parent} holds {', '.join(near)}"
-                if near
-                else f": train one first, or check the folder {path.parent}"
-            )
-        )
-    try:
-        with warnings.catch_warnings(action="ignore"):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # what is no pickle fails in the unpickler, in any way
-        foreign = re.search(r"GLOBAL (\S+) (?:was not|whose module)", str(error))
-        if foreign:
-            raise UseError(
-                f"{path} holds an object of {foreign[1]}: only files of tensors and plain values are read"
-            ) from None
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0][:120]
-        reason = "not written by torch.save" if reason.startswith("Weights only") else reason
-        raise UseError(
-            f"{path} is truncated or not a checkpoint ({reason}): give another file, or write it anew"
-        ) from None
+    _check_exists(path)
+    content = _read(path)
     if not isinstance(content, dict):
         raise UseError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
+
     if content.get("format") == FORMAT:
-        absent = [name for name in FIELDS if name not in content]
-        if absent:
-            raise UseError(f"{path} is not a whole checkpoint: it has no {absent[0]!r}")
+        for name in FIELDS:
+            if name not in content:
+                raise UseError(f"{path} is not a whole checkpoint: it has no {name!r}")
         return content
+
+    # a published file: a state_dict, alone or beside accuracy and optimizer
     state = content.get("state_dict", content)
-    if (
-        not isinstance(state, dict)
-        or not state
-        or not all(isinstance(v, torch.Tensor) for v in state.values())
-    ):
+    tensors = isinstance(state, dict) and all(isinstance(v, torch.Tensor) for v in state.values())
+    if not tensors or not state:
         raise UseError(
             f"{path} is not a checkpoint: neither this project's nor a published state_dict"
         )
     return {
-        "format": "published",
-        "path": str(path),
-        "model": {k.removeprefix("module."): v for k, v in state.items()},
+        "format": PUBLISHED,
+        # a network that was saved inside its distributed wrapper has the prefix
+        "model": {key.removeprefix("module."): value for key, value in state.items()},
         "accuracy": content.get("accuracy"),
     }
 
 
-def content(net, kind, data, settings, **more):
-    """What a checkpoint of `net` holds, beside `more`."""
-    from .log import versions
+def _check_exists(path):
+    if path.is_file():
+        return
+    # a mistyped name is likely one of the others there
+    near = sorted(str(p) for p in path.parent.glob("*.pth"))[:3]
+    if near:
+        way = f"; {path.parent} holds {', '.join(near)}"
+    else:
+        way = f": train one first, or check the folder {path.parent}"
+    raise UseError(f"no checkpoint at {path}{way}")
 
+
+def _read(path):
+    """What torch.save wrote to a file, if that is tensors and plain values."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what is no pickle fails in the unpickler, in any way
+        text = str(error).strip() or type(error).__name__
+        # the unpickler names the first class that it does not load
+        foreign = re.search(r"GLOBAL (\S+) (?:was not|whose module)", text)
+        if foreign:
+            raise UseError(
+                f"{path} holds an object of {foreign[1]}: "
+                "only files of tensors and plain values are read"
+            ) from None
+
+        # torch's own advice is to load without checks, and many lines long
+        reason = text.splitlines()[0][:120]
+        if reason.startswith("Weights only"):
+            reason = "not written by torch.save"
+        raise UseError(
+            f"{path} is truncated or not a checkpoint ({reason}): "
+            "give another file, or write it anew"
+        ) from None
+
+
+# ---- from a network and back
+
+
+def content(
+    net,
+    kind,
+    data,
+    settings,
+    **more,
+):
+    """What a checkpoint of `net` holds, beside `more`."""
     return {
         "format": FORMAT,
         "kind": kind,
@@ -107,7 +142,8 @@ def content(net, kind, data, settings, **more):
         "activation": models.describe(net.act),
         "data": data,
         "settings": settings,
-        "model": {k: v.detach().cpu() for k, v in net.state_dict().items()},
+        # on the CPU, so that any machine can read it
+        "model": {name: value.detach().cpu() for name, value in net.state_dict().items()},
         "versions": versions(),
         **more,
     }
@@ -116,175 +152,121 @@ def content(net, kind, data, settings, **more):
 def rebuild(checkpoint):
     """The network of a checkpoint of this project, with its weights."""
     built = dict(checkpoint["network"])
-    net = models.build(
-        built.pop("name"), models.from_description(checkpoint["activation"]), **built
-    )
+    act = models.from_description(checkpoint["activation"])
+    net = models.build(built.pop("name"), act, **built)
     net.load_state_dict(checkpoint["model"])
     return net
 
 
-def _published_modules(state):
-    """Keys of a published state_dict grouped by kind, each in the order of the signal: (weighted, norms, ranges, neurons).
-
-    In a block the published order is residual, identity, quantizer.
-    """
-    paths = {}
-    for key in state:
-        paths.setdefault(key.rpartition(".")[0], []).append(key)
-    blocks = {}
-    for path in paths:
-        blocks.setdefault(re.match(r"(layer\d+\.\d+|[^.]*)", path)[0], len(blocks))
-
-    def order(path):
-        part = next(
-            (i for i, name in enumerate(("residual", "identity", "quantizer")) if name in path), 0
-        )
-        return (
-            blocks[re.match(r"(layer\d+\.\d+|[^.]*)", path)[0]],
-            part,
-            [int(n) for n in re.findall(r"\d+", path)],
-        )
-
-    weighted, norms, ranges = [], [], []
-    for path in sorted(paths, key=order):
-        if f"{path}.running_mean" in state:
-            norms.append(path)
-        elif f"{path}.weight" in state:
-            weighted.append(path)
-        elif f"{path}.maximum" in state:
-            ranges.append(path)
-    number = [
-        sorted(
-            (k for k in state if k.startswith(name)), key=lambda k: int(re.search(r"\d+$", k)[0])
-        )
-        for name in ("threshold.", "leak.")
-    ]
-    return weighted, norms, ranges, number
+# ---- weights into a network that is there
 
 
-def from_published(state, net):
-    """Rename a published state_dict to the keys of `net`, by position and kind."""
-    weighted, norms, ranges, (thetas, leaks) = _published_modules(state)
-    synapses = [name for name, m in net.named_modules() if hasattr(m, "map")]
-    sites = {id(site): name for name, site in net.named_modules()}
-    acts = [sites[id(site)] for site in net.sites()]
-    out = {}
-    for path, name in zip(weighted, [*(f"{s}.map" for s in synapses), "head"], strict=False):
-        out |= {
-            f"{name}.{k}": state[f"{path}.{k}"]
-            for k in ("weight", "bias")
-            if f"{path}.{k}" in state
-        }
-    normed = [
-        s for s, path in zip(synapses, weighted, strict=False) if state[f"{path}.weight"].dim() == 4
-    ]
-    for path, name in zip(norms, normed, strict=False):
-        out |= {
-            f"{name}.norm.{k.rpartition('.')[2]}": v
-            for k, v in state.items()
-            if k.rpartition(".")[0] == path
-        }
-    for path, name in zip(ranges, acts, strict=False):
-        out |= {
-            f"{name}.lo": state[f"{path}.minimum"].reshape(()),
-            f"{name}.hi": state[f"{path}.maximum"].reshape(()),
-        }
-    for keys, field in ((thetas, "theta"), (leaks, "leak")):
-        out |= {
-            f"{name}.{field}": state[key].reshape(()) for key, name in zip(keys, acts, strict=False)
-        }
-    counts = {
-        "weighted layers": (weighted, [*synapses, "head"]),
-        "batch norms": (norms, normed),
-        "quantisers": (ranges, acts),
-        "thresholds": (thetas, acts),
-        "leaks": (leaks, acts),
-    }
-    for name, (found, places) in counts.items():
-        if len(found) > len(places):
-            out[f"({name})"] = torch.empty(len(found))  # reported as unexpected
-    return out
+def load_into(
+    net,
+    checkpoint,
+    path,
+    new=(),
+    dropped=(),
+):
+    """Copy the weights of a checkpoint into the CNN `net`, strictly.
 
-
-def load_into(net, checkpoint, path, new=(), dropped=()):
-    """Copy the weights of a checkpoint into `net`, strictly.
-
-    new: last name parts that only the network may have ('theta'); dropped: those that only the file may have ('lo').
+    Args:
+        checkpoint: what `load(path)` returned.
+        new, dropped: what only the network, or only the file, may have, see `published.fit`.
     Raises:
         UseError: another network, width, class count, or fused against unfused weights.
     """
-    state, own = checkpoint["model"], net.state_dict()
-    if checkpoint["format"] == "published":
+    if checkpoint["format"] == PUBLISHED:
         try:
-            state = from_published(state, net)
-        except (KeyError, RuntimeError, TypeError):
+            state = published.rename(net, checkpoint["model"])
+        except ValueError as error:
             raise UseError(
-                f"{path} does not fit a {net.built['name']}: neither this project's nor the published code's "
-                "names of weights; check --architecture"
+                f"{path} does not fit a {net.built['name']}: {error}; check --architecture"
             ) from None
-    elif checkpoint["network"]["name"] != net.built["name"]:
-        raise UseError(
-            f"{path} holds a {checkpoint['network']['name']}, expected a {net.built['name']}: check --architecture"
-        )
-    elif (checkpoint["kind"] == "snn") != (
-        expected := net.act.kind == "spiking" and "theta" not in new
-    ):
-        held, way = (
-            ("SNN", "only --pretrained_snn of snn_ddp.py takes it")
-            if checkpoint["kind"] == "snn"
-            else ("ANN", "fused, it can be converted as --pretrained_ann")
-        )
-        raise UseError(f"{path} holds an {held}, expected an {'SNN' if expected else 'ANN'}: {way}")
-    norm_in_file, norm_here = (
-        any("running_mean" in k for k in state),
-        any("running_mean" in k for k in own),
-    )
-    if norm_in_file and not norm_here:
-        raise UseError(
-            f"{path} holds unfused batch norm: run absorb_bn.py on it first and give its ..._bn_fused.pth"
-        )
-    if norm_here and not norm_in_file:
-        raise UseError(
-            f"{path} holds no batch norm (a fused file, or trained without --bn), but --bn asks for it"
-        )
-    wrong = [
-        f"{k} is {tuple(state[k].shape)}, expected {tuple(own[k].shape)}"
-        for k in state
-        if k in own and state[k].shape != own[k].shape
-    ]
-    if wrong and wrong[0].startswith("head."):
-        raise UseError(
-            f"{path} is of another class count or width: {wrong[-1]} ({len(wrong)} of {len(own)} tensors differ)"
-        )
-    if wrong:
-        raise UseError(
-            f"{path} is of another size: {wrong[0]} ({len(wrong)} of {len(own)} tensors differ; check --width_mult)"
-        )
-    missing = [k for k in own if k not in state and k.rpartition(".")[2] not in new]
-    extra = [k for k in state if k not in own and k.rpartition(".")[2] not in dropped]
-    if missing or extra:
-        hint = (
-            "; check --bias"
-            if all(k.endswith("bias") for k in missing + extra)
-            else "; check --architecture"
-        )
-        raise UseError(
-            f"{path} does not fit this {net.built['name']}: {len(missing)} tensors missing {missing[:2]}, "
-            f"{len(extra)} unexpected {extra[:2]}{hint}"
-        )
-    net.load_state_dict({k: state.get(k, v) for k, v in own.items()})
+    else:
+        state = checkpoint["model"]
+        # thresholds that may be missing will come from a conversion: the file is an ANN's
+        spiking = net.act.kind == "spiking" and "theta" not in new
+        _check_network(net, checkpoint, path, spiking)
+
+    _check_norm(net, state, path)
+    try:
+        published.fit(net, state, new, dropped)
+    except published.Misfit as misfit:
+        raise UseError(f"{path} {_explained(net, misfit)}") from None
 
 
-def load_named(net, path, rename, **allowed):
-    """Copy weights into `net`, strictly: ours (`allowed`: see `load_into`), or published ones by rename(state, net).
+def load_named(net, path):
+    """Copy the weights of the file `path` into a transformer or a VGGSNN, strictly.
+
+    Their neurons' theta and leak are settings and not weights: the file may have them or not, as
+    M-LIF stores them and SpikingJelly's LIF does not.
 
     Raises:
-        UseError: they do not fit.
+        UseError: no such file, or its weights do not fit.
     """
-    content = load(path)
-    if content["format"] != "published":
-        return load_into(net, content, path, **allowed)
+    settings = ("theta", "leak")
+    checkpoint = load(path)
+    if checkpoint["format"] != PUBLISHED:
+        return load_into(net, checkpoint, path, new=settings, dropped=settings)
     try:
-        net.load_state_dict(rename(content["model"], net))
-    except ValueError as error:
-        raise UseError(f"{path}: {error}") from None
+        published.fit(net, published.rename(net, checkpoint["model"]), new=settings)
+    except published.Misfit as misfit:
+        raise UseError(f"{path}: {misfit}") from None
+
+
+def _check_network(
+    net,
+    checkpoint,
+    path,
+    spiking,
+):
+    """Raise UseError for the checkpoint of another network, or if it is an SNN and must not be."""
+    held = checkpoint["network"]["name"]
+    wanted = net.built["name"]
+    if held != wanted:
+        raise UseError(f"{path} holds a {held}, expected a {wanted}: check --architecture")
+
+    if spiking and checkpoint["kind"] != "snn":
+        raise UseError(
+            f"{path} holds an ANN, expected an SNN: fused, it can be converted as --pretrained_ann"
+        )
+    if checkpoint["kind"] == "snn" and not spiking:
+        raise UseError(
+            f"{path} holds an SNN, expected an ANN: only --pretrained_snn of snn_ddp.py takes it"
+        )
+
+
+def _check_norm(net, state, path):
+    """Raise UseError if only one of the file and the network has batch norm."""
+    in_file = any("running_mean" in name for name in state)
+    in_network = any("running_mean" in name for name in net.state_dict())
+    if in_file and not in_network:
+        raise UseError(
+            f"{path} holds unfused batch norm: "
+            "run absorb_bn.py on it first and give its ..._bn_fused.pth"
+        )
+    if in_network and not in_file:
+        raise UseError(
+            f"{path} holds no batch norm (a fused file, or trained without --bn), "
+            "but --bn asks for it"
+        )
+
+
+def _explained(net, misfit):
+    """What is wrong with weights that do not fit, and the option that may be the cause."""
+    # sizes first: with another width, some tensors are missing or surplus as well
+    wrong = misfit.resized
+    differ = f"({len(wrong)} of {len(net.state_dict())} tensors differ"
+    if wrong and wrong[0].startswith("head."):
+        return f"is of another class count or width: {wrong[-1]} {differ})"
+    if wrong:
+        return f"is of another size: {wrong[0]} {differ}; check --width_mult)"
+
+    names = misfit.missing + misfit.unknown
+    option = "--bias" if all(name.endswith("bias") for name in names) else "--architecture"
+    return (
+        f"does not fit this {net.built['name']}: "
+        f"{len(misfit.missing)} tensors missing {misfit.missing[:2]}, "
+        f"{len(misfit.unknown)} unexpected {misfit.unknown[:2]}; check {option}"
+    )

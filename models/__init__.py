@@ -1,4 +1,7 @@
-"""What is computed: networks, the injected activation, the neuron. No I/O, no argument parsing, no choice of device."""
+"""What is computed: networks, the injected activation, the neuron.
+
+Tensors in, tensors out: nothing here reads files, parses options or chooses a device.
+"""
 
 import inspect
 from importlib import import_module
@@ -18,6 +21,7 @@ from .quantize import QuantReLU, calibrate
 
 __all__ = [
     "BACKENDS",
+    "CNNS",
     "LIF",
     "MLIF",
     "NETWORKS",
@@ -38,12 +42,15 @@ __all__ = [
     "options",
 ]
 
-NETWORKS = {
+# A network is one file here and one entry: its name, and module.class in this package.
+# CNNS are those that go from an ANN to an SNN (ann_ddp.py, absorb_bn.py, snn_ddp.py). They take the
+# arguments num_classes, image_size, width_mult, bn and bias, and their stages have `firings` and
+# `fold_scale` (see `layers.Network`).
+CNNS = {
     "vgg16": "vgg.VGG16",
     "resnet20": "resnet.ResNet20",
-    "sdt": "transformer.SpikeDrivenTransformer",
-    "vggsnn": "vggsnn.VGGSNN",
 }
+NETWORKS = CNNS | {"sdt": "transformer.SpikeDrivenTransformer", "vggsnn": "vggsnn.VGGSNN"}
 
 
 def network(name):
@@ -59,29 +66,31 @@ def network(name):
 
 
 def options(name):
-    """Names of the arguments that network `name` takes beside its activation.
+    """{argument: default} of what network `name` takes beside its activation.
 
     Raises:
         ValueError: there is no such network.
     """
-    return [
-        p for p in inspect.signature(network(name).__init__).parameters if p not in ("self", "act")
-    ]
+    parameters = inspect.signature(network(name)).parameters
+    return {p.name: p.default for p in parameters.values() if p.name != "act"}
 
 
 def build(name, act, **arguments):
-    """Build network `name` (one of `NETWORKS`) with activation `act` (`ReLU()`, `LogQuant(...)`, `Spiking(...)`).
+    """Build network `name` (of `NETWORKS`) with an activation: `ReLU()`, `Spiking(...)`, ...
 
-    The weights have the same names whatever the activation. `arguments`: see the network's class. The result remembers
-    how it was built in `net.built = {"name": ..., **all arguments}`.
+    The weights have the same names whatever the activation. The result remembers how it was built,
+    in `net.built = {"name": ..., **all arguments}`.
+
+    Args:
+        arguments: see the network's class.
+    Raises:
+        ValueError: there is no such network, or it does not take these arguments.
     """
-    unknown = set(arguments) - set(options(name))
+    defaults = options(name)
+    unknown = sorted(arguments.keys() - defaults)
     if unknown:
-        raise ValueError(
-            f"{name} takes {', '.join(options(name))}; got {', '.join(sorted(unknown))}"
-        )
-    parameters = inspect.signature(network(name).__init__).parameters
-    defaults = {k: parameters[k].default for k in options(name)}
+        raise ValueError(f"{name} takes {', '.join(defaults)}; got {', '.join(unknown)}")
+
     net = network(name)(act, **arguments)
     net.built = {"name": name.lower(), **defaults, **arguments}
     return net

@@ -1,7 +1,12 @@
-"""The part that makes one network an ANN, an LQ-ANN or an SNN: what follows every weighted layer but the last.
+"""The part that makes one network an ANN, an LQ-ANN or an SNN: what follows each weighted layer.
 
-Each description builds the module of a layer (`layer`), encodes the image (`encode`) and averages the readout over
-time (`readout`). Time is folded into the batch: inside a network every tensor is [T*B, ...]; an ANN is T = 1.
+A description (`ReLU`, `LogQuant`, `Spiking`, `LIF`) is small and frozen. Networks ask it for
+
+    layer(first, theta)   the module of one layer; all are of the class `module`
+    encode(x)             what the first layer sees
+    readout(y)            the mean of the last layer's output over time
+
+Time is folded into the batch: inside a network every tensor is [T*B, ...], and an ANN is T = 1.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -13,35 +18,87 @@ from .neuron import MLIF, NeuronConfig
 from .quantize import QuantReLU
 
 
+def unfold(x, steps, constant):
+    """The current at each step, [T, B, ...].
+
+    Args:
+        x: folded time, [T*B, ...]; if `constant`, one current [B, ...] that all steps share.
+    """
+    if constant:
+        return x.expand(steps, *x.shape)
+    return x.unflatten(0, (steps, -1))
+
+
+def rate_code(x, steps):
+    """Bernoulli spikes of pixels scaled to [0, 1] per image: [B, ...] -> [T*B, ...]."""
+    pixels = tuple(range(1, x.dim()))
+    lowest = x.amin(pixels, keepdim=True)
+    highest = x.amax(pixels, keepdim=True)
+    # an image of one colour has no span
+    rate = (x - lowest) / (highest - lowest).clamp(min=1e-12)
+    return torch.bernoulli(rate.repeat(steps, *[1] * len(pixels)))
+
+
+class Activation:
+    """What all descriptions do before the first layer and after the last one; see `Spiking`."""
+
+    steps = 1
+    encoding = "direct"
+    scale = False
+
+    def encode(self, x):
+        """What the first layer sees: [B, ...] if it is the same at each step, else [T*B, ...]."""
+        if self.encoding == "direct":
+            return x
+        if self.encoding == "rate":
+            return rate_code(x, self.steps)
+
+        if x.dim() < 3 or x.shape[1] != self.steps:
+            raise ValueError(
+                f"expected frames [B, {self.steps}, ...], one for each step, got {list(x.shape)}"
+            )
+        return x.transpose(0, 1).flatten(0, 1)  # [B, T, ...] -> [T*B, ...]
+
+    def readout(self, y):
+        """The mean over time: [T*B, classes] -> [B, classes]."""
+        if self.steps == 1:
+            return y
+        return y.unflatten(0, (self.steps, -1)).mean(0)
+
+
 @dataclass(frozen=True)
-class ReLU:
+class ReLU(Activation):
     """The ANN."""
 
     kind = "relu"
-    steps = 1
+    module = nn.ReLU
 
     def layer(self, first=False):
         return nn.ReLU()
 
-    def encode(self, x):
-        return x
-
-    def readout(self, y):
-        return y
-
 
 @dataclass(frozen=True)
-class LogQuant(ReLU):
-    """The LQ-ANN: ReLU and a quantiser of `bits` with levels `scheme` and a range up to the `percent` percentile."""
+class LogQuant(Activation):
+    """The LQ-ANN: ReLU and a quantiser of `bits` with levels `scheme` up to a percentile."""
 
     bits: int = 2
     scheme: str = "log"
     percent: float = 99.7
 
     kind = "quant"
+    module = QuantReLU
 
     def layer(self, first=False):
         return QuantReLU(self.bits, self.scheme, self.percent)
+
+
+class Neurons(Activation):
+    """Descriptions of neurons, whose threshold one layer may have for itself."""
+
+    def layer(self, first=False, theta=None):
+        # the current of the image is the same at each step
+        constant = first and self.encoding == "direct"
+        return self.module(self, constant, self.theta if theta is None else theta)
 
 
 class SpikingLayer(MLIF):
@@ -50,37 +107,42 @@ class SpikingLayer(MLIF):
     `scale` (matched conversion) multiplies the output; it folds away into the weights that follow.
     """
 
-    def __init__(self, spec, constant, theta=None):
+    def __init__(self, spec, constant, theta):
         super().__init__(
             spec.neuron,
-            spec.theta if theta is None else theta,
+            theta,
             spec.leak,
-            spec.learn,
-            spec.learn,
+            learn_theta=spec.learn,
+            learn_leak=spec.learn,
             backend=spec.backend,
             stateless=True,
         )
-        self.steps, self.constant = spec.steps, constant
+        self.steps = spec.steps
+        self.constant = constant
+        # no parameter without a conversion that fits one: the weights keep their names
         if spec.scale:
             self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, x):
-        x = (
-            x[None].expand(self.steps, *x.shape)
-            if self.constant
-            else x.unflatten(0, (self.steps, -1))
-        )
+        x = unfold(x, self.steps, self.constant)
         o = super().forward(x).flatten(0, 1)
-        return o * self.scale.to(o.dtype) if hasattr(self, "scale") else o
+        if hasattr(self, "scale"):
+            o = o * self.scale.to(o.dtype)
+        return o
 
 
 @dataclass(frozen=True)
-class Spiking:
+class Spiking(Neurons):
     """The SNN: a neuron run for `steps` = T steps.
 
-    encoding: 'direct' (the analog image is the input of every step; the first layer's current is computed once), 'rate'
-    (Bernoulli spikes of pixels scaled to [0, 1] per image) or 'frames' (the input has a frame for each step, [B, T, ...]).
-    theta, leak: initial values, parameters if `learn`, else buffers. scale: see SpikingLayer.
+    Fields:
+        encoding: 'direct' (the analog image is the input of each step; the first layer's current is
+            computed once), 'rate' (Bernoulli spikes of pixels scaled to [0, 1] per image) or
+            'frames' (the input has a frame for each step, [B, T, ...]).
+        theta, leak: initial values, parameters if `learn`, else buffers.
+        scale: see `SpikingLayer`. backend: see `models.neuron`.
+    Raises:
+        ValueError: no step, or an unknown encoding.
     """
 
     neuron: NeuronConfig = field(default_factory=NeuronConfig)
@@ -93,71 +155,55 @@ class Spiking:
     learn: bool = True
 
     kind = "spiking"
+    module = SpikingLayer
 
     def __post_init__(self):
         if self.encoding not in ("direct", "rate", "frames") or self.steps < 1:
             raise ValueError(
-                f"a spiking network needs steps >= 1 and encoding 'direct', 'rate' or 'frames', "
+                "a spiking network needs steps >= 1 and encoding 'direct', 'rate' or 'frames', "
                 f"got {self.steps} and {self.encoding!r}"
             )
 
-    def layer(self, first=False, theta=None):
-        return SpikingLayer(self, first and self.encoding == "direct", theta)
-
-    def encode(self, x):
-        if self.encoding == "direct":
-            return x
-        if self.encoding == "frames":
-            if x.dim() < 3 or x.shape[1] != self.steps:
-                raise ValueError(
-                    f"expected frames [B, {self.steps}, ...], one for each step, got {list(x.shape)}"
-                )
-            return x.transpose(0, 1).flatten(0, 1)
-        flat = x.flatten(1)
-        lo, hi = flat.amin(1), flat.amax(1)
-        shape = (-1, *[1] * (x.dim() - 1))
-        rate = (x - lo.view(shape)) / (hi - lo).clamp(min=1e-12).view(shape)
-        return torch.bernoulli(rate.repeat(self.steps, *[1] * (x.dim() - 1)))
-
-    def readout(self, y):
-        return y if self.steps == 1 else y.unflatten(0, (self.steps, -1)).mean(0)
-
 
 class LIFLayer(nn.Module):
-    """SpikingJelly's (parametric) LIF neuron on folded time, from zero at every call; shapes as SpikingLayer."""
+    """SpikingJelly's (parametric) LIF neuron on folded time, from zero at every call.
+
+    Shapes as `SpikingLayer`.
+    """
 
     config = NeuronConfig(levels=1, inclusive=True, reset="hard")  # what it emits, for the counters
 
     def __init__(self, spec, constant, theta):
         super().__init__()
+        # slow to import, and only the baselines need it
         from spikingjelly.activation_based import neuron, surrogate
 
-        kind, tau = (
-            (neuron.ParametricLIFNode, "init_tau") if spec.learn_tau else (neuron.LIFNode, "tau")
-        )
-        self.node = kind(
-            **{tau: spec.tau},
-            v_threshold=theta,
-            v_reset=0.0,
-            surrogate_function=surrogate.Sigmoid(alpha=4.0),
-            detach_reset=True,
-            step_mode="m",
-        )
-        self.steps, self.constant = spec.steps, constant
+        common = {
+            "v_threshold": theta,
+            "v_reset": 0.0,
+            "surrogate_function": surrogate.Sigmoid(alpha=4.0),
+            "detach_reset": True,
+            "step_mode": "m",
+        }
+        if spec.learn_tau:
+            self.node = neuron.ParametricLIFNode(init_tau=spec.tau, **common)
+        else:
+            self.node = neuron.LIFNode(tau=spec.tau, **common)
+        self.steps = spec.steps
+        self.constant = constant
 
     def forward(self, x):
-        self.node.reset()
-        x = (
-            x[None].expand(self.steps, *x.shape)
-            if self.constant
-            else x.unflatten(0, (self.steps, -1))
-        )
+        self.node.reset()  # batches are independent
+        x = unfold(x, self.steps, self.constant)
         return self.node(x).flatten(0, 1)
 
 
 @dataclass(frozen=True)
-class LIF:
-    """The LIF baseline of the transformer: SpikingJelly's neuron, hard reset, decaying input; learn_tau: PLIF."""
+class LIF(Neurons):
+    """The LIF baseline of the transformer: SpikingJelly's neuron, hard reset, decaying input.
+
+    learn_tau makes it the PLIF baseline.
+    """
 
     steps: int = 4
     tau: float = 2.0
@@ -165,26 +211,31 @@ class LIF:
     learn_tau: bool = False
 
     kind = "lif"
-    encoding = "direct"
-    scale = False
-    encode, readout = Spiking.encode, Spiking.readout
+    module = LIFLayer
 
-    def layer(self, first=False, theta=None):
-        return LIFLayer(self, first, self.theta if theta is None else theta)
+
+KINDS = {description.kind: description for description in (ReLU, LogQuant, Spiking, LIF)}
 
 
 def describe(act):
-    """Plain dictionary of a description, for checkpoints; the backend belongs to the machine, not to the network."""
-    values = {"kind": act.kind, **asdict(act)}
+    """Plain dictionary of a description, for checkpoints.
+
+    Without the backend, which belongs to the machine and not to the network.
+    """
+    values = {"kind": act.kind, **asdict(act)}  # nested: the neuron becomes a dictionary, too
     values.pop("backend", None)
     return values
 
 
 def from_description(values):
-    """The description that `describe` wrote."""
-    values = {k: v for k, v in values.items() if k != "backend"}
-    kinds = {cls.kind: cls for cls in (ReLU, LogQuant, Spiking, LIF)}
-    cls = kinds[values.pop("kind")]
-    if cls is Spiking:
-        values["neuron"] = NeuronConfig(**values["neuron"])
-    return cls(**values)
+    """The description that `describe` wrote, today or in an earlier version."""
+    values = dict(values)
+    description = KINDS[values.pop("kind")]
+    values.pop("backend", None)  # older checkpoints have it
+    if "neuron" in values:
+        neuron = dict(values["neuron"])
+        if "edge" in neuron:  # the name of the inner slope in older checkpoints
+            neuron["inner_slope"] = neuron.pop("edge")
+        values["neuron"] = NeuronConfig(**neuron)
+
+    return description(**values)

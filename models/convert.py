@@ -1,20 +1,33 @@
-"""From a trained ANN to a spiking network (SPEC section 4): fuse batch norm, find thresholds, fold scales."""
+"""From a trained ANN to a spiking network (docs/method.md section 4).
+
+`fuse_bn` absorbs batch norm into the weights and `to_spiking` puts them into a spiking network. Its
+thresholds come from `balance_thresholds` (as published), or from `match_activations`, with output
+scales that `fold_scales` absorbs when the network is trained.
+"""
 
 import copy
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-import models
-from models.statistics import percentile
+from . import LogQuant, build
+from .activations import unfold
+from .layers import Synapse
+from .neuron.backends.dispatch import mlif
+from .published import fit
+from .statistics import percentile
 
 PERCENT = 99.7
-MEMORY = 3e9  # bytes that the stored spike trains of `balance_thresholds` may take
-CURRENTS = 5e8  # bytes that a layer's currents may take; above, they are computed again once its theta is known
-FRACTIONS = [
-    0.15 + 0.05 * i for i in range(18)
-]  # candidate thetas of the matched conversion, of the percentile value
+MEMORY = 3e9  # bytes that the spike trains of `balance_thresholds` may take
+CURRENTS = 5e8  # bytes that a layer's currents may take; above, they are computed a second time
+# Candidates of the matched conversion for theta, of the percentile value: 0.15, 0.2, ... 1.
+FRACTIONS = [0.15 + 0.05 * i for i in range(18)]
+
+
+# A converted network computes what the original does, or there is no converted network.
 
 
 class ConversionError(RuntimeError):
@@ -22,273 +35,345 @@ class ConversionError(RuntimeError):
 
 
 def relative_error(a, b):
-    """Largest difference relative to the largest magnitude."""
+    """Largest difference relative to the largest magnitude of a."""
     return ((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item()
+
+
+def prove(what, original, converted, tolerance):
+    """The relative error of the converted network's outputs.
+
+    Raises:
+        ConversionError: it is more than `tolerance`, or NaN.
+    """
+    error = relative_error(original, converted)
+    if not error <= tolerance:
+        raise ConversionError(
+            f"the {what} network differs by {error:.1e} (relative), allowed {tolerance:.0e}"
+        )
+    return error
+
+
+# Fusing: a batch norm in eval mode is a factor and a shift of each channel.
 
 
 @torch.no_grad()
 def fuse_bn(net, images, tolerance=1e-4):
-    """Absorb every batch norm into the synapse before it; returns (fused network, largest relative error on `images`).
+    """Absorb every batch norm: (fused network, largest relative error of its outputs on `images`).
 
-        w' = w * g / sqrt(var + eps),    b' = (b - mean) / sqrt(var + eps) * g + beta
+        w' = w * g / sqrt(var + eps)
+        b' = (b - mean) * g / sqrt(var + eps) + beta
 
     Args:
-        net: an ANN or LQ-ANN with batch norm. images: [B, C, H, W] to prove the result on, in eval mode.
+        net: an ANN or LQ-ANN with batch norm, compared in eval mode. images: [B, C, H, W].
     Raises:
-        ValueError: net has no batch norm. ConversionError: the outputs differ by more than `tolerance`.
+        ValueError: net has no batch norm.
+        ConversionError: the outputs differ by more than `tolerance`.
     """
     if not net.built["bn"]:
         raise ValueError("the network has no batch norm to fuse")
+
     net = copy.deepcopy(net).eval()
-    built = {**net.built, "bn": False, "bias": True}
-    fused = models.build(act=net.act, **built).eval()
-    state = {k: v for k, v in net.state_dict().items() if k in fused.state_dict()}
-    for name, synapse in net.named_modules():
-        if isinstance(getattr(synapse, "norm", None), nn.BatchNorm2d):
-            weight, norm = synapse.map, synapse.norm
-            factor = norm.weight.double() / (norm.running_var.double() + norm.eps).sqrt()
-            bias = 0 if weight.bias is None else weight.bias.double()
-            state[f"{name}.map.weight"] = (weight.weight.double() * factor.view(-1, 1, 1, 1)).to(
-                weight.weight.dtype
-            )
-            state[f"{name}.map.bias"] = (
-                (bias - norm.running_mean.double()) * factor + norm.bias
-            ).to(weight.weight.dtype)
-    fused.load_state_dict(state)
-    error = relative_error(net(images), fused(images))
-    if isinstance(
-        net.act, models.LogQuant
-    ):  # rounding may cross a quantiser's edge: compare in double precision
-        error = relative_error(
-            net.double()(images.double()), copy.deepcopy(fused).double()(images.double())
-        )
-    if not error <= tolerance:
-        raise ConversionError(
-            f"the fused network differs by {error:.1e} (relative), allowed {tolerance:.0e}"
-        )
-    return fused, error
+    merged = copy.deepcopy(net).double()
+    # in double precision, so that the only rounding is the last one
+    for synapse in merged.modules():
+        if isinstance(synapse, Synapse) and isinstance(synapse.norm, nn.BatchNorm2d):
+            synapse.map = fuse_conv_bn_eval(synapse.map, synapse.norm)
+            synapse.norm = nn.Identity()
+
+    built = net.built | {"bn": False, "bias": True}
+    fused = build(act=net.act, **built).eval()
+    fit(fused, merged.state_dict())
+
+    compared = fused
+    if isinstance(net.act, LogQuant):
+        # Rounding may carry a value to a quantiser's other level: compare in double precision.
+        images = images.double()
+        net.double()
+        compared = copy.deepcopy(fused).double()
+    return fused, prove("fused", net(images), compared(images), tolerance)
 
 
 def to_spiking(net, act):
-    """The spiking network of a fused ANN or LQ-ANN: its weights, and thetas and leaks as `act` (a `Spiking`) starts them.
+    """The spiking network of a fused ANN or LQ-ANN, on its device.
+
+    Its weights are those of `net`; thetas and leaks are as `act` (a `Spiking`) starts them.
 
     Raises:
         ValueError: net still has batch norm.
     """
     if net.built["bn"]:
         raise ValueError("the network has batch norm: fuse it first (fuse_bn)")
-    arguments = {k: v for k, v in net.built.items() if k != "name"}
-    spiking = models.build(net.built["name"], act, **arguments).to(next(net.parameters()).device)
-    weights = {
-        k: v for k, v in net.state_dict().items() if k.rpartition(".")[2] not in ("lo", "hi")
-    }
-    spiking.load_state_dict(
-        {**{k: v for k, v in spiking.state_dict().items() if k not in net.state_dict()}, **weights}
+
+    spiking = build(act=act, **net.built).to(net.head.weight.device)
+    fit(
+        spiking,
+        net.state_dict(),
+        new=("theta", "leak", "scale"),
+        dropped=("lo", "hi"),  # ranges of an LQ-ANN
     )
     return spiking
 
 
-class _Train:
-    """Spike trains of one layer, [steps] tensors of one shape, four bits a spike."""
-
-    def __init__(self, config):
-        self.config, self.steps = config, []
-
-    def append(self, o):
-        edges = self.config.edges if self.config.one_hot else [2 * e - 1 for e in self.config.edges]
-        codes = sum((o >= edge).to(torch.uint8) for edge in edges).flatten()
-        if codes.numel() % 2:
-            codes = nn.functional.pad(codes, (0, 1))
-        self.steps.append((codes[::2] | codes[1::2] << 4, o.shape, o.dtype))
-
-    def __getitem__(self, t):
-        packed, shape, dtype = self.steps[t]
-        codes = torch.stack((packed & 15, packed >> 4), 1).flatten()[: shape.numel()].to(dtype)
-        value = torch.exp2(codes - 1) if self.config.one_hot else torch.exp2(codes) - 1
-        return (
-            value.round_().mul_(self.config.gain).view(shape)
-        )  # one-hot code 0 is 2^-1, which rounds to 0
-
-    def free(self, t):
-        self.steps[t] = None
-
-
-class _Constant:
-    """The same tensor at every step."""
-
-    def __init__(self, value):
-        self.value = value
-
-    def __getitem__(self, t):
-        return self.value
-
-    def free(self, t):
-        pass
-
-
-def affordable(net, images, steps):
-    """How many of `images` can be balanced within MEMORY bytes of stored spikes (half a byte each, two layers)."""
-    sizes = []
-    handles = [
-        site.register_forward_hook(lambda m, i, o: sizes.append(o[:1].numel()))
-        for site in net.sites()
-    ]
-    with torch.no_grad():
-        net(images[:1])
-    for handle in handles:
-        handle.remove()
-    return max(1, min(len(images), int(MEMORY / (max(sizes) * steps))))
+# Balancing: theta_l is a percentile of layer l's current while every earlier layer fires.
 
 
 @torch.no_grad()
-def balance_thresholds(net, images, steps=100, which="all", percent=PERCENT, progress=iter):
-    """Find the threshold of each spiking layer in order and set it; returns the list of thresholds, unscaled.
+def affordable(net, images, steps):
+    """How many of `images` can be balanced within MEMORY bytes of stored spikes.
 
-    theta_l = max over `steps` steps of the `percent` percentile of layer l's current, divided by 2^(S-1), every earlier
-    layer firing with its own theta and leak 1. Each layer runs its steps once; spike trains are stored packed.
+    A spike takes half a byte, and two layers are stored at a time.
+    """
+    largest = 0  # neurons of a layer, each of which has a spike at every step
+    x = net.act.encode(images[:1])
+    for stage in net.stages:
+        x = stage(x)
+        largest = max(largest, x[0].numel())
+
+    count = int(MEMORY / (largest * steps))
+    return max(1, min(len(images), count))
+
+
+@torch.no_grad()
+def balance_thresholds(
+    net,
+    images,
+    steps=100,
+    which="all",
+    progress=iter,
+):
+    """Find and set the threshold of each spiking layer, in order; returns them, unscaled.
+
+    theta_l is the maximum over `steps` steps of the 99.7 percentile of layer l's current, divided
+    by 2^(S-1), every earlier layer firing with its own theta and leak 1. Each layer runs its steps
+    once; spike trains are stored packed.
 
     Args:
-        net: SNN in eval mode, directly encoded. images: [B, C, H, W]. which: 'all', or 'stem' (the leading layers of
-        `net.stem`). progress: wraps the list of layers (a progress bar).
+        net: SNN in eval mode, directly encoded, whose stages have `firings`.
+        images: [B, C, H, W]. which: 'all', or 'stem' (the leading layers, `net.stem` of them).
+        progress: wraps the range of layers (a progress bar).
     Raises:
-        ValueError: 'stem' for a network without one, or images not directly encoded.
+        ValueError: 'stem' for a network without one, images not directly encoded, or a network that
+            cannot be converted.
     """
+    name = net.built["name"]
     if which == "stem" and not net.stem:
-        raise ValueError(f"{net.built['name']} has no stem: balance 'all'")
+        raise ValueError(f"{name} has no stem: balance 'all'")
     if net.act.encoding != "direct":
         raise ValueError("thresholds are balanced under direct encoding")
+
     count = net.stem if which == "stem" else len(net.sites())
-    thetas, before, inputs = [], [], _Constant(images)
-    bar = progress(range(count))
-    advance = iter(bar)
-    for stage in net.stages:
-        if len(thetas) == count:
-            break
-        if not hasattr(stage, "sites"):
-            before.append(stage)  # a pooling: applied to its input each time it is read
-            continue
-        trains = [inputs]
-        pre = nn.Sequential(*before)
-        for act, current in stage.sites():
-            next(advance)
-
-            def at(t, trains=trains, current=current, pre=pre):
-                return current(pre(trains[0][t]), *(train[t] for train in trains[1:]))
-
-            constant = isinstance(
-                inputs, _Constant
-            )  # the image: its current is the same at every step
-            first, top, kept = at(0), None, {}
-            small = first.numel() * first.element_size() * steps <= CURRENTS
-            for t in range(1 if constant else steps):
-                u = at(t) if t else first
-                top = percentile(u, percent, top)
-                if t == 0 or small:
-                    kept[t] = u
-            thetas.append((top / 2 ** (act.config.levels - 1)).item())
-            act.theta.fill_(thetas[-1])
-            if len(thetas) == count:
-                break
-            leak, v, train = torch.ones_like(act.leak), None, _Train(act.config)
-            last = act is stage.sites()[-1][0]
-            for t in range(steps):
-                u = kept[0] if constant else kept.pop(t) if t in kept else at(t)
-                o, v = models.neuron.backends.dispatch.mlif(
-                    u[None], act.theta, leak, act.config, v, True
-                )
-                train.append(o[0] / act.config.gain)
-                if last:
-                    for used in trains:
-                        used.free(t)
-            trains.append(train)
-        inputs, before = trains[-1], []
-    for _ in advance:
-        pass
+    # The range goes first: when it ends, the last layer has no need to fire.
+    balanced = zip(progress(range(count)), _thetas(net, images, steps))
+    thetas = [theta for _, theta in balanced]
+    if len(thetas) < count:
+        raise ValueError(f"{name} has activations without `firings`: it cannot be balanced")
     return thetas
 
 
+def _thetas(net, images, steps):
+    """Set the threshold of one layer after the other, and yield it.
+
+    The layer fires when the next one is asked for.
+    """
+    inputs = [images] * steps
+    pool = nn.Sequential()  # applied to a stage's input each time that it is read
+    for stage in net.stages:
+        if not hasattr(stage, "firings"):
+            pool.append(stage)
+            continue
+
+        # what the stage's currents are made of: its input, and its own spike trains so far
+        trains = [inputs]
+        firings = stage.firings()
+        for act, function in firings:
+            current = partial(_current, function, pool, trains)
+            kept = _balance(act, current, steps)
+            yield act.theta.item()
+
+            last = len(trains) == len(firings)
+            fired = _fire(act, current, kept, steps, trains if last else ())
+            trains.append(fired)
+
+        inputs = trains[-1]
+        pool = nn.Sequential()
+
+
+def _current(function, pool, trains, t):
+    """A layer's current at step t, [B, ...]."""
+    x, *inner = (train[t] for train in trains)
+    return function(pool(x), *inner)
+
+
+def _balance(act, current, steps):
+    """Set the threshold of a layer; returns {step: current}, what was kept of its currents.
+
+    The first is kept, and the others if all take no more than CURRENTS bytes.
+    """
+    kept = {}
+    top = None
+    # under direct encoding, the first layer's current does not change
+    for t in range(1 if act.constant else steps):
+        u = current(t)
+        if t == 0 or u.numel() * u.element_size() * steps <= CURRENTS:
+            kept[t] = u
+        top = percentile(u, PERCENT, top)
+
+    # the percentile comes to lie on the highest boundary
+    act.theta.copy_(top / 2 ** (act.config.levels - 1))
+    return dict.fromkeys(range(steps), u) if act.constant else kept
+
+
+def _fire(
+    act,
+    current,
+    kept,
+    steps,
+    used,
+):
+    """The spike train of a layer with its threshold and without leak.
+
+    Of the trains `used`, which nobody else reads, each step is freed once it is read.
+    """
+    leak = torch.ones_like(act.leak)
+    fired = SpikeTrain(act.config)
+    v = None
+    for t in range(steps):
+        u = kept.pop(t) if t in kept else current(t)
+        o, v = mlif(u[None], act.theta, leak, act.config, v, True)
+        fired.append(o[0] / act.config.gain)
+        for train in used:
+            train[t] = None
+    return fired
+
+
+class SpikeTrain(list):
+    """The merged spikes of a layer before the gain, a tensor each step, four bits a spike.
+
+    What is read is the output, with the gain.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.config = config
+
+    def append(self, o):
+        # A spike's code is the number of boundaries that it has passed: 1, 2, 3 of the one-hot
+        # outputs 1, 2, 4 and of the multi-hot outputs 1, 3, 7.
+        passed = [(o >= boundary).to(torch.uint8) for boundary in self.config.boundaries]
+        codes = sum(passed).flatten()
+        codes = nn.functional.pad(codes, (0, len(codes) % 2))
+        packed = codes[::2] | codes[1::2] << 4
+        super().append((packed, o.shape, o.dtype))
+
+    def __getitem__(self, t):
+        packed, shape, dtype = super().__getitem__(t)
+        codes = torch.stack((packed & 15, packed >> 4), 1)  # [pairs, 2]
+        power = 1 << codes.flatten()[: shape.numel()].int()
+        o = power >> 1 if self.config.one_hot else power - 1
+        return o.to(dtype).mul_(self.config.gain).view(shape)
+
+
+# Matched conversion: theta and an output scale q so that q * o follows the ANN's relu(x).
+
+
+def _sum(values):
+    return values.sum(dtype=torch.float64)
+
+
+def best_fit(x, act):
+    """(theta, q, relative squared error) of the layer `act` for its currents x [T, B, ...].
+
+    0-dim tensors; see `match_activations`.
+    """
+    target = torch.relu(x.mean(0))
+    whole = _sum(target * target)
+    top = percentile(x, PERCENT) / 2 ** (act.config.levels - 1)
+
+    def fit(fraction):
+        theta = (top / act.config.gain * fraction).clamp(min=1e-6)
+        o, _ = mlif(x, theta, act.leak, act.config)
+        o = o.mean(0)
+        # least squares: q = sum relu(x) o / sum o^2, and what it leaves of the target
+        power = _sum(o * o)
+        q = _sum(target * o) / power.clamp(min=1e-12)
+        return whole - q * q * power, theta, q
+
+    error, theta, q = min(map(fit, FRACTIONS))
+    return theta, q, error / whole.clamp(min=1e-12)
+
+
 @torch.no_grad()
-def match_activations(net, images, percent=PERCENT, progress=iter):
-    """Matched conversion: for each spiking layer in order choose theta and the output scale q that minimise
-    mean((relu(x) - q * o)^2) over `images`, and set them. Returns [(theta, q, relative squared error)].
+def match_activations(net, images, progress=iter):
+    """Choose theta and the output scale q of each spiking layer, in order, and set them.
 
-    x is the layer's current, averaged over the T steps; o the neuron's output, likewise. theta is searched on FRACTIONS of
-    the percentile value, q = sum relu(x) o / sum o^2.
+    They minimise mean((relu(x) - q * o)^2) over `images`, where x is the layer's current and o its
+    output, both averaged over the T steps. theta is one of FRACTIONS of the 99.7 percentile of x
+    over 2^(S-1).
 
+    Args:
+        net: SNN with output scales. images: [B, C, H, W]. progress: wraps the range of layers.
+    Returns:
+        [(theta, q, relative squared error)]
     Raises:
         ValueError: the network was built without output scales.
     """
     if not net.act.scale:
         raise ValueError("matched conversion needs a network built with Spiking(scale=True)")
-    chosen, steps = [], net.act.steps
 
-    def fit(act, args):
-        x = args[0]
-        x = x[None].expand(steps, *x.shape) if act.constant else x.unflatten(0, (steps, -1))
-        target = torch.relu(x.mean(0))
-        top = percentile(x, percent) / 2 ** (act.config.levels - 1) / act.config.gain
-        best = None
-        for fraction in FRACTIONS:
-            theta = (top * fraction).clamp(min=1e-6)
-            o = models.neuron.backends.dispatch.mlif(x, theta, act.leak, act.config)[0].mean(0)
-            power = (o * o).sum(dtype=torch.float64)
-            q = (target * o).sum(dtype=torch.float64) / power.clamp(min=1e-12)
-            error = (target * target).sum(dtype=torch.float64) - q * q * power
-            if best is None or error < best[0]:
-                best = (error, theta, q)
-        error, theta, q = best
+    sites = net.sites()
+    layers = iter(progress(range(len(sites))))
+    chosen = []
+
+    def match(act, args):
+        x = unfold(args[0], act.steps, act.constant)
+        theta, q, error = best_fit(x, act)
+        if not q > 0:
+            q.fill_(1)  # a layer that never fires
         act.theta.copy_(theta)
-        act.scale.copy_(
-            q if q > 0 else torch.ones_like(q)
-        )  # a layer that never fires keeps scale 1
-        chosen.append(
-            (
-                act.theta.item(),
-                act.scale.item(),
-                (error / (target * target).sum(dtype=torch.float64).clamp(min=1e-12)).item(),
-            )
-        )
-        next(advance)
+        act.scale.copy_(q)
+        fitted = act.theta, act.scale, error
+        chosen.append(tuple(value.item() for value in fitted))
+        next(layers)
 
-    advance = iter(progress(range(len(net.sites()))))
-    handles = [site.register_forward_pre_hook(fit) for site in net.sites()]
+    # Each layer is set before it runs, so that the next one gets the spikes that it will get.
+    handles = [site.register_forward_pre_hook(match) for site in sites]
     net.eval()(images)
     for handle in handles:
         handle.remove()
-    for _ in advance:
-        pass
+    next(layers, None)  # lets a progress bar finish
     return chosen
 
 
-@torch.no_grad()
-def fold_scales(net, images=None, tolerance=1e-9):
-    """The same network without output scales, emitting plain spikes: every q absorbed by what follows it.
+# Folding: what follows a layer absorbs its output scale.
 
-    Proved in float64 on `images` [B, C, H, W] when given.
+
+@torch.no_grad()
+def fold_scales(net, images):
+    """The same network without output scales, emitting plain spikes.
+
+    Every scale is absorbed by what follows it, which is proved in float64 on `images` [B, C, H, W].
+
     Raises:
-        ConversionError: the folded network's outputs differ by more than `tolerance` (relative).
+        ConversionError: the outputs differ by more than 1e-9 (relative).
     """
     original = copy.deepcopy(net).double().eval()
     scaled = copy.deepcopy(original)
-    q = torch.ones((), dtype=torch.float64, device=next(net.parameters()).device)
+    q = torch.ones_like(scaled.head.weight[0, 0])  # images have no scale
     for stage in scaled.stages:
         if hasattr(stage, "fold_scale"):
             q = stage.fold_scale(q)
     scaled.head.weight.mul_(q)
-    plain = models.build(act=replace(net.act, scale=False), **net.built).to(q.device, torch.float64)
-    plain.load_state_dict(
-        {k: v for k, v in scaled.state_dict().items() if not k.endswith(".scale")}
-    )
 
-    def outputs(net):
-        with torch.random.fork_rng():
-            torch.manual_seed(0)  # rate encoding draws the same spikes for both
-            return net.eval()(images.double())
+    # in float64 and on the device, as q is
+    plain = build(act=replace(net.act, scale=False), **net.built).to(q)
+    fit(plain, scaled.state_dict(), dropped=("scale",))
 
-    if images is not None:
-        error = relative_error(outputs(original), outputs(plain))
-        if not error <= tolerance:
-            raise ConversionError(
-                f"the folded network differs by {error:.1e} (relative), allowed {tolerance:.0e}"
-            )
-    return plain.to(next(net.parameters()).dtype)
+    images = images.double()
+    prove("folded", _outputs(original, images), _outputs(plain, images), 1e-9)
+    return plain.to(net.head.weight.dtype)
+
+
+def _outputs(net, images):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # rate encoding draws the same spikes for both networks
+        return net.eval()(images)

@@ -1,4 +1,4 @@
-"""Parts shared by the networks. A stage is a module with `sites` (its activations) and `fold_scale`, or passes through."""
+"""Parts shared by the networks: layers, the residual block, and `Network`, which runs them."""
 
 from contextlib import contextmanager, nullcontext
 
@@ -8,45 +8,52 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 
-@contextmanager
-def still(stage):
-    """Keep the running statistics of its batch norms where they are: a second forward of the same batch must not count."""
-    norms = [
-        m
-        for m in stage.modules()
-        if isinstance(m, nn.modules.batchnorm._NormBase) and m.track_running_stats
-    ]
-    kept = [(m, m.momentum) for m in norms]
-    try:
-        for m in norms:
-            m.momentum = 0.0
-        yield
-    finally:
-        for m, momentum in kept:
-            m.momentum = momentum
-            m.num_batches_tracked.sub_(1)
+def scaled_width(width, factor):
+    """A number of channels times `factor`, at least 1."""
+    return max(1, round(width * factor))
+
+
+def final_side(name, image_size, reduction):
+    """Side of the last feature map of a network that reduces images by `reduction`.
+
+    Raises:
+        ValueError: `reduction` does not divide image_size.
+    """
+    side, rest = divmod(image_size, reduction)
+    if rest or not side:
+        raise ValueError(f"{name} expects an image size that {reduction} divides, got {image_size}")
+    return side
 
 
 class HeldDropout(nn.Module):
-    """Dropout whose mask is drawn once per image and held over the T steps of [T*B, ...]; `whole`: it drops whole images
-    (stochastic depth of a residual branch)."""
+    """Dropout whose mask is drawn once per image and held over the T steps of [T*B, ...].
 
-    def __init__(self, p, steps, whole=False):
+    `whole` drops whole images (stochastic depth of a residual branch).
+    """
+
+    def __init__(
+        self,
+        p,
+        steps,
+        whole=False,
+    ):
         super().__init__()
-        self.p, self.steps, self.whole = p, steps, whole
+        self.p = p
+        self.steps = steps
+        self.whole = whole
 
     def forward(self, x):
         if not self.training or self.p == 0:
             return x
         if self.steps == 1 and not self.whole:
             return F.dropout(x, self.p)
-        x = x.unflatten(0, (self.steps, -1))
-        kept = (
-            x.new_ones(1, x.shape[1], *[1] * (x.dim() - 2))
-            if self.whole
-            else torch.ones_like(x[:1])
-        )
-        return (x * F.dropout(kept, self.p)).flatten(0, 1)
+
+        x = x.unflatten(0, (self.steps, -1))  # [T, B, ...]
+        if self.whole:
+            mask = x.new_ones(1, x.shape[1], *[1] * (x.dim() - 2))  # [1, B, 1, ...]
+        else:
+            mask = torch.ones_like(x[:1])  # [1, B, ...]
+        return (x * F.dropout(mask, self.p)).flatten(0, 1)
 
     def extra_repr(self):
         return f"p={self.p}, steps={self.steps}"
@@ -57,6 +64,7 @@ class Synapse(nn.Module):
 
     def __init__(self, weighted, norm=False):
         super().__init__()
+        # a linear layer has no norm
         self.map = weighted
         self.norm = nn.BatchNorm2d(weighted.out_channels) if norm else nn.Identity()
 
@@ -64,122 +72,194 @@ class Synapse(nn.Module):
         return self.norm(self.map(x))
 
 
+def convolution(
+    inputs,
+    outputs,
+    size=3,
+    stride=1,
+    bias=True,
+    norm=True,
+):
+    """Synapse of a convolution that keeps the resolution, but for its stride."""
+    padding = size // 2
+    return Synapse(nn.Conv2d(inputs, outputs, size, stride, padding, bias=bias), norm)
+
+
 class Layer(nn.Module):
     """Synapse, activation, dropout."""
 
-    def __init__(self, synapse, act, dropout=0.0, steps=1):
+    def __init__(
+        self,
+        synapse,
+        act,
+        dropout=0.0,
+    ):
         super().__init__()
-        self.synapse, self.act, self.drop = synapse, act, HeldDropout(dropout, steps)
-
-    def sites(self):
-        """[(activation, its current as a function of the stage's input)]"""
-        return [(self.act, self.synapse)]
+        self.synapse = synapse
+        self.act = act
+        self.drop = HeldDropout(dropout, getattr(act, "steps", 1))  # ReLU has no steps
 
     def forward(self, x):
         return self.drop(self.act(self.synapse(x)))
 
+    def firings(self):
+        return [(self.act, self.synapse)]
+
     def fold_scale(self, q):
-        """Absorb the factor q of the input into the weights; return the factor of the output."""
         self.synapse.map.weight.mul_(q)
         return self.act.scale
 
 
 class Residual(nn.Module):
-    """Basic block: Layer, synapse, plus the shortcut of the input; the activation acts on the sum."""
+    """Basic block: the activation acts on the sum of the second synapse and the shortcut.
 
-    def __init__(self, inner, synapse, shortcut, act):
+    The current of the sum is `synapse(inner(x)) + shortcut(x)`.
+    """
+
+    def __init__(
+        self,
+        inner,
+        synapse,
+        shortcut,
+        act,
+    ):
         super().__init__()
-        self.inner, self.synapse, self.shortcut, self.act = inner, synapse, shortcut, act
+        self.inner = inner
+        self.synapse = synapse
+        self.shortcut = shortcut
+        self.act = act
 
     def current(self, x, inner):
         return self.synapse(inner) + self.shortcut(x)
 
-    def sites(self):
-        """[(activation, its current as a function of the stage's input and the outputs of the sites before)]"""
-        return [(self.inner.act, self.inner.synapse), (self.act, self.current)]
-
     def forward(self, x):
         return self.act(self.current(x, self.inner(x)))
 
+    def firings(self):
+        return [*self.inner.firings(), (self.act, self.current)]
+
     def fold_scale(self, q):
         inner = self.inner.fold_scale(q)
-        if isinstance(
-            self.shortcut, nn.Identity
-        ):  # the shortcut cannot carry q: divide the whole current by it
-            self.synapse.map.weight.mul_(inner / q)
-            if self.synapse.map.bias is not None:
-                self.synapse.map.bias.div_(q)
+        second = self.synapse.map
+        if isinstance(self.shortcut, nn.Identity):
+            # The shortcut has no weights to carry q, so the whole current is divided by q, and with
+            # it the threshold: the neuron fires as before.
+            second.weight.mul_(inner / q)
+            if second.bias is not None:
+                second.bias.div_(q)
             self.act.theta.div_(q)
         else:
-            self.synapse.map.weight.mul_(inner)
+            second.weight.mul_(inner)
             self.shortcut.map.weight.mul_(q)
         return self.act.scale
 
 
-class Network(nn.Module):
-    """Stages and a linear readout: [B, C, H, W] (frames: [B, T, C, H, W]) -> [B, classes]. `act` is injected."""
+@contextmanager
+def still(stage):
+    """Leave the running statistics of a stage's batch norms alone while a batch runs again."""
+    norms = [m for m in stage.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    momenta = [norm.momentum for norm in norms]
+    # With momentum 0 the forward is the same operation, which the second run must be: a batch norm
+    # that tracks nothing would save other tensors for the backward.
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta):
+            norm.momentum = momentum
+            norm.num_batches_tracked.sub_(1)
 
-    stem = 0  # number of leading stages that `--balance stem` measures; 0: the network has no stem
-    each_step = False  # the energy bills the first layer once (its current does not change), or at every step
-    per_step = False  # the readout of every step, [T, B, classes], for the TET loss, instead of its mean over the steps
-    recompute = False  # keep only the stages' inputs for the backward and run each stage's T steps again there
+
+def run_again(stage, x):
+    """The stage's output; for the backward it is computed again, instead of kept."""
+
+    def contexts():
+        return nullcontext(), still(stage)
+
+    return checkpoint(stage, x, use_reentrant=False, context_fn=contexts)
+
+
+def in_signal_order(module):
+    """Yield a module and all inside it, in the order in which the signal reaches them.
+
+    That is the order of registration, unless a module has a method `signal` that lists its parts.
+    """
+    yield module
+    parts = module.signal() if hasattr(module, "signal") else module.children()
+    for part in parts:
+        yield from in_signal_order(part)
+
+
+class Network(nn.Module):
+    """Stages and a linear readout: [B, C, H, W] (frames: [B, T, C, H, W]) -> [B, classes].
+
+    A stage is any module on folded time. Activations are met in two ways:
+
+    - `Network.sites()` lists every activation module of the network, for whoever watches, counts or
+      sets them: all networks have it, whatever their stages.
+    - `stage.firings()` tells how a stage comes to fire, for the conversion from an ANN:
+      [(activation, its current)], where the current is a function of the stage's input and of the
+      outputs of the stage's activations before. With it goes `stage.fold_scale(q)`, which absorbs a
+      factor q of the stage's input into its weights and returns the factor of its output. Only
+      stages of networks that can be converted have the two; stages without activations need none.
+
+    Args:
+        act: the injected activation, see `models.activations`. stages: modules, run in order.
+        head: the linear layer that reads them out.
+    """
+
+    # Number of leading stages that `balance_thresholds(which="stem")` measures; 0: there is none.
+    stem = 0
+    # Whether the energy bills the first layer at every step, or once (its current does not change).
+    each_step = False
+    # Return the readout of every step, [T, B, classes], for the TET loss, instead of their mean.
+    per_step = False
+    # Keep only the stages' inputs for the backward pass, and run each stage's T steps again there.
+    recompute = False
 
     def __init__(self, act, stages, head):
         super().__init__()
-        self.act, self.stages, self.head = act, nn.Sequential(*stages), head
+        self.act = act
+        self.stages = nn.Sequential(*stages)
+        self.head = head
+        self.initialise()
+
+    def weight_std(self, layer):
+        """Standard deviation of a new convolution's or linear layer's weights; their mean is 0.
+
+        docs/method.md section 3. A network with another rule overrides this.
+        """
+        if isinstance(layer, nn.Linear):
+            return 0.01
+        fan_out = layer.weight[:, 0].numel()  # of one input channel: outputs * height * width
+        return (2 / fan_out) ** 0.5
+
+    def initialise(self, draw=nn.init.normal_):
+        """Draw all weights anew, with zero biases."""
         for m in self.modules():
-            if isinstance(m, nn.Conv2d):
-                fan_out = m.kernel_size[0] * m.kernel_size[1] * m.out_channels
-                nn.init.normal_(m.weight, 0, (2 / fan_out) ** 0.5)
-            elif isinstance(m, nn.Linear):
-                nn.init.normal_(m.weight, 0, 0.01)
-            if isinstance(m, (nn.Conv2d, nn.Linear)) and m.bias is not None:
-                nn.init.zeros_(m.bias)
+            if isinstance(m, (nn.Conv2d, nn.Linear)):
+                draw(m.weight, std=self.weight_std(m))
+                if m.bias is not None:
+                    nn.init.zeros_(m.bias)
+
+    def sites(self):
+        """Every activation module, once, in the order in which the signal reaches them."""
+        return [m for m in in_signal_order(self.stages) if isinstance(m, self.act.module)]
 
     def currents(self, x):
         """The readout at each step, [T*B, classes]."""
         x = self.act.encode(x)
         if not (self.recompute and torch.is_grad_enabled()):
             return self.head(self.stages(x))
+
+        # stage by stage: what lies inside one is kept while it alone runs backward
         for stage in self.stages:
-            x = checkpoint(
-                stage,
-                x,
-                use_reentrant=False,
-                context_fn=lambda stage=stage: (nullcontext(), still(stage)),
-            )
+            x = run_again(stage, x)
         return self.head(x)
 
     def forward(self, x):
         y = self.currents(x)
-        return y.unflatten(0, (self.act.steps, -1)) if self.per_step else self.act.readout(y)
-
-    def sites(self):
-        """Every activation module, in the order of the signal."""
-        return [act for stage in self.stages if hasattr(stage, "sites") for act, _ in stage.sites()]
-
-
-def fit(renamed, net, unknown=()):
-    """Published weights under the names of `net`, completed by what it keeps beside weights (theta, leak of the neurons).
-
-    unknown: keys that had no name in `net`.
-    Raises:
-        ValueError: a weight is missing, unknown, or of another size; the message names the first.
-    """
-    own = net.state_dict()
-    unknown = [*unknown, *(k for k in renamed if k not in own)]
-    missing = [k for k in own if k not in renamed and k.rpartition(".")[2] not in ("theta", "leak")]
-    wrong = [
-        f"{k} is {tuple(v.shape)}, expected {tuple(own[k].shape)}"
-        for k, v in renamed.items()
-        if k in own and v.shape != own[k].shape
-    ]
-    if missing or unknown or wrong:
-        problem = (
-            f"no {missing[0]}" if missing else f"an unknown {unknown[0]}" if unknown else wrong[0]
-        )
-        raise ValueError(
-            f"the weights do not fit this {type(net).__name__} ({len(missing)} missing, {len(unknown)} unknown, "
-            f"{len(wrong)} of another size): {problem}; check its size and number of classes"
-        )
-    return {k: renamed.get(k, v) for k, v in own.items()}
+        if self.per_step:
+            return y.unflatten(0, (self.act.steps, -1))
+        return self.act.readout(y)

@@ -1,6 +1,11 @@
-"""Fake quantisation of activations for the LQ-ANN (SPEC section 2), with straight-through gradients.
+"""Fake quantisation of activations for the LQ-ANN (docs/method.md section 2).
 
-y = (x - lo) / (hi - lo),  k = round(log2 y),  q = 2^k for k_min <= k <= 0, else 0,  out = q * (hi - lo) + lo
+    y = (x - lo) / (hi - lo)
+    k = round(log2 y)
+    q = 2^k for k_min <= k <= 0, else 0
+    out = q * (hi - lo) + lo
+
+The gradient is straight-through: the quantiser counts as the identity in the backward pass.
 """
 
 import torch
@@ -11,75 +16,109 @@ from .statistics import percentile
 SCHEMES = ("log", "lvl", "uniform")
 
 
-def quantize(x, lo, hi, bits, scheme):
-    """Quantise x of any shape to the levels of `scheme`; values outside [lo, hi] saturate. The input is not touched.
+def check_scheme(scheme):
+    """Raises ValueError for a name that is not in `SCHEMES`."""
+    if scheme not in SCHEMES:
+        raise ValueError(f"quant_id must be one of {', '.join(SCHEMES)}, got {scheme!r}")
 
-    'log' keeps 2^bits - 1 powers of two and zero, 'lvl' keeps `bits` powers and zero, 'uniform' 2^bits even levels.
+
+def quantize(
+    x,
+    lo,
+    hi,
+    bits,
+    scheme,
+):
+    """Quantise x of any shape to the levels of `scheme`; values outside [lo, hi] saturate.
+
+    'log' keeps 2^bits - 1 powers of two and zero, 'lvl' keeps `bits` powers and zero, 'uniform'
+    keeps 2^bits even levels. The input is not touched.
 
     Raises:
         ValueError: unknown scheme.
     """
-    if scheme not in SCHEMES:
-        raise ValueError(f"quant_id must be one of {', '.join(SCHEMES)}, got {scheme!r}")
-    span = (hi - lo).clamp(min=torch.finfo(x.dtype).tiny)  # a layer that is always zero has no span
+    check_scheme(scheme)
+    tiny = torch.finfo(x.dtype).tiny
+    span = (hi - lo).clamp(min=tiny)  # a layer that is always zero has no span
     y = (x - lo) / span
+
     if scheme == "uniform":
         top = 2**bits - 1
         q = torch.round(y.clamp(0, 1) * top) / top
     else:
         lowest = -(2**bits - 2) if scheme == "log" else -(bits - 1)
-        k = torch.round(torch.log2(y.clamp(min=torch.finfo(x.dtype).tiny))).clamp(max=0)
+        k = torch.round(torch.log2(y.clamp(min=tiny))).clamp(max=0)
+        # log2 of the clamped zero may still reach `lowest` where bits is large: y > 0 decides
         q = torch.where((k >= lowest) & (y > 0), torch.exp2(k), 0.0)
+
     return q * span + lo
 
 
 class _FakeQuant(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, lo, hi, bits, scheme):
+        # the range is float32, x may be narrower under autocast
         return quantize(x, lo.to(x.dtype), hi.to(x.dtype), bits, scheme)
 
     @staticmethod
     def backward(ctx, grad):
+        # none for the range, which is measured and not learned
         return grad, None, None, None, None
 
 
 class QuantReLU(nn.Module):
-    """ReLU followed by the quantiser; its range `lo`, `hi` are buffers set by `calibrate`.
+    """ReLU followed by the quantiser; its range `lo`, `hi` are buffers that `calibrate` sets.
 
+    Args:
+        bits, scheme: see `quantize`. percent: the percentile that `hi` is measured at.
     Raises:
+        ValueError: an argument is out of range.
         RuntimeError: used before it was calibrated.
     """
 
-    def __init__(self, bits, scheme="log", percent=99.7):
+    def __init__(
+        self,
+        bits,
+        scheme="log",
+        percent=99.7,
+    ):
         super().__init__()
-        if scheme not in SCHEMES:
-            raise ValueError(f"quant_id must be one of {', '.join(SCHEMES)}, got {scheme!r}")
+        check_scheme(scheme)
         if bits < 1 or not 0 < percent <= 100:
             raise ValueError(
-                f"a quantiser needs bits >= 1 and a percentile in (0, 100], got {bits} and {percent}"
+                "a quantiser needs bits >= 1 and a percentile in (0, 100], "
+                f"got {bits} and {percent}"
             )
-        self.bits, self.scheme, self.percent = bits, scheme, percent
+        self.bits = bits
+        self.scheme = scheme
+        self.percent = percent
         self.register_buffer("lo", torch.zeros(()))
-        self.register_buffer("hi", torch.full((), float("nan")))
+        self.register_buffer("hi", torch.full((), float("nan")))  # not calibrated yet
         self.observing = False
         self.ready = False
-        self.register_load_state_dict_post_hook(
-            lambda module, _: setattr(module, "ready", bool(module.hi.isfinite()))
-        )
+        # a loaded range is as good as a calibrated one
+        self.register_load_state_dict_post_hook(QuantReLU._loaded)
+
+    def _loaded(self, incompatible_keys):
+        # A plain flag, since asking the buffer in each forward would wait for the GPU.
+        self.ready = bool(self.hi.isfinite())
 
     def start(self):
         """Forget the range and observe the inputs to come, which pass through unquantised."""
-        self.observing, self.ready = True, False
+        self.observing = True
+        self.ready = False
         self.lo.zero_()
         self.hi.zero_()
 
     def observe(self, x):
-        """Widen the range by one batch: lo by its minimum (from 0 down), hi by its percentile (from 0 up)."""
+        """Widen the range by one batch: lo by its minimum, hi by its percentile, both from 0."""
         self.lo.copy_(torch.minimum(self.lo, x.min()))
         self.hi.copy_(torch.maximum(self.hi, percentile(x, self.percent)))
 
     def stop(self):
-        self.observing, self.ready = False, True
+        """Quantise from now on."""
+        self.observing = False
+        self.ready = True
 
     def forward(self, x):
         x = torch.relu(x)
@@ -88,7 +127,8 @@ class QuantReLU(nn.Module):
             return x
         if not self.ready:
             raise RuntimeError(
-                "the quantiser has no range yet: calibrate it (models.quantize.calibrate) or load one"
+                "the quantiser has no range yet: "
+                "calibrate it (models.quantize.calibrate) or load one"
             )
         return _FakeQuant.apply(x, self.lo, self.hi, self.bits, self.scheme)
 
@@ -98,14 +138,19 @@ class QuantReLU(nn.Module):
 
 @torch.no_grad()
 def calibrate(net, batches):
-    """Set the range of every quantiser of `net` from an iterable of image batches [B, C, H, W]; net in eval mode."""
+    """Set the range of every quantiser of `net` from an iterable of image batches [B, C, H, W].
+
+    The images pass the network in eval mode and unquantised.
+    """
     quantizers = [m for m in net.modules() if isinstance(m, QuantReLU)]
     training = net.training
     net.eval()
-    for q in quantizers:
-        q.start()
+
+    for quantizer in quantizers:
+        quantizer.start()
     for images in batches:
         net(images)
-    for q in quantizers:
-        q.stop()
+    for quantizer in quantizers:
+        quantizer.stop()
+
     net.train(training)

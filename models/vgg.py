@@ -1,22 +1,29 @@
-"""VGG16 with average pooling."""
+"""VGG16 with average pooling (docs/method.md section 3)."""
 
 from torch import nn
 
-from .layers import Layer, Network, Synapse
+from .layers import Layer, Network, Synapse, convolution, final_side, scaled_width
 
-PLAN = (64, 64, "P", 128, 128, "P", 256, 256, 256, "P", 512, 512, 512, "P", 512, 512, 512)
+# Channels and number of convolutions between two poolings.
+GROUPS = (
+    (64, 2),
+    (128, 2),
+    (256, 3),
+    (512, 3),
+    (512, 3),
+)
+IMAGENET = 128  # pixels; images of that size and more get a fifth pooling at the end
 
 
 class VGG16(Network):
     """VGG16: 13 convolutions and 3 linear layers without biases.
 
-    Images of 128 pixels and more get a fifth pooling at the end (ImageNet's form).
-
     Args:
-        act: the injected activation. bn, bias: of the convolutions. dropout: after each activation that is not followed
-            by pooling; head_dropout: after the two hidden linear layers. width_mult: scales every width.
+        act: the injected activation. bn, bias: of the convolutions. width_mult: scales every width.
+        dropout: after each activation that is not followed by pooling.
+        head_dropout: after the two hidden linear layers.
     Raises:
-        ValueError: the poolings do not divide image_size.
+        ValueError: the poolings do not divide image_size, or kernel_size is even.
     """
 
     def __init__(
@@ -31,45 +38,34 @@ class VGG16(Network):
         head_dropout=0.5,
         kernel_size=3,
     ):
-        plan = [*PLAN, "P"] if image_size >= 128 else PLAN
-        side, rest = divmod(image_size, 2 ** plan.count("P"))
-        if rest or not side:
-            raise ValueError(
-                f"VGG16 expects an image size that {2 ** plan.count('P')} divides, got {image_size}"
-            )
+        poolings = 5 if image_size >= IMAGENET else 4
+        side = final_side("VGG16", image_size, 2**poolings)
         if kernel_size % 2 == 0:
             raise ValueError(f"kernel_size must be odd, got {kernel_size}")
 
-        def width(n):
-            return max(1, round(n * width_mult))
-
-        stages, channels = [], 3
-        for item, following in zip(plan, [*plan[1:], None], strict=True):
-            if item == "P":
+        stages = []
+        features = 3  # channels of the image
+        for group, (channels, count) in enumerate(GROUPS):
+            width = scaled_width(channels, width_mult)
+            # a pooled activation has no dropout
+            drops = [dropout] * count
+            if group < poolings:
+                drops[-1] = 0.0
+            for drop in drops:
+                synapse = convolution(features, width, kernel_size, bias=bias, norm=bn)
+                neurons = act.layer(first=not stages)
+                stages.append(Layer(synapse, neurons, drop))
+                features = width
+            if group < poolings:
                 stages.append(nn.AvgPool2d(2))
-                continue
-            conv = nn.Conv2d(
-                channels, width(item), kernel_size, padding=kernel_size // 2, bias=bias
-            )
-            stages.append(
-                Layer(
-                    Synapse(conv, bn),
-                    act.layer(first=not stages),
-                    0.0 if following == "P" else dropout,
-                    act.steps,
-                )
-            )
-            channels = width(item)
+
+        # hidden linear layers, without batch norm
         stages.append(nn.Flatten())
-        features = channels * side * side
+        features *= side * side
+        width = scaled_width(4096, width_mult)
         for _ in range(2):
-            stages.append(
-                Layer(
-                    Synapse(nn.Linear(features, width(4096), bias=False)),
-                    act.layer(),
-                    head_dropout,
-                    act.steps,
-                )
-            )
-            features = width(4096)
+            synapse = Synapse(nn.Linear(features, width, bias=False))
+            stages.append(Layer(synapse, act.layer(), head_dropout))
+            features = width
+
         super().__init__(act, stages, nn.Linear(features, num_classes, bias=False))

@@ -1,32 +1,20 @@
 """VGGSNN: the convolutional network for event recordings; strides in the place of poolings."""
 
-import re
-
 from torch import nn
 
 from .activations import Spiking
-from .layers import Layer, Network, Synapse, fit
+from .layers import Layer, Network, convolution, scaled_width
 from .neuron import NeuronConfig
 
-PLAN = (
-    (64, 1),
-    (128, 2),
-    (256, 1),
-    (256, 2),
-    (512, 1),
-    (512, 2),
-    (512, 1),
-    (512, 2),
-)  # channels, stride
-COUNTERS = re.compile(
-    r"features\.\d+\.ops|classifier_ops"
-)  # what the published code counts and saves beside the weights
+WIDTHS = (64, 128, 256, 256, 512, 512, 512, 512)
+STRIDES = (1, 2, 1, 2, 1, 2, 1, 2)
 
 
 class VGGSNN(Network):
-    """VGGSNN: eight 3x3 convolutions with batch norm, and a linear head with bias. Its readout is that of every step.
+    """VGGSNN: eight 3x3 convolutions with batch norm, and a linear head with bias.
 
-    [B, T, 2, 48, 48] with `Spiking(..., encoding="frames")` (another activation: [B, 2, 48, 48]) -> [T, B, num_classes].
+    [B, T, 2, 48, 48] with `Spiking(..., encoding="frames")` -> [T, B, num_classes], the readout of
+    every step. Another activation takes [B, 2, 48, 48].
 
     Args:
         act: the injected activation. width_mult: scales every width.
@@ -34,37 +22,44 @@ class VGGSNN(Network):
 
     per_step = True
 
-    def __init__(self, act, num_classes=10, image_size=48, width_mult=1.0):
-        stages, channels, side = [], 2, image_size
-        for width, stride in PLAN:
-            width = max(1, round(width * width_mult))
-            conv = nn.Conv2d(channels, width, 3, stride, padding=1)
-            stages.append(Layer(Synapse(conv, norm=True), act.layer(first=not stages)))
-            channels, side = width, -(-side // stride)
-        super().__init__(
-            act, [*stages, nn.Flatten()], nn.Linear(channels * side * side, num_classes)
-        )
+    def __init__(
+        self,
+        act,
+        num_classes=10,
+        image_size=48,
+        width_mult=1.0,
+    ):
+        stages = []
+        channels = 2  # the two polarities of events
+        side = image_size
+        for width, stride in zip(WIDTHS, STRIDES):
+            outputs = scaled_width(width, width_mult)
+            synapse = convolution(channels, outputs, stride=stride)
+            stages.append(Layer(synapse, act.layer(first=not stages)))
+            channels = outputs
+            side = -(-side // stride)  # a stride rounds up
+
+        stages.append(nn.Flatten())
+        features = channels * side * side  # 512 * 3 * 3 at full width
+        super().__init__(act, stages, nn.Linear(features, num_classes))
 
 
-def neurons(levels, steps, edge="published", backend="auto"):
-    """The activation: M-LIF of `levels` lanes (0: the plain LIF baseline) over `steps` frames; theta 1, leak 0.5, fixed."""
-    config = NeuronConfig.vggsnn(levels, edge) if levels else NeuronConfig.lif()
-    return Spiking(
-        config, steps, theta=1.0, leak=0.5, encoding="frames", backend=backend, learn=False
-    )
+def neurons(
+    levels,
+    steps,
+    inner_slope="published",
+    backend="auto",
+):
+    """The activation: M-LIF of `levels` lanes over `steps` frames, theta 1, leak 0.5, both fixed.
 
-
-def from_published(state, net):
-    """Weights of the published code under the names of `net`. Left out by name: its spike counters.
-
-    Raises:
-        ValueError: a weight is missing, unknown, or of another size; the message names the first.
+    0 levels stand for the plain LIF baseline.
     """
-    renamed = {}
-    for key, value in state.items():
-        found = re.fullmatch(r"features\.(\d+)\.fwd\.module\.([01])\.(\w+)", key)
-        if found:
-            key = f"stages.{found[1]}.synapse.{('map', 'norm')[int(found[2])]}.{found[3]}"
-        if not COUNTERS.fullmatch(key):
-            renamed[key.replace("classifier.module.", "head.")] = value
-    return fit(renamed, net)
+    config = NeuronConfig.vggsnn(levels, inner_slope) if levels else NeuronConfig.lif()
+    return Spiking(
+        config,
+        steps,
+        leak=0.5,  # the published tau
+        encoding="frames",
+        backend=backend,
+        learn=False,
+    )

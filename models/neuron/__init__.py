@@ -3,7 +3,7 @@
 from .backends.dispatch import SUPPORTED as BACKENDS
 from .backends.dispatch import choose
 from .config import NeuronConfig
+from .lanes import lanes
 from .module import MLIF
-from .reference import lanes
 
 __all__ = ["BACKENDS", "MLIF", "NeuronConfig", "choose", "lanes"]

@@ -5,21 +5,26 @@ from torch import nn
 
 from .backends import dispatch
 from .config import NeuronConfig
-from .reference import lanes
+from .lanes import lanes
+
+STEP_MODES = ("s", "m")
 
 
 class MLIF(nn.Module):
     """Multi-level LIF neurons with one threshold and one leak per layer.
 
-    Behaves as a SpikingJelly neuron: `step_mode` 'm' takes [T, ...], 's' takes one step [...]; the potential `v` is
-    kept from call to call until `reset()` (or `spikingjelly.activation_based.functional.reset_net`), and is never part
-    of the state_dict. `stateless=True` starts every call from zero instead, as the networks here do.
+    Behaves as a SpikingJelly neuron: `step_mode` 'm' takes [T, ...], 's' takes one step [...]. The
+    potential `v` is kept from call to call until `reset()` (or SpikingJelly's
+    `functional.reset_net`), and is never part of the state_dict.
 
     Args:
         config: what the neuron is (levels, reset, surrogate ...).
-        theta: initial threshold, > 0; leak: initial leak (1: none). learn_theta, learn_leak: parameters or buffers.
+        theta: initial threshold, > 0. leak: initial leak; 1 means none.
+        learn_theta, learn_leak: whether they are parameters or buffers.
+        step_mode, backend: can be set later as well.
+        stateless: start every call from zero instead, as the networks here do.
     Raises:
-        ValueError: theta is not positive.
+        ValueError: theta is not positive, or there is no such step mode or backend.
     """
 
     def __init__(
@@ -36,15 +41,22 @@ class MLIF(nn.Module):
         super().__init__()
         if not theta > 0:
             raise ValueError(f"theta must be positive, got {theta}")
-        self.config = config if config is not None else NeuronConfig()
-        for name, value, learn in (("theta", theta, learn_theta), ("leak", leak, learn_leak)):
-            tensor = torch.tensor(float(value))
-            self.register_parameter(name, nn.Parameter(tensor)) if learn else self.register_buffer(
-                name, tensor
-            )
+        self.config = config or NeuronConfig()
+        self._add("theta", theta, learn_theta)
+        self._add("leak", leak, learn_leak)
         self.stateless = stateless
-        self.step_mode, self.backend = step_mode, backend
-        self.v = None
+        self.step_mode = step_mode
+        self.backend = backend
+        self.v = None  # the potential [...] of one step; None: zero
+
+    def _add(self, name, value, learn):
+        tensor = torch.tensor(float(value))  # 0-dim
+        if learn:
+            self.register_parameter(name, nn.Parameter(tensor))
+        else:
+            self.register_buffer(name, tensor)
+
+    # What SpikingJelly's `functional` asks for and sets on every neuron of a network.
 
     @property
     def supported_backends(self):
@@ -59,7 +71,7 @@ class MLIF(nn.Module):
         self._backend = dispatch.known(name)
 
     def supported_step_mode(self):
-        return "s", "m"
+        return STEP_MODES
 
     @property
     def step_mode(self):
@@ -67,7 +79,7 @@ class MLIF(nn.Module):
 
     @step_mode.setter
     def step_mode(self, mode):
-        if mode not in ("s", "m"):
+        if mode not in STEP_MODES:
             raise ValueError(f"step_mode must be 's' or 'm', got {mode!r}")
         self._step_mode = mode
 
@@ -77,18 +89,24 @@ class MLIF(nn.Module):
 
     def detach(self):
         """Cut the potential from the graph of the steps before."""
-        self.v = None if self.v is None else self.v.detach()
+        if self.v is not None:
+            self.v = self.v.detach()
 
     def forward(self, x):
         """[T, ...] -> [T, ...] merged output ('m'), or [...] -> [...] ('s')."""
-        sequence = x if self.step_mode == "m" else x[None]
-        v = None if self.stateless else self.v
+        multi = self.step_mode == "m"
         o, v = dispatch.mlif(
-            sequence, self.theta, self.leak, self.config, v, not self.stateless, self.backend
+            x if multi else x[None],
+            self.theta,
+            self.leak,
+            self.config,
+            None if self.stateless else self.v,
+            not self.stateless,  # the potential is wanted
+            self.backend,
         )
         if not self.stateless:
             self.v = v
-        return o if self.step_mode == "m" else o[0]
+        return o if multi else o[0]
 
     def lanes(self, o):
         """View of a merged output [T, ...] as binary lanes [T, S, ...]."""

@@ -1,6 +1,7 @@
-"""Backend `cpp`: kernels/mlif.cu compiled for this CPU, at the first use of a variant, and run on torch's threads.
+"""Backend `cpp`: kernels/mlif.cu compiled for this CPU when it is used, on torch's threads.
 
-Libraries are kept in $XDG_CACHE_HOME/mlif (else ~/.cache/mlif), named by a hash of source, flags, compiler and processor.
+Libraries are kept in $XDG_CACHE_HOME/mlif (else ~/.cache/mlif), named by a hash of source, flags,
+compiler and processor.
 """
 
 import ctypes
@@ -10,41 +11,44 @@ import platform
 import shutil
 import subprocess
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 
 import torch
 
-from .source import FOLDER, MAX_STEPS, STORAGE, Launcher, text  # noqa: F401  (MAX_STEPS is read by dispatch)
+from .source import FOLDER, STORAGE, CudaSource, text
 
 OPTIONS = [
     "-std=c++17",
     "-O3",
     "-march=native",
-    "-ffp-contract=off",
+    "-ffp-contract=off",  # every product and sum is rounded by itself, as in the definition
     "-fno-trapping-math",
     "-fno-math-errno",
-    "-fno-tree-vrp",
+    "-fno-tree-vrp",  # the value ranges of g++ 12 turn selects back into branches
     "-fopenmp",
     "-w",
     "-shared",
     "-fPIC",
-]  # g++ 12's value ranges turn selects back into branches
+]
+KERNELS = ("forward", "backward")
 GRAIN = 1 << 15  # neurons that are worth a thread
 
 
 def compiler():
     """Path of the C++ compiler: $CXX, else g++ or clang++ on the PATH, else None."""
-    names = [os.environ["CXX"]] if os.environ.get("CXX") else ["g++", "c++", "clang++"]
-    return next((path for path in map(shutil.which, names) if path), None)
+    chosen = os.environ.get("CXX")
+    names = [chosen] if chosen else ["g++", "c++", "clang++"]
+    found = map(shutil.which, names)
+    return next(filter(None, found), None)
 
 
 @lru_cache
 def cache_folder():
     """Where libraries are kept; if that is not writable, a folder of this process alone."""
     try:
-        folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mlif"
+        caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(caches) / "mlif"
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             return folder
@@ -55,24 +59,41 @@ def cache_folder():
 @lru_cache
 def _machine():
     """What a library is good for: this compiler on this processor."""
+    features = []
     info = Path("/proc/cpuinfo")
-    features = (
-        [
-            line
-            for line in info.read_text().splitlines()
-            if line.startswith(("model name", "flags"))
-        ][:2]
-        if (info.exists())
-        else []
-    )
-    version = subprocess.run(
-        [compiler(), "--version"], capture_output=True, text=True, check=False
-    ).stdout
-    return "\n".join([platform.platform(), platform.processor(), version, *features])
+    if info.exists():
+        wanted = ("model name", "flags")
+        lines = info.read_text().splitlines()
+        features = [line for line in lines if line.startswith(wanted)][:2]  # of the first core
+    version = _output([compiler(), "--version"]).stdout
+    facts = [platform.platform(), platform.processor(), version, *features]
+    return "\n".join(facts)
+
+
+def _output(command):
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+def _program(variants):
+    """C++ source with `launch_forward_k` and `launch_backward_k` for the k-th variant."""
+    parts = [text("shim.h")]
+    for k, variant in enumerate(variants):
+        flags = variant.flags()
+        parts += [f"#define {name} {value}" for name, value in flags.items()]
+        # The source comes once for each variant: namespaces keep the kernels apart.
+        parts += [f"namespace variant_{k} {{", text(), "}"]
+        parts += [f"#undef {name}" for name in flags]
+        parts += [
+            f'extern "C" void launch_{kernel}_{k}'
+            "(long long grid, long long block, int threads, const long long *args) "
+            f"{{ launch(variant_{k}::mlif_{kernel}, grid, block, threads, args); }}"
+            for kernel in KERNELS
+        ]
+    return "\n".join(parts)
 
 
 def compile_library(variants):
-    """Path of the shared library with `launch_forward_k` and `launch_backward_k` for the k-th variant.
+    """Path of the shared library of these variants' kernels (see `_program`).
 
     Raises:
         RuntimeError: there is no compiler, or it fails; the message ends with its first error.
@@ -81,42 +102,26 @@ def compile_library(variants):
         raise RuntimeError(
             "no C++ compiler found: install g++ (Debian: apt install g++) or set CXX"
         )
-    parts = [text("shim.h")]
-    for k, variant in enumerate(variants):
-        flags = variant.flags()
-        parts += [
-            f"namespace variant_{k} {{",
-            *(f"#define {name} {value}" for name, value in flags.items()),
-            text(),
-            "}",
-            *(f"#undef {name}" for name in flags),
-        ]
-        parts += [
-            f'extern "C" void launch_{kernel}_{k}(long long grid, long long block, int threads, const long long *args) '
-            f"{{ launch(variant_{k}::mlif_{kernel}, grid, block, threads, args); }}"
-            for kernel in ("forward", "backward")
-        ]
-    program, command = "\n".join(parts), [compiler(), *OPTIONS]
-    key = hashlib.sha256("\n".join([program, *command, _machine()]).encode()).hexdigest()[:24]
-    path = cache_folder() / f"{key}.so"
-    if not path.exists():
-        with tempfile.TemporaryDirectory(dir=path.parent) as folder:
-            source, library = Path(folder) / "mlif.cpp", Path(folder) / "mlif.so"
-            source.write_text(program, encoding="utf-8")
-            done = subprocess.run(
-                [*command, str(source), "-o", str(library)],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
-            if done.returncode:
-                errors = [
-                    line for line in done.stderr.splitlines() if "error" in line
-                ] or done.stderr.splitlines()
-                raise RuntimeError(
-                    f"{compiler()} cannot compile {FOLDER / 'mlif.cu'}: {(errors or ['no message'])[0]}"
-                )
-            library.replace(path)
+    program = _program(variants)
+    command = [compiler(), *OPTIONS]
+    facts = "\n".join([program, *command, _machine()])
+    key = hashlib.sha256(facts.encode()).hexdigest()
+    path = cache_folder() / f"{key[:24]}.so"
+    if path.exists():
+        return path
+
+    # Built beside and renamed, so that no other process ever loads half a library.
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        source = Path(folder) / "mlif.cpp"
+        library = Path(folder) / "mlif.so"
+        source.write_text(program, encoding="utf-8")
+        done = _output([*command, str(source), "-o", str(library)])
+        if done.returncode:
+            lines = done.stderr.splitlines()
+            errors = [line for line in lines if "error" in line]
+            first = next(iter(errors or lines), "no message")
+            raise RuntimeError(f"{compiler()} cannot compile {FOLDER / 'mlif.cu'}: {first}")
+        library.replace(path)
     return path
 
 
@@ -124,38 +129,38 @@ _functions = {}  # (variant, kernel) -> its launcher
 
 
 def prepare(variants):
-    """Compile and load many variants at once, which takes a fraction of the time of one by one."""
-    parts = [variants[start : start + 64] for start in range(0, len(variants), 64)]
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        for part, path in zip(parts, pool.map(compile_library, parts), strict=True):
-            library = ctypes.CDLL(str(path))
-            _functions.update(
-                {
-                    (variant, kernel): getattr(library, f"launch_{kernel}_{k}")
-                    for k, variant in enumerate(part)
-                    for kernel in ("forward", "backward")
-                }
-            )
+    """Compile and load variants as one library, which is quicker than one by one."""
+    path = compile_library(variants)
+    library = ctypes.CDLL(str(path))
+    for k, variant in enumerate(variants):
+        for kernel in KERNELS:
+            function = getattr(library, f"launch_{kernel}_{k}")
+            _functions[variant, kernel] = function
 
 
-class Cpp(Launcher):
-    """Launches on torch's threads. A CPU vectorises over a tile, and a tile's potentials stay in its first cache."""
+class Cpp(CudaSource):
+    """Launches on torch's threads.
+
+    A CPU vectorises over a tile, and a tile's potentials stay in its first cache.
+    """
 
     warp = block = 1
 
     def tile(self, steps, dtype):
-        return 128
+        return 128  # neurons: several vectors of any width
 
     def launch(self, variant, kernel, threads, values, device):
-        workers = min(torch.get_num_threads(), -(-threads * variant.tile // GRAIN))
-        arguments = (ctypes.c_longlong * len(values))(*values)
         if (variant, kernel) not in _functions:
             prepare([variant])
-        _functions[variant, kernel](
-            ctypes.c_longlong(-(-threads // self.block)),
+        run = _functions[variant, kernel]
+        blocks = -(-threads // self.block)
+        grains = -(-threads * variant.tile // GRAIN)
+        workers = min(torch.get_num_threads(), grains)
+        run(
+            ctypes.c_longlong(blocks),
             ctypes.c_longlong(self.block),
             ctypes.c_int(workers),
-            arguments,
+            (ctypes.c_longlong * len(values))(*values),  # an array
         )
 
 

@@ -1,6 +1,7 @@
-"""Backend `cupy`: kernels/mlif.cu compiled by NVRTC and launched through CuPy, on torch's stream and device.
+"""Backend `cupy`: kernels/mlif.cu compiled by NVRTC and launched through CuPy, on torch's stream.
 
-CuPy's own device context is never entered: leaving it would reset the device that torch works on (and break DDP).
+CuPy's own device context is never entered: leaving it would reset the device that torch works on
+(and break DDP).
 """
 
 from functools import cache, lru_cache
@@ -8,13 +9,11 @@ from functools import cache, lru_cache
 import numpy as np
 import torch
 
-from .source import MAX_STEPS, STORAGE, Launcher, text  # noqa: F401  (MAX_STEPS is read by dispatch)
+from .source import STORAGE, CudaSource, text
 
-BLOCK = 128
-OPTIONS = (
-    "--std=c++17",
-    "--fmad=false",
-)  # every product and sum rounded by itself, as in the definition
+BLOCK = 128  # threads
+# Without --fmad=false a product and a sum are rounded together, not as in the definition.
+OPTIONS = ("--std=c++17", "--fmad=false")
 
 
 @lru_cache
@@ -23,13 +22,14 @@ def _missing():
     cuda = torch.version.cuda
     if cuda is None:
         return "this torch was built without CUDA: install a CUDA build of torch"
-    wheel = f"cupy-cuda{cuda.split('.')[0]}x"
+    major = cuda.split(".")[0]
+    wheel = f"cupy-cuda{major}x"
     try:
         import cupy
     except ImportError as error:
         return f"CuPy is missing ({error}): pip install {wheel}"
     built = cupy.cuda.runtime.runtimeGetVersion() // 1000
-    if built != int(cuda.split(".")[0]):
+    if built != int(major):
         return (
             f"the installed CuPy is built for CUDA {built}, torch for {cuda}: pip install {wheel}"
         )
@@ -54,12 +54,12 @@ def _kernel(variant, name, index):
     """Compiled for device `index`, which is the current one."""
     import cupy
 
-    return cupy.RawModule(
-        code=text(), options=(*OPTIONS, *variant.options()), backend="nvrtc"
-    ).get_function(f"mlif_{name}")
+    options = (*OPTIONS, *variant.options())
+    module = cupy.RawModule(code=text(), options=options, backend="nvrtc")
+    return module.get_function(f"mlif_{name}")
 
 
-class CuPy(Launcher):
+class CuPy(CudaSource):
     """Launches on the current stream of the tensors' device."""
 
     def launch(self, variant, kernel, threads, values, device):
@@ -67,9 +67,10 @@ class CuPy(Launcher):
 
         with torch.cuda.device(device):
             stream = cupy.cuda.ExternalStream(torch.cuda.current_stream().cuda_stream)
-            _kernel(variant, kernel, torch.cuda.current_device())(
-                (-(-threads // BLOCK),), (BLOCK,), tuple(map(np.int64, values)), stream=stream
-            )
+            blocks = -(-threads // BLOCK)
+            run = _kernel(variant, kernel, torch.cuda.current_device())
+            arguments = tuple(map(np.int64, values))
+            run((blocks,), (BLOCK,), arguments, stream=stream)
 
 
 _launcher = CuPy()

@@ -1,5 +1,6 @@
-"""Backends by name. `auto` chooses, and `choose` tells what; a named backend runs or raises with the reason."""
+"""Backends by name. `auto` chooses, and `choose` tells what; a named backend runs or raises."""
 
+from functools import partial
 from importlib import import_module
 
 import torch
@@ -8,6 +9,7 @@ from ..reference import mlif_reference
 from . import compiled
 from .function import Neuron
 
+# Name of a backend: its module, which is imported when it is asked for.
 BACKENDS = {
     "torch": "torch_fused",
     "compiled": "compiled",
@@ -16,11 +18,12 @@ BACKENDS = {
     "triton": "triton",
 }
 SUPPORTED = ("auto", *BACKENDS, "reference")
-PREFERRED = {"cpu": ("cpp", "torch"), "cuda": ("triton", "cupy", "torch")}
+PREFERRED = {"cpu": ["cpp"], "cuda": ["triton", "cupy"]}  # before torch
+MAX_STEPS = 16  # that a kernel unrolls; longer sequences run in stretches
 
 
 def load(name):
-    """The backend's module: `forward`, `backward`, `why_not` (see `function.py`)."""
+    """The backend's module: `forward`, `backward` (see `function.py`) and `why_not`."""
     return import_module(f".{BACKENDS[name]}", __package__)
 
 
@@ -36,8 +39,10 @@ def known(name):
 
 
 def why_not(name, device, dtype=torch.float32):
-    """Reason why a backend cannot run on that device and dtype, with the way out; None if it can."""
-    return load(name).why_not(torch.device(device), dtype) if known(name) in BACKENDS else None
+    """Why a backend cannot run on that device and dtype, with the way out; None if it can."""
+    if known(name) not in BACKENDS:
+        return None
+    return load(name).why_not(torch.device(device), dtype)
 
 
 def choose(name, device, dtype=torch.float32):
@@ -49,76 +54,88 @@ def choose(name, device, dtype=torch.float32):
     """
     device = torch.device(device)
     if name == "auto":
-        return next(
-            n for n in PREFERRED.get(device.type, ("torch",)) if why_not(n, device, dtype) is None
-        )
+        for candidate in PREFERRED.get(device.type, []):
+            if why_not(candidate, device, dtype) is None:
+                return candidate
+        return "torch"  # runs everywhere
     reason = why_not(name, device, dtype)
     if reason:
         raise RuntimeError(f"neuron backend {name} cannot run: {reason}")
     return name
 
 
-def _cut(run, x, v, want_state, length):
-    """Run over stretches of at most `length` steps, the potential handed on."""
-    if x.shape[0] <= length:
-        return run(x, v, want_state)
-    parts = x.split(length)
-    out = []
-    for k, part in enumerate(parts):
-        o, v = run(part, v, want_state or k + 1 < len(parts))
-        out.append(o)
-    return torch.cat(out), v
-
-
-def mlif(x, theta, leak, config, v=None, want_state=False, backend="auto"):
+def mlif(
+    x,
+    theta,
+    leak,
+    config,
+    v=None,
+    want_state=False,
+    backend="auto",
+):
     """Run the neuron of `config` over time on a backend.
 
     Args:
         x: input current [T, ...], floating point, any dense layout of a step; kept in the output.
-        theta, leak: 0-dim tensors on x's device; v: potential before step 0, [...] or None for zero.
+        theta, leak: 0-dim tensors on x's device.
+        v: potential before step 0, [...]; None means zero.
         want_state: also return the potential after the last step.
     Returns:
-        (o, v): merged output [T, ...] in x's dtype, potential [...] in float32 or wider (None if not wanted). NaN in
-        gives NaN out; a theta that is not positive makes every output NaN.
+        (o, v): merged output [T, ...] in x's dtype, and the potential [...] in float32 or wider
+        (only if wanted). NaN in gives NaN out; a theta that is not positive makes every output NaN.
     Raises:
-        ValueError: x is not a floating-point [T, ...] tensor, or theta, leak or v lie on another device.
+        ValueError: x is not a floating-point [T, ...] tensor, v has another shape than a step of
+            it, or theta, leak or v lie on another device.
         RuntimeError: the named backend cannot run here.
     """
-    if not x.is_floating_point() or x.dim() < 1 or x.shape[0] < 1:
+    _check(x, theta, leak, v)
+    arguments = (x, theta, leak, v, config, want_state)
+    with torch.autocast(x.device.type, enabled=False):  # the potential stays in its own type
+        if torch.compiler.is_compiling():
+            if backend not in ("auto", "compiled"):
+                raise RuntimeError(
+                    f"neuron backend {backend} cannot run inside torch.compile: "
+                    "use auto or compiled there"
+                )
+            return _in_stretches(compiled.traced, *arguments)
+
+        name = choose(backend, x.device, x.dtype)
+        if name == "reference" or not x.numel():  # no kernel is launched on nothing
+            return mlif_reference(x, theta, leak, config, v)
+        run = partial(Neuron.apply, load(name))
+        if name == "torch":  # it unrolls nothing
+            return run(*arguments)
+        return _in_stretches(run, *arguments)
+
+
+def _check(x, theta, leak, v):
+    has_steps = x.dim() > 0 and x.shape[0] > 0
+    if not x.is_floating_point() or not has_steps:
         raise ValueError(
-            f"the neuron expects a floating-point current [T, ...] with T >= 1, "
+            "the neuron expects a floating-point current [T, ...] with T >= 1, "
             f"got {x.dtype} {tuple(x.shape)}"
         )
-    for name, other in (("theta", theta), ("leak", leak), ("v", v)):
+    others = {"theta": theta, "leak": leak, "v": v}
+    for name, other in others.items():
         if other is not None and other.device != x.device:
             raise ValueError(
                 f"{name} is on {other.device}, the input current on {x.device}: move one of them"
             )
-    if v is not None and v.shape != x.shape[1:]:
+    step = x.shape[1:]
+    if v is not None and v.shape != step:
         raise ValueError(
-            f"v must have the shape of one step {tuple(x.shape[1:])}, got {tuple(v.shape)}: call reset()"
+            f"v must have the shape of one step {tuple(step)}, got {tuple(v.shape)}: call reset()"
         )
-    with torch.autocast(x.device.type, enabled=False):
-        if torch.compiler.is_compiling():
-            if backend not in ("auto", "compiled"):
-                raise RuntimeError(
-                    f"neuron backend {backend} cannot run inside torch.compile: use auto or compiled there"
-                )
-            return _cut(
-                lambda x, v, want: compiled.traced(x, theta, leak, config, v, want),
-                x,
-                v,
-                want_state,
-                compiled.MAX_STEPS,
-            )
-        name = choose(backend, x.device, x.dtype)
-        if name == "reference":
-            return mlif_reference(x, theta, leak, config, v)
-        module = load(name)
-        return _cut(
-            lambda x, v, want: Neuron.apply(x, theta, leak, v, config, want, module),
-            x,
-            v,
-            want_state,
-            getattr(module, "MAX_STEPS", x.shape[0]),
-        )
+
+
+def _in_stretches(run, x, theta, leak, v, config, want_state):
+    """`run` over at most MAX_STEPS steps at a time, the potential handed on."""
+    if x.shape[0] <= MAX_STEPS:
+        return run(x, theta, leak, v, config, want_state)
+    parts = x.split(MAX_STEPS)
+    out = []  # one for each part
+    for number, part in enumerate(parts, start=1):
+        goes_on = want_state or number < len(parts)
+        o, v = run(part, theta, leak, v, config, goes_on)
+        out.append(o)
+    return torch.cat(out), v

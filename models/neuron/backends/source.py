@@ -1,4 +1,4 @@
-"""The kernels of `kernels/mlif.cu` for whoever compiles and launches them: flags, arguments, partial sums."""
+"""The kernels of `kernels/mlif.cu` for whoever compiles and launches them: flags and arguments."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -6,16 +6,28 @@ from pathlib import Path
 
 import torch
 
-from ..config import NeuronConfig
+from ..config import RESETS, SURROGATES, NeuronConfig
+from .launcher import Launcher, constants
 
 FOLDER = Path(__file__).parent / "kernels"
-STORAGE = {torch.float32: 0, torch.float64: 0, torch.bfloat16: 1, torch.float16: 2}
-MAX_STEPS = 16  # unrolled; longer sequences are cut (see dispatch.py)
+STORAGE = {
+    torch.float32: 0,
+    torch.float64: 0,
+    torch.bfloat16: 1,
+    torch.float16: 2,
+}
+WIDEST_ACCESS = 16  # bytes that a GPU's thread reads or writes at once
+POTENTIALS = 24  # of a thread that a GPU's registers hold
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One compilation: the neuron, T, x's dtype, whether a potential comes in (has_v) and goes out (state), tile shape."""
+    """One compilation of the kernels.
+
+    Fields:
+        config: the neuron. steps: T. dtype: of the current and the output. tile: neurons of a
+        thread. has_v: a potential comes in. state: the last potential goes out.
+    """
 
     config: NeuronConfig
     steps: int
@@ -23,36 +35,33 @@ class Variant:
     has_v: bool
     state: bool
     tile: int
-    packed: bool
+
+    @property
+    def packed(self):
+        """A tile can be one wide access."""
+        return self.tile * self.dtype.itemsize <= WIDEST_ACCESS
 
     def flags(self):
         """{macro: value} of the compilation."""
-        c = self.config
         return {
+            **constants(self.config),
+            # The preprocessor compares only numbers.
+            "RESET": RESETS.index(self.config.reset),
+            "SURROGATE": SURROGATES.index(self.config.surrogate),
+            # The tensors.
             "REAL": "double" if self.dtype == torch.float64 else "float",
             "STORAGE": STORAGE[self.dtype],
             "STEPS": self.steps,
             "TILE": self.tile,
             "PACKED": int(self.packed),
-            "LEVELS": c.levels,
-            "ONE_HOT": int(c.one_hot),
-            "INCLUSIVE": int(c.inclusive),
-            "RESET": ("soft", "soft_theta", "hard").index(c.reset),
-            "DETACH": int(c.detach_reset),
-            "GAIN": c.gain,
-            "INPUT_GAIN": c.input_gain,
-            "SIGMOID": int(c.surrogate == "sigmoid"),
-            "RELATIVE": int(c.relative),
-            "GAMMA": c.gamma,
-            "ALPHA": c.alpha if c.relative else c.alpha * c.gain,
-            "INNER": c.slopes[-1],
             "HAS_V": int(self.has_v),
             "STATE": int(self.state),
         }
 
     def options(self):
         """The flags as compiler options."""
-        return [f"-D{name}={value}" for name, value in self.flags().items()]
+        flags = self.flags()
+        return [f"-D{name}={value}" for name, value in flags.items()]
 
 
 @lru_cache
@@ -61,59 +70,52 @@ def text(name="mlif.cu"):
     return (FOLDER / name).read_text(encoding="utf-8")
 
 
-class Launcher:
-    """The two functions of a backend (see `function.py`) over `launch`.
+class CudaSource(Launcher):
+    """Launches mlif.cu through `launch`."""
 
-    launch(variant, kernel, threads, values, device) runs the kernel on at least `threads` threads; every value is the
-    address of a tensor (0: none) or an integer, 64 bits wide.
-    """
-
-    warp = 32
+    warp = 32  # threads that write one partial sum together
 
     def tile(self, steps, dtype):
-        """Neurons per thread: accesses of 16 bytes, narrower where the T potentials of each would fill the registers."""
-        return max(1, min(16 // dtype.itemsize, 2 ** ((24 // steps).bit_length() - 1)))
+        """Neurons of a thread: one wide access, fewer where their T potentials fill registers."""
+        fits = POTENTIALS // steps  # neurons
+        power_of_two = 2 ** (fits.bit_length() - 1)
+        return max(1, min(WIDEST_ACCESS // dtype.itemsize, power_of_two))
+
+    def variant(self, config, steps, dtype, has_v, state):
+        """The compilation for these tensors."""
+        tile = self.tile(steps, dtype)
+        return Variant(config, steps, dtype, has_v, state, tile)
+
+    def programs(self, x):
+        steps, n = x.shape
+        neurons = self.tile(steps, x.dtype) * self.warp
+        return -(-n // neurons)
 
     def launch(self, variant, kernel, threads, values, device):
+        """Run `kernel` on at least `threads` threads.
+
+        values: its arguments, 64 bits wide: addresses of tensors (0: none) and integers.
+        """
         raise NotImplementedError
 
-    def _run(self, kernel, x, state, v, config, tensors, others):
+    def run(self, kernel, config, x, v, state, tensors):
         steps, n = x.shape
-        tile = self.tile(steps, x.dtype)
-        packed = tile * x.dtype.itemsize <= 16
-        variant = Variant(config, steps, x.dtype, v is not None, state, tile, packed)
-        aligned = (
-            packed
-            and n % tile == 0
-            and all(t.data_ptr() % (tile * t.itemsize) == 0 for t in others)
-        )
+        variant = self.variant(config, steps, x.dtype, v is not None, state)
+        addresses = [0 if each is None else each.data_ptr() for each in tensors]
+
+        # Whole tiles of x and of what has its shape are read and written at once.
+        aligned = variant.packed and n % variant.tile == 0
+        access = variant.tile * x.itemsize  # bytes
+        for each in (x, *tensors):
+            if each is not None and each.shape == x.shape:
+                aligned = aligned and each.data_ptr() % access == 0
+
         values = [
             x.data_ptr(),
             x.stride(0),
-            *(0 if t is None else t.data_ptr() for t in tensors),
+            *addresses,
             n,
             int(aligned),
         ]
-        self.launch(variant, kernel, -(-n // tile), values, x.device)
-
-    def forward(self, x, theta, leak, v, config, want_state):
-        o = torch.empty_like(x, memory_format=torch.contiguous_format)
-        last = torch.empty_like(x[0], dtype=theta.dtype) if want_state else None
-        self._run("forward", x, want_state, v, config, (theta, leak, v, o, last), (x, o))
-        return o, last
-
-    def backward(self, x, g, theta, leak, v, g_last, config):
-        steps, n = x.shape
-        gx, gv = torch.empty_like(g), None if v is None else torch.empty_like(v)
-        warps = -(-n // (self.tile(steps, x.dtype) * self.warp))
-        partial = torch.empty((warps, 2), dtype=theta.dtype, device=x.device)
-        self._run(
-            "backward",
-            x,
-            g_last is not None,
-            v,
-            config,
-            (g, theta, leak, v, g_last, gx, gv, partial),
-            (x, g, gx),
-        )
-        return gx, gv, *partial.sum(0, dtype=torch.float64)
+        threads = -(-n // variant.tile)
+        self.launch(variant, kernel, threads, values, x.device)

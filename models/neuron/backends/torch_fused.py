@@ -1,167 +1,215 @@
 """Backend `torch`: eager PyTorch on any device and dtype, the one that always runs.
 
-The rows are walked in slices that stay in the processor's caches; inside a slice all T steps run forwards, and, for
-the backward, forwards again and then in reverse. No lane tensors, no `.item()`. Equations: `reference.py`.
+The rows are walked in slices that stay in the processor's caches. Inside a slice all T steps run
+forwards, and, for the backward, forwards again and then in reverse. These are the equations of
+`reference.py`, written into buffers where that spares passes over memory; no `.item()`.
 """
+
+from dataclasses import replace
+from functools import lru_cache
 
 import torch
 
-from ..reference import reset_amount, surrogate
+from ..reference import reset, surrogate
 
-SLICE = (
-    1 << 17
-)  # elements per slice on a CPU: the few float32 buffers of a slice fit into the L2 and L3 caches
+SLICE = 1 << 17  # elements of a slice on a CPU, whose float32 buffers fit into the L2 and L3 caches
 
 
 def why_not(device, dtype):
     """None: it runs everywhere."""
 
 
-def _slices(x):
+def _slices(x, *tensors):
+    """Tensors [T, n] or [n], cut alike along n; None stays None."""
     n = x.shape[1]
-    width = SLICE if x.device.type == "cpu" else n
-    return [slice(lo, min(lo + width, n)) for lo in range(0, n, width)]
+    width = SLICE if x.device.type == "cpu" else n  # a GPU gains nothing from slices
+    for start in range(0, n, width):
+        at = slice(start, start + width)
+        yield [None if each is None else each[..., at] for each in (x, *tensors)]
 
 
-def _charge(v, current, leak, config, out):
-    """u = leak * v + input_gain * current into `out`; v None means 0, and then u may be the current itself."""
-    if v is None and config.input_gain == 1 and current.dtype == out.dtype:
-        return current
-    if v is None:
-        return out.copy_(current).mul_(config.input_gain)
-    return torch.mul(v, leak, out=out).add_(current, alpha=config.input_gain)
+class _Step:
+    """Charge, fire and reset on rows [w]."""
 
+    def __init__(self, theta, leak, config):
+        self.theta = theta
+        self.leak = leak
+        self.config = config
+        # With a theta that is not positive nothing is passed, and no potential is high enough to
+        # count as a number.
+        valid = torch.where(theta > 0, theta, torch.nan)
+        self.unit = valid * config.gain
+        self.lowest = torch.where(theta > 0, -torch.inf, torch.nan)
+        self.boundaries = [self.unit * boundary for boundary in config.boundaries]
 
-def _fire(u, edges, lowest, config, o, scratch):
-    """Merged output before the gain into `o`; scratch is overwritten.
+    def charge(self, v, x, out):
+        """Potential of a current x, in `out` or, where it is the current, in x itself."""
+        gain = self.config.input_gain
+        if v is None:
+            if gain == 1 and x.dtype == out.dtype:
+                return x
+            return out.copy_(x).mul_(gain)
+        torch.mul(v, self.leak, out=out)
+        return out.add_(x, alpha=gain)
 
-    u / edge > 2^i, rounded, is u > edge * 2^i exactly: the product is exact, and no quotient rounds across 1.
-    """
-    passed = torch.ge if config.inclusive else torch.gt
-    passed(u, edges[0], out=o)
-    for at, jump in zip(edges[1:], config.jumps[1:]):
-        passed(u, at, out=scratch)
-        o.add_(scratch, alpha=jump)
-    o.div_(
-        torch.ge(u, lowest, out=scratch)
-    )  # NaN stays NaN (0 / 0), everything else is divided by 1
+    def fire(self, u, scratch, out):
+        """Merged output before the gain."""
+        passed = torch.ge if self.config.inclusive else torch.gt
+        passed(u, self.unit, out=out)
+        for i in range(1, self.config.levels):
+            passed(u, self.boundaries[i], out=scratch)
+            out.add_(scratch, alpha=self.config.jumps[i])
+        # 0 / 0 where u is NaN, which passes nothing; a division by 1 elsewhere.
+        torch.ge(u, self.lowest, out=scratch)
+        out.div_(scratch)
 
-
-def _reset(u, o, theta, edge, config, out):
-    """v after the reset into `out`, which may be u."""
-    if config.reset == "soft":
-        return torch.sub(u, reset_amount(o, edge, config), out=out)
-    if config.reset == "soft_theta":
-        return torch.sub(u, theta * (o > 0), out=out)
-    return out.copy_(u).masked_fill_(o > 0, 0.0)
-
-
-def _constants(theta, config):
-    """(edge, all edges, lowest potential that is a number); all NaN if theta is not positive, so that nothing passes."""
-    edge = torch.where(theta > 0, theta, torch.nan) * config.gain
-    lowest = torch.where(theta > 0, -torch.inf, torch.nan).to(theta.dtype)
-    return edge, [edge * factor for factor in config.edges], lowest
+    def reset(self, u, o):
+        """Potential after firing `o`."""
+        return reset(u, o, self.theta, self.unit, self.config)
 
 
 def forward(x, theta, leak, v, config, want_state):
     """See `function.py`."""
-    steps, dtype = x.shape[0], theta.dtype
-    out, last = (
-        torch.empty_like(x, memory_format=torch.contiguous_format),
-        torch.empty_like(x[0], dtype=dtype),
-    )
-    edge, edges, lowest = _constants(theta, config)
-    direct = config.gain == 1 and x.dtype == dtype
-    for at in _slices(x):
-        potential, after, scratch, o = torch.empty(
-            (4, at.stop - at.start), dtype=dtype, device=x.device
-        )
-        before = None if v is None else v[at]
-        for t in range(steps):
-            u = _charge(before, x[t, at], leak, config, potential)
-            o = out[t, at] if direct else o
-            _fire(u, edges, lowest, config, o, scratch)
-            if t + 1 < steps or want_state:
-                before = _reset(u, o, theta, edge, config, after)
-            if not direct:
-                torch.mul(o, config.gain, out=out[t, at])
-        if want_state:
-            last[at].copy_(before)
-    return out, last if want_state else None
+    step = _Step(theta, leak, config)
+    out = torch.empty_like(x, memory_format=torch.contiguous_format)
+    last = None
+    if want_state:
+        last = torch.empty_like(x[0], dtype=theta.dtype)
+    for part in _slices(x, v, out, last):
+        _forward_slice(step, *part)
+    return out, last
 
 
-def _pieces(config):
-    """The relative triangle surrogate is piecewise linear in r: (knots, offset, slopes) for a gamma of 1.
+def _forward_slice(step, x, v, out, last):
+    """Write the output of a slice x [T, w] and, if it is wanted, the last potential [w]."""
+    steps, width = x.shape
+    gain = step.config.gain
+    dtype = step.unit.dtype
+    potential, scratch, o = x.new_empty((3, width), dtype=dtype)
+    in_place = gain == 1 and out.dtype == dtype  # the output is computed where it belongs
+    for t in range(steps):
+        u = step.charge(v, x[t], potential)
+        if in_place:
+            o = out[t]
+        step.fire(u, scratch, o)
+        if not in_place:
+            torch.mul(o, gain, out=out[t])
+        if last is not None or t + 1 < steps:
+            v = step.reset(u, o)
+    if last is not None:
+        last.copy_(v)
 
-    All three are small dyadic numbers, so the sum is exactly zero outside the support.
+
+@lru_cache
+def _linear_pieces(config):
+    """([(slope, start, stop)], offset) of a surrogate that is piecewise linear in r, else None.
+
+    The relative triangle is gamma * (offset + sum of slope * clamp(r, start, stop)). Each number
+    is small and dyadic, so that the sum is exactly zero outside the support.
     """
     if config.surrogate != "triangle" or not config.relative:
         return None
-    knots = [0.0, *config.edges, 2 * config.edges[-1]]
-    at = [
-        sum(c * max(0.0, 1 - abs(k / e - 1)) for c, e in zip(config.slopes, config.edges))
-        for k in knots
-    ]
-    slopes = [(b - a) / (k - j) for a, b, j, k in zip(at, at[1:], knots, knots[1:])]
-    return knots, -sum(s * k for s, k in zip(slopes, knots)), slopes
+    last = config.boundaries[-1]
+    places = [0.0, *config.boundaries, 2 * last]  # where a bump starts, peaks or ends
+    knots = torch.tensor(places, dtype=torch.float64, device="cpu")
+    heights = surrogate(knots, replace(config, gamma=1.0))
+    slopes = heights.diff() / knots.diff()
+    starts = knots[:-1]
+    offset = -(slopes * starts).sum()
+    pieces = zip(slopes.tolist(), places, places[1:])
+    return list(pieces), offset.item()
 
 
-def _surrogate(r, config, pieces, f, scratch):
-    """(d staircase / d r) / gamma of the triangle, or d staircase / d r, into f."""
-    if pieces is None:
-        f.copy_(surrogate(r, config))
+def _surrogate(r, config, linear, scratch, out):
+    """d o / d r into `out`, without the factor gamma if it is linear in pieces."""
+    if linear is None:
+        out.copy_(surrogate(r, config))
         return
-    knots, offset, slopes = pieces
-    for i, slope in enumerate(slopes):
-        torch.clamp(r, knots[i], knots[i + 1], out=scratch)
-        torch.add(f if i else offset, scratch, alpha=slope, out=f)
+    pieces, total = linear  # the first piece is added to the offset, the others to `out`
+    for slope, start, stop in pieces:
+        torch.clamp(r, start, stop, out=scratch)
+        total = torch.add(total, scratch, alpha=slope, out=out)
 
 
 def backward(x, g, theta, leak, v, g_last, config):
     """See `function.py`."""
-    steps, dtype = x.shape[0], theta.dtype
-    sums = {
-        "edge": [],
-        "theta": [],
-        "leak": [],
-    }  # one partial sum per slice and step, added up in a fixed order
-    gx, gv_first = torch.empty_like(g), None if v is None else torch.empty_like(v)
-    edge, edges, lowest = _constants(theta, config)
-    pieces = _pieces(config)
-    surrogate_edge = edge / config.gamma if pieces else edge
-    for at in _slices(x):
-        buffers = torch.empty((3 * steps + 3, at.stop - at.start), dtype=dtype, device=x.device)
-        r, f, scratch = buffers[:3]
-        us, os, vs = [], buffers[3 : 3 + steps], [None if v is None else v[at]]
-        for t in range(steps):  # the forward again: vs[t] -> us[t] -> os[t] -> vs[t + 1]
-            us.append(_charge(vs[t], x[t, at], leak, config, buffers[3 + steps + t]))
-            if t + 1 < steps or g_last is not None:
-                _fire(us[t], edges, lowest, config, os[t], scratch)
-                vs.append(_reset(us[t], os[t], theta, edge, config, buffers[3 + 2 * steps + t]))
-        gv = None if g_last is None else g_last[at]  # gradient of v[t], from the steps after t
-        for t in reversed(range(steps)):
-            u, o = us[t], os[t]
-            torch.div(u, edge, out=r)
-            _surrogate(r, config, pieces, f, scratch)
-            upstream = g[t, at] if config.gain == 1 else g[t, at] * config.gain
-            if gv is not None and not config.detach_reset:
-                upstream = upstream - gv * (u if config.reset == "hard" else edge)
-            gu = f.mul_(upstream).div_(surrogate_edge)
-            sums["edge"].append(-torch.dot(r, gu))
-            if gv is not None:
-                if config.reset == "soft":
-                    sums["edge"].append(-torch.dot(o, gv))
-                if config.reset == "soft_theta":
-                    sums["theta"].append(-(gv * (o > 0)).sum())
-                gu.add_(gv.masked_fill(o > 0, 0.0) if config.reset == "hard" else gv)
-            if vs[t] is not None:
-                sums["leak"].append(torch.dot(gu, vs[t]))
-            torch.mul(gu, config.input_gain, out=gx[t, at])
-            gv = gu * leak if t or v is not None else None
-        if v is not None:
-            gv_first[at].copy_(gv)
-    edge_sum, theta_sum, leak_sum = (
-        torch.stack([p.double() for p in parts]).sum() if parts else theta.new_zeros(())
-        for parts in sums.values()
-    )
-    return gx, gv_first, edge_sum * config.gain + theta_sum, leak_sum
+    step = _Step(theta, leak, config)
+    gx = torch.empty_like(g)
+    gv = None if v is None else torch.empty_like(v)
+    # Added to slice by slice and step by step, in the same order at every run.
+    sums = theta.new_zeros(3, dtype=torch.float64)
+    for part in _slices(x, g, v, g_last, gx, gv):
+        _backward_slice(step, sums, *part)
+    d_unit, d_theta, d_leak = sums
+    d_theta += d_unit * config.gain
+    return gx, gv, d_theta, d_leak
+
+
+def _backward_slice(
+    step,
+    sums,  # [3], gradients of the unit, of theta apart from it, of the leak
+    x,  # [T, w]
+    g,  # [T, w]
+    v,  # [w]
+    g_last,  # [w]
+    gx,  # [T, w]
+    gv_first,  # [w]
+):
+    """Write the gradients of a slice x and of v, and add to the sums."""
+    config = step.config
+    unit = step.unit
+    hard = config.reset == "hard"
+    d_unit, d_theta, d_leak = sums
+    steps, width = x.shape
+    r, f, scratch = x.new_empty((3, width), dtype=unit.dtype)
+    us, os, vs = _forward_again(step, x, v, g_last is not None, scratch)
+    linear = _linear_pieces(config)
+    divisor = unit / config.gamma if linear else unit
+
+    gv = g_last  # gradient of the potential after step t; None: it is not used
+    for t in reversed(range(steps)):
+        u = us[t]
+        o = os[t]
+        torch.div(u, unit, out=r)
+        _surrogate(r, config, linear, scratch, out=f)
+        upstream = g[t]
+        if config.gain != 1:
+            upstream = upstream * config.gain
+        if gv is not None and not config.detach_reset:
+            upstream = upstream - gv * (u if hard else unit)
+        gu = f.mul_(upstream).div_(divisor)
+        d_unit -= torch.dot(r, gu)
+
+        if gv is not None:
+            if config.reset == "soft":
+                d_unit -= torch.dot(o, gv)
+            elif hard:
+                gv = gv.masked_fill(o > 0, 0.0)
+            else:
+                d_theta -= (gv * (o > 0)).sum()
+            gu.add_(gv)
+        torch.mul(gu, config.input_gain, out=gx[t])
+        if vs[t] is not None:
+            d_leak += torch.dot(gu, vs[t])
+            gv = gu * step.leak
+    if gv_first is not None:
+        gv_first.copy_(gv)
+
+
+def _forward_again(step, x, v, want_state, scratch):
+    """Potentials before (us) and after (vs[1:]) the resets of a slice, and outputs before the gain.
+
+    vs[t] -> us[t] -> os[t] -> vs[t + 1]; the last two are left out of the last step if not wanted.
+    """
+    steps, width = x.shape
+    potentials, os = x.new_empty((2, steps, width), dtype=step.unit.dtype)
+    us = []
+    vs = [v]
+    for t in range(steps):
+        u = step.charge(vs[t], x[t], potentials[t])
+        us.append(u)
+        if want_state or t + 1 < steps:
+            step.fire(u, scratch, os[t])
+            v = step.reset(u, os[t])
+            vs.append(v)
+    return us, os, vs

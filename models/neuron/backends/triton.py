@@ -1,6 +1,7 @@
-"""Backend `triton`: the neuron as two Triton kernels, all T steps in registers. Equations: `reference.py`.
+"""Backend `triton`: the neuron as two Triton kernels, all T steps in registers.
 
-With TRITON_INTERPRET=1 the kernels run on a CPU, slowly: that is how they are tested without a GPU.
+The equations are those of `reference.py`. With TRITON_INTERPRET=1 the kernels run on a CPU, slowly:
+that is how they are tested without a GPU.
 """
 
 import os
@@ -8,13 +9,16 @@ from functools import lru_cache
 
 import torch
 
+from .launcher import Launcher, constants
+
 try:
     import triton
     import triton.language as tl
+    from triton.language import constexpr
 except ImportError:  # no wheel for this platform; `why_not` tells
     triton = None
 
-MAX_STEPS = 16  # unrolled; longer sequences are cut (see dispatch.py)
+# Triton reads it as well, when a kernel is defined.
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
@@ -23,292 +27,266 @@ def why_not(device, dtype):
     if triton is None:
         return "Triton is missing: pip install triton"
     if device.type != "cuda" and not INTERPRETED:
-        return f"it runs on a CUDA GPU, the tensor is on {device}; TRITON_INTERPRET=1 interprets it on a CPU, for tests"
-    return (
-        None
-        if dtype in (torch.float32, torch.bfloat16, torch.float16)
-        else f"it has no {dtype} kernel"
-    )
+        return (
+            f"it runs on a CUDA GPU, the tensor is on {device}; "
+            "TRITON_INTERPRET=1 interprets it on a CPU, for tests"
+        )
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"it has no {dtype} kernel"
+    return None
 
 
 if triton is not None:
 
     @triton.jit
-    def _wide(number):
-        """As 64 bits: n comes as 32 where it fits, t * n may not."""
-        return tl.full([], number, tl.int64)
+    def _row(t, stride):
+        """Offset of step t as 64 bits: the stride comes as 32 where it fits, t * stride may not."""
+        return tl.full([], t, tl.int64) * stride
 
     @triton.jit
-    def _charge(v, x, leak, EARLIER: tl.constexpr, INPUT_GAIN: tl.constexpr):
-        u = x * INPUT_GAIN if INPUT_GAIN != 1.0 else x
-        if EARLIER:
+    def _parameters(theta_ptr, leak_ptr, GAIN: constexpr):
+        theta = tl.load(theta_ptr)
+        leak = tl.load(leak_ptr)
+        return theta, leak, theta * GAIN
+
+    @triton.jit
+    def _load(pointer, at, real):
+        """float32 of the neurons `at` that are real; the others read 0."""
+        return tl.load(pointer + at, mask=real, other=0.0).to(tl.float32)
+
+    @triton.jit
+    def _store(pointer, at, values, real):
+        """Write values to the neurons `at` that are real, in the pointer's type."""
+        tl.store(pointer + at, values.to(pointer.dtype.element_ty), mask=real)
+
+    @triton.jit
+    def _charge(v, x, leak, EARLIER: constexpr, INPUT_GAIN: constexpr):
+        u = x * INPUT_GAIN
+        if EARLIER:  # a potential came into this step
             u = leak * v + u
         return u
 
     @triton.jit
-    def _fire(u, edge, LEVELS: tl.constexpr, ONE_HOT: tl.constexpr, INCLUSIVE: tl.constexpr):
-        o = tl.zeros_like(u)  # comparisons as in torch_fused: exact without a division
+    def _fire(
+        u,
+        unit,
+        LEVELS: constexpr,
+        ONE_HOT: constexpr,
+        INCLUSIVE: constexpr,
+    ):
+        o = tl.zeros_like(u)
         for i in tl.static_range(LEVELS):
-            at = edge * (2.0**i)
-            over = u >= at if INCLUSIVE else u > at
-            o = tl.where(over, 2.0**i if ONE_HOT else 2.0 ** (i + 1) - 1.0, o)
-        return tl.where(u == u, tl.where(edge > 0, o, float("nan")), float("nan"))
+            boundary = unit * 2.0**i  # exact without a division, as in reference.py
+            passed = u >= boundary if INCLUSIVE else u > boundary
+            merged = 2.0**i if ONE_HOT else 2.0 ** (i + 1) - 1.0
+            o = tl.where(passed, merged, o)
+        o = tl.where(unit > 0, o, float("nan"))
+        return tl.where(u == u, o, float("nan"))
 
     @triton.jit
-    def _reset(u, o, theta, edge, LEVELS: tl.constexpr, ONE_HOT: tl.constexpr, RESET: tl.constexpr):
+    def _reset(
+        u,
+        o,
+        theta,
+        unit,
+        LEVELS: constexpr,
+        ONE_HOT: constexpr,
+        RESET: constexpr,
+    ):
         if RESET == "hard":
             v = tl.where(o > 0, 0.0, u)
         elif RESET == "soft_theta":
             v = tl.where(o > 0, u - theta, u)
         elif ONE_HOT:
-            v = u - edge * o
+            v = u - unit * o
         else:
             amount = tl.zeros_like(u)
             for s in tl.static_range(LEVELS):  # lane by lane, in order
-                amount += tl.where(o >= 2.0 ** (s + 1) - 1.0, edge * (2.0**s), 0.0)
+                fired = o >= 2.0 ** (s + 1) - 1.0
+                amount += tl.where(fired, unit * 2.0**s, 0.0)
             v = u - amount
         return v
 
     @triton.jit
+    def _kept(gv, o, RESET: constexpr):
+        """Gradient that reaches u through the reset: a hard one forgets the potential."""
+        return tl.where(o > 0, 0.0, gv) if RESET == "hard" else gv
+
+    @triton.jit
+    def _bump(
+        d,
+        weight,
+        SURROGATE: constexpr,
+        GAMMA: constexpr,
+        ALPHA: constexpr,
+    ):
+        """weight * phi(d), the surrogate around one boundary."""
+        distance = tl.abs(d)
+        if SURROGATE == "triangle":
+            bump = tl.where(distance >= 1.0, 0.0, (1.0 - distance) * (weight * GAMMA))
+        else:
+            tl.static_assert(SURROGATE == "sigmoid", "_bump does not know this surrogate")
+            e = tl.exp(distance * -ALPHA)
+            bump = e / ((1.0 + e) * (1.0 + e)) * (weight * ALPHA)
+        return bump
+
+    @triton.jit
     def _surrogate(
         r,
-        LEVELS: tl.constexpr,
-        ONE_HOT: tl.constexpr,
-        SIGMOID: tl.constexpr,
-        RELATIVE: tl.constexpr,
-        GAMMA: tl.constexpr,
-        ALPHA: tl.constexpr,
-        INNER: tl.constexpr,
+        LEVELS: constexpr,
+        RELATIVE: constexpr,
+        INNER: constexpr,
+        SURROGATE: constexpr,
+        GAMMA: constexpr,
+        ALPHA: constexpr,
     ):
         total = tl.zeros_like(r)
         for i in tl.static_range(LEVELS):
-            d = tl.abs(r * (1.0 / 2.0**i) - 1.0) if RELATIVE else tl.abs(r - 2.0**i)
-            weight = (
-                1.0 if i == 0 else (INNER if RELATIVE else (2.0 ** (i - 1) if ONE_HOT else 2.0**i))
-            )
-            if SIGMOID:
-                e = tl.exp(d * -ALPHA)
-                total += e / ((1.0 + e) * (1.0 + e)) * (weight * ALPHA)
-            else:
-                total += tl.where(d >= 1.0, 0.0, (1.0 - d) * (weight * GAMMA))
+            d = r * (1.0 / 2.0**i) - 1.0 if RELATIVE else r - 2.0**i
+            inner = INNER if RELATIVE else INNER * 2.0 ** (i - 1)
+            weight = inner if i > 0 else 1.0
+            total += _bump(d, weight, SURROGATE, GAMMA, ALPHA)
         return total
+
+    # The kernels' constants are explained in kernels/mlif.cu. A potential that is not given or not
+    # wanted comes as None, which is known at compile time as well.
 
     @triton.jit
     def _forward(
-        x_ptr,
+        x_ptr,  # [T, n] with a stride from step to step
         stride,
-        theta_ptr,
+        theta_ptr,  # 0-dim
         leak_ptr,
-        v_ptr,
-        o_ptr,
-        last_ptr,
+        v_ptr,  # [n]
+        o_ptr,  # [T, n]
+        last_ptr,  # [n]
         n,
-        STEPS: tl.constexpr,
-        HAS_V: tl.constexpr,
-        STATE: tl.constexpr,
-        BLOCK: tl.constexpr,
-        LEVELS: tl.constexpr,
-        ONE_HOT: tl.constexpr,
-        INCLUSIVE: tl.constexpr,
-        RESET: tl.constexpr,
-        GAIN: tl.constexpr,
-        INPUT_GAIN: tl.constexpr,
-    ):
-        at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
-        real = at < n
-        stride, n = _wide(stride), _wide(n)
-        theta, leak = tl.load(theta_ptr), tl.load(leak_ptr)
-        edge = theta * GAIN
-        v = tl.load(v_ptr + at, mask=real, other=0.0) if HAS_V else tl.zeros([BLOCK], tl.float32)
-        for t in tl.static_range(STEPS):
-            x = tl.load(x_ptr + t * stride + at, mask=real, other=0.0).to(tl.float32)
-            u = _charge(v, x, leak, HAS_V or t > 0, INPUT_GAIN)
-            o = _fire(u, edge, LEVELS, ONE_HOT, INCLUSIVE)
-            v = _reset(u, o, theta, edge, LEVELS, ONE_HOT, RESET)
-            tl.store(o_ptr + t * n + at, (o * GAIN).to(o_ptr.dtype.element_ty), mask=real)
-        if STATE:
-            tl.store(last_ptr + at, v, mask=real)
-
-    @triton.jit
-    def _backward(
-        x_ptr,
-        stride,
-        g_ptr,
-        theta_ptr,
-        leak_ptr,
-        v_ptr,
-        g_last_ptr,
-        gx_ptr,
-        gv_ptr,
-        partial_ptr,
-        n,
-        STEPS: tl.constexpr,
-        HAS_V: tl.constexpr,
-        STATE: tl.constexpr,
-        BLOCK: tl.constexpr,
-        LEVELS: tl.constexpr,
-        ONE_HOT: tl.constexpr,
-        INCLUSIVE: tl.constexpr,
-        RESET: tl.constexpr,
-        GAIN: tl.constexpr,
-        INPUT_GAIN: tl.constexpr,
-        DETACH: tl.constexpr,
-        SIGMOID: tl.constexpr,
-        RELATIVE: tl.constexpr,
-        GAMMA: tl.constexpr,
-        ALPHA: tl.constexpr,
-        INNER: tl.constexpr,
+        STEPS: constexpr,
+        BLOCK: constexpr,  # neurons of a program
+        LEVELS: constexpr,
+        ONE_HOT: constexpr,
+        INCLUSIVE: constexpr,
+        RESET: constexpr,
+        GAIN: constexpr,
+        INPUT_GAIN: constexpr,
     ):
         program = tl.program_id(0).to(tl.int64)
         at = program * BLOCK + tl.arange(0, BLOCK)
         real = at < n
-        stride, n = _wide(stride), _wide(n)
-        theta, leak = tl.load(theta_ptr), tl.load(leak_ptr)
-        edge = theta * GAIN
-        v = tl.load(v_ptr + at, mask=real, other=0.0) if HAS_V else tl.zeros([BLOCK], tl.float32)
-        us, vs = (), (v,)
-        for t in tl.static_range(STEPS):  # the forward again: vs[t] -> us[t] -> vs[t + 1]
-            x = tl.load(x_ptr + t * stride + at, mask=real, other=0.0).to(tl.float32)
+        theta, leak, unit = _parameters(theta_ptr, leak_ptr, GAIN)
+
+        HAS_V: tl.constexpr = v_ptr is not None
+        v = tl.zeros([BLOCK], tl.float32)
+        if HAS_V:
+            v = _load(v_ptr, at, real)
+        for t in tl.static_range(STEPS):
+            x = _load(x_ptr + _row(t, stride), at, real)
             u = _charge(v, x, leak, HAS_V or t > 0, INPUT_GAIN)
-            v = _reset(
-                u, _fire(u, edge, LEVELS, ONE_HOT, INCLUSIVE), theta, edge, LEVELS, ONE_HOT, RESET
-            )
-            us, vs = us + (u,), vs + (v,)  # noqa: RUF005  (Triton has no starred tuples)
-        gv = (
-            tl.load(g_last_ptr + at, mask=real, other=0.0)
-            if STATE
-            else tl.zeros([BLOCK], tl.float32)
-        )
-        d_edge, d_theta, d_leak = (
-            tl.zeros([BLOCK], tl.float32),
-            tl.zeros([BLOCK], tl.float32),
-            tl.zeros([BLOCK], tl.float32),
-        )
+            o = _fire(u, unit, LEVELS, ONE_HOT, INCLUSIVE)
+            v = _reset(u, o, theta, unit, LEVELS, ONE_HOT, RESET)
+            _store(o_ptr + _row(t, n), at, o * GAIN, real)
+        if last_ptr is not None:
+            _store(last_ptr, at, v, real)
+
+    @triton.jit
+    def _backward(
+        x_ptr, stride, g_ptr, theta_ptr, leak_ptr, v_ptr, g_last_ptr,  # read
+        gx_ptr, gv_ptr, partial_ptr, n,  # written
+        STEPS: constexpr, BLOCK: constexpr, LEVELS: constexpr,
+        ONE_HOT: constexpr, INCLUSIVE: constexpr, RESET: constexpr,
+        GAIN: constexpr, INPUT_GAIN: constexpr,
+        DETACH: constexpr, RELATIVE: constexpr, INNER: constexpr,
+        SURROGATE: constexpr, GAMMA: constexpr, ALPHA: constexpr,
+    ):  # fmt: skip
+        program = tl.program_id(0).to(tl.int64)
+        at = program * BLOCK + tl.arange(0, BLOCK)
+        real = at < n
+        theta, leak, unit = _parameters(theta_ptr, leak_ptr, GAIN)
+        zeros = tl.zeros([BLOCK], tl.float32)
+
+        # The forward again: vs[t] -> us[t] -> vs[t + 1].
+        HAS_V: tl.constexpr = v_ptr is not None
+        v = _load(v_ptr, at, real) if HAS_V else zeros
+        us = ()
+        vs = (v,)
+        for t in tl.static_range(STEPS):
+            x = _load(x_ptr + _row(t, stride), at, real)
+            u = _charge(v, x, leak, HAS_V or t > 0, INPUT_GAIN)
+            o = _fire(u, unit, LEVELS, ONE_HOT, INCLUSIVE)
+            v = _reset(u, o, theta, unit, LEVELS, ONE_HOT, RESET)
+            us = us + (u,)  # noqa: RUF005  (Triton has no starred tuples)
+            vs = vs + (v,)  # noqa: RUF005
+
+        # Back in time; gv is the gradient of the potential after step t.
+        STATE: tl.constexpr = g_last_ptr is not None
+        gv = _load(g_last_ptr, at, real) if STATE else zeros
+        d_unit = zeros
+        d_theta = zeros
+        d_leak = zeros
         for t in tl.static_range(STEPS - 1, -1, -1):
             u = us[t]
-            r = u / edge
-            upstream = tl.load(g_ptr + t * n + at, mask=real, other=0.0).to(tl.float32) * GAIN
+            r = u / unit
+            upstream = _load(g_ptr + _row(t, n), at, real) * GAIN
             if (STATE or t + 1 < STEPS) and not DETACH:
-                upstream -= gv * (u if RESET == "hard" else edge)
-            gu = (
-                _surrogate(r, LEVELS, ONE_HOT, SIGMOID, RELATIVE, GAMMA, ALPHA, INNER)
-                * upstream
-                / edge
-            )
-            d_edge -= r * gu
-            if STATE or t + 1 < STEPS:
-                o = _fire(u, edge, LEVELS, ONE_HOT, INCLUSIVE)
-                if RESET == "hard":
-                    gu += tl.where(o > 0, 0.0, gv)
-                else:
-                    gu += gv
+                upstream -= gv * (u if RESET == "hard" else unit)
+            slope = _surrogate(r, LEVELS, RELATIVE, INNER, SURROGATE, GAMMA, ALPHA)
+            gu = slope * upstream / unit
+            d_unit -= r * gu
+            if STATE or t + 1 < STEPS:  # a later step used the potential
+                o = _fire(u, unit, LEVELS, ONE_HOT, INCLUSIVE)
+                gu += _kept(gv, o, RESET)
                 if RESET == "soft":
-                    d_edge -= o * gv
+                    d_unit -= o * gv
                 if RESET == "soft_theta":
                     d_theta -= tl.where(o > 0, gv, 0.0)
             if HAS_V or t > 0:
                 d_leak += gu * vs[t]
             gv = gu * leak
-            tl.store(gx_ptr + t * n + at, (gu * INPUT_GAIN).to(gx_ptr.dtype.element_ty), mask=real)
+            _store(gx_ptr + _row(t, n), at, gu * INPUT_GAIN, real)
         if HAS_V:
-            tl.store(gv_ptr + at, gv, mask=real)
-        tl.store(
-            partial_ptr + 2 * program, tl.sum(d_edge * GAIN + d_theta)
-        )  # one partial sum per program: deterministic
+            _store(gv_ptr, at, gv, real)
+
+        # One partial sum of a program: the order of the additions never changes.
+        tl.store(partial_ptr + 2 * program, tl.sum(d_unit * GAIN + d_theta))
         tl.store(partial_ptr + 2 * program + 1, tl.sum(d_leak))
 
 
+def block_size(steps):
+    """Neurons of a program: 4 to 8 of a thread, fewer where their T potentials fill registers."""
+    if steps <= 4:
+        return 1024  # for the 128 threads of 4 warps
+    return 512 if steps <= 8 else 256
+
+
 @lru_cache
-def constants(config, backward):
-    """Compile-time arguments that the neuron decides."""
-    c = config
-    both = {
-        "LEVELS": c.levels,
-        "ONE_HOT": c.one_hot,
-        "INCLUSIVE": c.inclusive,
-        "RESET": c.reset,
-        "GAIN": c.gain,
-        "INPUT_GAIN": float(c.input_gain),
-    }
-    return (
-        both
-        if not backward
-        else both
-        | {
-            "DETACH": c.detach_reset,
-            "SIGMOID": c.surrogate == "sigmoid",
-            "RELATIVE": c.relative,
-            "GAMMA": float(c.gamma),
-            "ALPHA": float(c.alpha if c.relative else c.alpha * c.gain),
-            "INNER": float(c.slopes[-1]),
-        }
-    )
+def fixed(kernel, config, steps):
+    """The compile-time arguments of a kernel."""
+    values = constants(config)  # the forward takes some of them
+    values["STEPS"] = steps
+    values["BLOCK"] = block_size(steps)
+    return {name: values[name] for name in kernel.arg_names if name in values}
 
 
-def shape(x, v, state):
-    """(programs, compile-time arguments that the tensors decide): 4 to 8 neurons per thread, fewer for long sequences."""
-    block = 1024 if len(x) <= 4 else 512 if len(x) <= 8 else 256
-    return (triton.cdiv(x.shape[1], block),), {
-        "STEPS": len(x),
-        "HAS_V": v is not None,
-        "STATE": state,
-        "BLOCK": block,
-    }
+class Triton(Launcher):
+    """Launches on the tensors' device and its current stream."""
+
+    def programs(self, x):
+        steps, n = x.shape
+        return triton.cdiv(n, block_size(steps))
+
+    def run(self, kernel, config, x, v, state, tensors):
+        steps, n = x.shape
+        kernel = _forward if kernel == "forward" else _backward
+        launch = kernel[(self.programs(x),)]
+        arguments = (x, x.stride(0), *tensors, n)
+        constexprs = fixed(kernel, config, steps)
+        if x.device.type != "cuda":
+            launch(*arguments, **constexprs)
+            return
+        with torch.cuda.device(x.device):
+            # Without fusion every product and sum is rounded by itself, as in the definition.
+            launch(*arguments, **constexprs, num_warps=4, enable_fp_fusion=False)
 
 
-def _launch(kernel, grid, device, *tensors, **constexprs):
-    """On the tensors' device and its current stream, with every product and sum rounded by itself."""
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            kernel[grid](*tensors, **constexprs, num_warps=4, enable_fp_fusion=False)
-    else:
-        kernel[grid](*tensors, **constexprs)
-
-
-def forward(x, theta, leak, v, config, want_state):
-    """See `function.py`."""
-    o = torch.empty_like(x, memory_format=torch.contiguous_format)
-    last = torch.empty_like(x[0], dtype=theta.dtype) if want_state else None
-    grid, sizes = shape(x, v, want_state)
-    _launch(
-        _forward,
-        grid,
-        x.device,
-        x,
-        x.stride(0),
-        theta,
-        leak,
-        v,
-        o,
-        last,
-        x.shape[1],
-        **sizes,
-        **constants(config, False),
-    )
-    return o, last
-
-
-def backward(x, g, theta, leak, v, g_last, config):
-    """See `function.py`."""
-    gx, gv = torch.empty_like(g), None if v is None else torch.empty_like(v)
-    grid, sizes = shape(x, v, g_last is not None)
-    partial = torch.empty((*grid, 2), dtype=theta.dtype, device=x.device)
-    _launch(
-        _backward,
-        grid,
-        x.device,
-        x,
-        x.stride(0),
-        g,
-        theta,
-        leak,
-        v,
-        g_last,
-        gx,
-        gv,
-        partial,
-        x.shape[1],
-        **sizes,
-        **constants(config, True),
-    )
-    return gx, gv, *partial.sum(0, dtype=torch.float64)
+_launcher = Triton()
+forward, backward = _launcher.forward, _launcher.backward

@@ -1,14 +1,30 @@
-// Multi-level LIF neuron: all T steps in one pass, forward and backward. Equations: ../reference.py.
+// Multi-level LIF neuron: all T steps in one pass, forward and backward. The equations are those of
+// ../../reference.py.
 //
-// x, o and their gradients are [STEPS][n] (x with its own step stride, 0 for a constant current), the potentials [n].
-// A thread owns TILE neighbouring neurons. The backward runs the forward again from x, so x is all that is saved; each
-// warp writes one partial sum of the gradients of theta and leak. Compile-time flags, all set by ../source.py:
-//   REAL           type of the membrane: float or double      STORAGE  type of x and o: 0 REAL, 1 bfloat16, 2 float16
-//   STEPS, TILE    T, neurons per thread                      PACKED   1: one wide access per tile where it is aligned
-//   LEVELS, ONE_HOT, INCLUSIVE, RESET (0 soft, 1 soft_theta, 2 hard), DETACH, GAIN, INPUT_GAIN     as in ../config.py
-//   SIGMOID, RELATIVE, GAMMA, ALPHA, INNER (weight of an inner edge)                               the surrogate
-//   HAS_V          the potential before step 0 is given       STATE    the potential after the last step is wanted
+// x, o and their gradients are [STEPS][n] (x with its own step stride, 0 for a constant current),
+// the potentials [n]. A thread owns TILE neighbouring neurons. The backward runs the forward again
+// from x, so x is all that is saved; each warp writes one partial sum of the gradients of theta and
+// leak.
+//
+// Compile-time flags of the tensors, set by ../source.py:
+//   REAL           type of the membrane: float or double
+//   STORAGE        type of x and o: 0 REAL, 1 bfloat16, 2 float16
+//   STEPS, TILE    T, neurons of a thread
+//   PACKED         1: one wide access per tile where it is aligned
+//   HAS_V, STATE   1: the potential before step 0 is given, the one after the last step is wanted
+// Of the neuron, set by ../launcher.py and explained in ../../config.py:
+//   LEVELS, ONE_HOT, INCLUSIVE, RESET, DETACH, GAIN, INPUT_GAIN
+//   SURROGATE, RELATIVE, GAMMA, ALPHA
+//   INNER          weight of the surrogate at the first inner boundary; it is the same at the
+//                  others, or, for absolute distances, doubles from one to the next
 // Compiled by NVRTC or nvcc, and by a C++ compiler through shim.h.
+
+// Values of RESET and SURROGATE: the places in RESETS and SURROGATES of ../../config.py.
+#define SOFT 0
+#define SOFT_THETA 1
+#define HARD 2
+#define TRIANGLE 0
+#define SIGMOID 1
 
 #ifdef __CUDACC__
 #define KERNEL extern "C" __global__ void
@@ -22,8 +38,16 @@
 #define EXP(a) (sizeof(REAL) == 4 ? (REAL)expf((float)(a)) : (REAL)exp((double)(a)))
 #define FLOAT_BITS(f) __float_as_uint(f)
 #define BITS_FLOAT(b) __uint_as_float(b)
-DEVICE float half_to_float(unsigned short h) { float f; asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h)); return f; }
-DEVICE unsigned short float_to_half(float f) { unsigned short h; asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f)); return h; }
+DEVICE float half_to_float(unsigned short h) {
+  float f;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+  return f;
+}
+DEVICE unsigned short float_to_half(float f) {
+  unsigned short h;
+  asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+  return h;
+}
 #endif
 
 #if STORAGE == 0
@@ -74,16 +98,21 @@ DEVICE void store(stored *p, int count, bool packed, const REAL *from) {
   else for (int j = 0; j < TILE; ++j) if (j < count) p[j] = narrow(from[j]);
 }
 
-#define LEAKS (HAS_V || STEPS > 1)                          // a potential comes into some step, so the leak has a gradient
-#define THETA_ALONE (RESET == 1 && (STATE || STEPS > 1))    // theta is also subtracted by itself, without the gain
+// A potential comes into some step, so the leak has a gradient.
+#define LEAKS (HAS_V || STEPS > 1)
+// Theta is also subtracted by itself, without the gain.
+#define THETA_ALONE (RESET == SOFT_THETA && (STATE || STEPS > 1))
 
 struct Neuron {
-  REAL theta, leak, edge, bound;
+  REAL theta, leak;
+  REAL unit;    // theta * gain
+  REAL lowest;  // potential that is a number
 };
 
-// A threshold that is not positive makes every output NaN: u >= bound is false for all u then.
+// A threshold that is not positive makes every output NaN: u >= lowest is false for all u then.
 DEVICE Neuron neuron(const REAL *theta, const REAL *leak) {
-  Neuron c = {*theta, *leak, *theta * (REAL)(GAIN), *theta > 0 ? (REAL)MINUS_INFINITY : (REAL)NOT_A_NUMBER};
+  const REAL lowest = *theta > 0 ? (REAL)MINUS_INFINITY : (REAL)NOT_A_NUMBER;
+  Neuron c = {*theta, *leak, *theta * (REAL)(GAIN), lowest};
   return c;
 }
 
@@ -91,50 +120,61 @@ DEVICE REAL charge(int t, REAL v, REAL x, Neuron c) {
   return t || HAS_V ? c.leak * v + (REAL)(INPUT_GAIN) * x : (REAL)(INPUT_GAIN) * x;
 }
 
-// u / edge > 2^i, rounded, is u > edge * 2^i exactly: the product is exact, and no quotient rounds across 1.
-DEVICE bool passed(REAL u, REAL edge) { return INCLUSIVE ? u >= edge : u > edge; }
+// u / unit > 2^i, rounded, is u > unit * 2^i exactly: the product is exact, and no quotient rounds
+// across 1.
+DEVICE bool passed(REAL u, REAL boundary) { return INCLUSIVE ? u >= boundary : u > boundary; }
 
 // Merged output before the gain.
 DEVICE REAL fire(REAL u, Neuron c) {
   REAL o = 0;
-  UNROLL for (int i = 0; i < LEVELS; ++i) o = passed(u, c.edge * (1 << i)) ? (REAL)(ONE_HOT ? 1 << i : (2 << i) - 1) : o;
-  return o + (u >= c.bound ? (REAL)0 : (REAL)NOT_A_NUMBER);
+  UNROLL for (int i = 0; i < LEVELS; ++i) {
+    const REAL worth = ONE_HOT ? 1 << i : (2 << i) - 1;
+    o = passed(u, c.unit * (1 << i)) ? worth : o;
+  }
+  return o + (u >= c.lowest ? (REAL)0 : (REAL)NOT_A_NUMBER);
 }
 
 DEVICE REAL reset(REAL u, REAL o, Neuron c) {
-#if RESET == 0 && ONE_HOT
-  return u - c.edge * o;
-#elif RESET == 0
+#if RESET == SOFT && ONE_HOT
+  return u - c.unit * o;
+#elif RESET == SOFT
   REAL amount = 0;  // lane by lane, in order
-  UNROLL for (int s = 0; s < LEVELS; ++s) amount += o >= (2 << s) - 1 ? c.edge * (1 << s) : (REAL)0;
+  UNROLL for (int s = 0; s < LEVELS; ++s) amount += o >= (2 << s) - 1 ? c.unit * (1 << s) : (REAL)0;
   return u - amount;
-#elif RESET == 1
+#elif RESET == SOFT_THETA
   return o > 0 ? u - c.theta : u;
 #else
   return o > 0 ? (REAL)0 : u;
 #endif
 }
 
-// d output / d r before the gain, r = u / edge.
+// weight * phi(d), the surrogate around one boundary.
+DEVICE REAL bump(REAL d, REAL weight) {
+  const REAL distance = d < 0 ? -d : d;
+#if SURROGATE == TRIANGLE
+  return distance >= 1 ? (REAL)0 : weight * (REAL)(GAMMA) * (1 - distance);
+#elif SURROGATE == SIGMOID
+  const REAL e = EXP(-(REAL)(ALPHA) * distance);
+  return weight * (REAL)(ALPHA) * e / ((1 + e) * (1 + e));
+#else
+#error "bump() does not know this surrogate of SURROGATES in config.py"
+#endif
+}
+
+// d output / d r before the gain, r = u / unit.
 DEVICE REAL surrogate(REAL r) {
   REAL sum = 0;
   UNROLL for (int i = 0; i < LEVELS; ++i) {
     const REAL d = RELATIVE ? r * ((REAL)1 / (1 << i)) - 1 : r - (1 << i);
-    const REAL weight = i == 0 ? (REAL)1 : RELATIVE ? (REAL)(INNER) : (REAL)(ONE_HOT ? 1 << (i - 1) : 1 << i);
-    const REAL distance = d < 0 ? -d : d;
-#if SIGMOID
-    const REAL e = EXP(-(REAL)(ALPHA) * distance);
-    sum += weight * (REAL)(ALPHA) * e / ((1 + e) * (1 + e));
-#else
-    sum += distance >= 1 ? (REAL)0 : weight * (REAL)(GAMMA) * (1 - distance);
-#endif
+    const REAL inner = (REAL)(INNER) * (RELATIVE || i == 0 ? 1 : 1 << (i - 1));
+    sum += bump(d, i == 0 ? (REAL)1 : inner);
   }
   return sum;
 }
 
 KERNEL mlif_forward(const stored *__restrict__ x, index_t stride, const REAL *__restrict__ theta,
-                    const REAL *__restrict__ leak, const REAL *__restrict__ v0, stored *__restrict__ o,
-                    REAL *__restrict__ last, index_t n, index_t aligned) {
+                    const REAL *__restrict__ leak, const REAL *__restrict__ v0,
+                    stored *__restrict__ o, REAL *__restrict__ last, index_t n, index_t aligned) {
   const index_t at = ((index_t)blockIdx.x * blockDim.x + threadIdx.x) * TILE;
   if (at >= n) return;
   const int count = n - at < TILE ? (int)(n - at) : TILE;
@@ -155,14 +195,17 @@ KERNEL mlif_forward(const stored *__restrict__ x, index_t stride, const REAL *__
 }
 
 KERNEL mlif_backward(const stored *__restrict__ x, index_t stride, const stored *__restrict__ g,
-                     const REAL *__restrict__ theta, const REAL *__restrict__ leak, const REAL *__restrict__ v0,
-                     const REAL *__restrict__ g_last, stored *__restrict__ gx, REAL *__restrict__ gv0,
-                     REAL *__restrict__ partial, index_t n, index_t aligned) {
+                     const REAL *__restrict__ theta, const REAL *__restrict__ leak,
+                     const REAL *__restrict__ v0, const REAL *__restrict__ g_last,
+                     stored *__restrict__ gx, REAL *__restrict__ gv0, REAL *__restrict__ partial,
+                     index_t n, index_t aligned) {
   const index_t thread = (index_t)blockIdx.x * blockDim.x + threadIdx.x, at = thread * TILE;
   const int count = at >= n ? 0 : n - at < TILE ? (int)(n - at) : TILE;
   const bool packed = aligned && count == TILE;
   const Neuron c = neuron(theta, leak);
-  const REAL inverse = 1 / c.edge;
+  const REAL inverse = 1 / c.unit;
+
+  // The forward again: every u, and o and v of the last step.
   REAL u[STEPS][TILE], v[TILE], o[TILE], in[TILE], gv[TILE];
   for (int j = 0; j < TILE; ++j) v[j] = HAS_V && j < count ? v0[at + j] : (REAL)0;
   for (int j = 0; j < TILE; ++j) gv[j] = STATE && j < count ? g_last[at + j] : (REAL)0;
@@ -174,25 +217,31 @@ KERNEL mlif_backward(const stored *__restrict__ x, index_t stride, const stored 
       v[j] = reset(u[t][j], o[j], c);
     }
   }
-  REAL d_edge[TILE], d_theta[TILE], d_leak[TILE];
-  VECTOR for (int j = 0; j < TILE; ++j) d_edge[j] = 0;
+
+  REAL d_unit[TILE], d_theta[TILE], d_leak[TILE];
+  VECTOR for (int j = 0; j < TILE; ++j) d_unit[j] = 0;
   if (THETA_ALONE) VECTOR for (int j = 0; j < TILE; ++j) d_theta[j] = 0;
   if (LEAKS) VECTOR for (int j = 0; j < TILE; ++j) d_leak[j] = 0;
+
+  // Back in time, with gv the gradient of v after step t. What step t started from is computed
+  // again from the u before it, for the registers hold only u of all steps.
   UNROLL for (int t = STEPS - 1; t >= 0; --t) {
-    const bool later = STATE || t + 1 < STEPS, earlier = HAS_V || t > 0;  // a potential goes on, one came in
+    const bool later = STATE || t + 1 < STEPS;  // a potential goes on
+    const bool earlier = HAS_V || t > 0;        // a potential came in
     load(g + t * n + at, count, packed, in);
     if (t == 0) for (int j = 0; j < TILE; ++j) v[j] = HAS_V && j < count ? v0[at + j] : (REAL)0;
     VECTOR for (int j = 0; j < TILE; ++j) {
-      const REAL r = u[t][j] * inverse, before = t ? fire(u[t ? t - 1 : 0][j], c) : (REAL)0;  // output of step t - 1
+      const REAL r = u[t][j] * inverse;
+      const REAL before = t ? fire(u[t ? t - 1 : 0][j], c) : (REAL)0;  // output of step t - 1
       if (t) v[j] = reset(u[t ? t - 1 : 0][j], before, c);
       REAL upstream = in[j] * (REAL)(GAIN);
-      if (later && !DETACH) upstream -= gv[j] * (RESET == 2 ? u[t][j] : c.edge);
+      if (later && !DETACH) upstream -= gv[j] * (RESET == HARD ? u[t][j] : c.unit);
       REAL gu = surrogate(r) * upstream * inverse;
-      d_edge[j] -= r * gu;
+      d_unit[j] -= r * gu;
       if (later) {
-        if (RESET == 0) d_edge[j] -= o[j] * gv[j];
+        if (RESET == SOFT) d_unit[j] -= o[j] * gv[j];
         if (THETA_ALONE) d_theta[j] -= o[j] > 0 ? gv[j] : (REAL)0;
-        gu += RESET == 2 && o[j] > 0 ? (REAL)0 : gv[j];
+        gu += RESET == HARD && o[j] > 0 ? (REAL)0 : gv[j];
       }
       if (earlier) d_leak[j] += gu * v[j];
       o[j] = before;
@@ -202,9 +251,11 @@ KERNEL mlif_backward(const stored *__restrict__ x, index_t stride, const stored 
     store(gx + t * n + at, count, packed, in);
   }
   if (HAS_V) for (int j = 0; j < TILE; ++j) if (j < count) gv0[at + j] = gv[j];
+
+  // One partial sum of a warp: the order of the additions never changes.
   REAL theta_sum = 0, leak_sum = 0;
   VECTOR_SUM for (int j = 0; j < TILE; ++j) {
-    theta_sum += d_edge[j] * (REAL)(GAIN);
+    theta_sum += d_unit[j] * (REAL)(GAIN);
     if (THETA_ALONE) theta_sum += d_theta[j];
     if (LEAKS) leak_sum += d_leak[j];
   }

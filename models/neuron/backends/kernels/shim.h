@@ -1,4 +1,4 @@
-// What mlif.cu needs of CUDA, on a CPU: a grid is a parallel loop over blocks, a warp is one thread.
+// What mlif.cu needs of CUDA, on a CPU: a grid is a parallel loop over blocks, a warp one thread.
 // The vectorised loops are those over a tile, so a CPU wants a large TILE and blocks of one thread.
 #include <cmath>
 #include <cstring>
@@ -20,13 +20,18 @@
 struct Dim { unsigned x; };
 static thread_local Dim blockIdx, blockDim, threadIdx;
 
-template <class To, class From> DEVICE To bits(From from) { To to; memcpy(&to, &from, sizeof(to)); return to; }
+template <class To, class From> DEVICE To bits(From from) {
+  To to;
+  memcpy(&to, &from, sizeof(to));
+  return to;
+}
 DEVICE float half_to_float(unsigned short h) { return (float)bits<_Float16>(h); }
 DEVICE unsigned short float_to_half(float f) { return bits<unsigned short>((_Float16)f); }
 
 DEVICE double exponential(double a) { return std::exp(a); }
 
-// exp(a) for a <= 0 within 2 units in the last place, in operations that vectorise: 2^k * e^f, |f| <= ln(2) / 2.
+// exp(a) for a <= 0 within 2 units in the last place, in operations that vectorise: 2^k * e^f with
+// |f| <= ln(2) / 2.
 DEVICE float exponential(float a) {
   a = a < -87.0f ? -87.0f : a;  // smallest normal number; a surrogate is 0 there either way
   const float k = (a * 1.44269504f + 12582912.0f) - 12582912.0f;
@@ -43,11 +48,15 @@ DEVICE float exponential(float a) {
 }
 
 template <class... A, std::size_t... I>
-static void call(void (*kernel)(A...), const long long *a, std::index_sequence<I...>) { kernel((A)a[I]...); }
+static void call(void (*kernel)(A...), const long long *a, std::index_sequence<I...>) {
+  kernel((A)a[I]...);
+}
 
-// kernel<<<grid, block>>>(args[0], args[1], ...) on `threads` threads; every argument is an address or a 64-bit integer
+// kernel<<<grid, block>>>(args[0], args[1], ...) on `threads` threads; every argument is an address
+// or a 64-bit integer
 template <class... A>
-static void launch(void (*kernel)(A...), long long grid, long long block, int threads, const long long *args) {
+static void launch(void (*kernel)(A...), long long grid, long long block, int threads,
+                   const long long *args) {
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
   for (long long b = 0; b < grid; ++b) {
     blockDim.x = (unsigned)block, blockIdx.x = (unsigned)b;
