@@ -1,128 +1,145 @@
-"""Fuse batch norm into the convolutions of a trained ANN or LQ-ANN, prove the result, write <name>_bn_fused.pth.
+"""Fuse batch norm into the convolutions of a trained ANN or LQ-ANN, prove the result, write
+<name>_bn_fused.pth.
 
 python absorb_bn.py --architecture RESNET20 --dataset CIFAR10 --bn --bias \
     --pretrained_ann trained_models/ann/ann_resnet20_cifar10.pth
 """
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 import models
-from cli import parser as cli
 from cli import run
+from cli.options import NetworkOptions
+from cli.parser import Parser, refuse_idle
 from engine import checkpoint
 from engine.errors import RunError, UseError, guard
-from engine.loop import seed_all
+from engine.loop import ComputeOptions, seed_all
+from engine.settings import Settings, group
+from inputs.table import TABLE, DataOptions
 from models import convert
+
+IMAGES = 64  # random images that the result is proved on
+LARGE_IMAGES = 4  # the same above 64 pixels
+
+
+@dataclass(frozen=True)
+class FuseSettings(Settings):
+    """Options of absorb_bn.py."""
+
+    network: NetworkOptions = group(
+        hidden=("pretrained_snn",),
+        dropout={"help": "kept as a setting; does not change the result"},
+        bn={"help": "the ANN has batch norm (required)"},
+        pretrained_ann={"help": "checkpoint of ann_ddp.py, or of the published code"},
+    )
+    data: DataOptions = group(only=("dataset",), dataset={"help": "what the ANN was trained on"})
+    compute: ComputeOptions = group(
+        only=("seed",), seed={"help": "seed of the images that the result is proved on"}
+    )
 
 
 def get_parser():
-    parser = cli.Parser(
-        prog="absorb_bn.py",
-        description="Fuse batch norm into the convolutions and prove the result.",
-    )
-    network = cli.add_network(parser, 0.2, "kept as a setting; it does not change the result")
-    network.add_argument("--bn", action="store_true", help="the ANN has batch norm (it must)")
-    network.add_argument(
-        "--pretrained_ann", default="", help="checkpoint of ann_ddp.py, or of the published code"
-    )
-    network.add_argument(
-        "--dataset",
-        type=str.upper,
-        default="CIFAR10",
-        choices=cli.DATASETS,
-        help="what it was trained on",
-    )
-    network.add_argument(
-        "-s", "--seed", type=cli.seed, default=0, help="of the images that the result is proved on"
-    )
-    network.add_argument("--debug", action="store_true", help="show tracebacks")
-    return parser
+    """Its command line."""
+    about = "Fuse batch norm into the convolutions and prove the result."
+    return Parser("absorb_bn.py", about, FuseSettings)
 
 
-def read(args):
+def read_published(content, asked):
+    """(checkpoint, network) of a file of the published code, which says nothing of its network."""
+    path, network = asked.network.pretrained_ann, asked.network
+    entry = TABLE[asked.data.dataset]
+    known = [known.name for known in TABLE.values() if known.classes and known.looks_in]
+    if entry.name not in known:
+        raise UseError(
+            f"{path} is a file of the published code: --dataset must be "
+            f"{', '.join(known[:-1])} or {known[-1]}"
+        )
+    # what a checkpoint of this project would say of its data
+    about = {
+        "num_classes": entry.classes,
+        "image_size": entry.side,
+        "name": entry.name,
+        "source": "unknown",
+    }
+    net = run.build(network, about, models.ReLU(), bn=True, head_dropout=network.dropout)
+    # asked before the weights are matched, since it says what is really wrong
+    if not any("running_mean" in key for key in content["model"]):
+        raise UseError(f"{path} holds no batch norm: it is fused already, or trained without --bn")
+    checkpoint.load_into(net, content, path)
+    return content | {"data": about, "settings": {}, "kind": "ann"}, net
+
+
+def check_stated(content, asked):
+    """Refuse options that contradict the checkpoint."""
+    path, built = asked.network.pretrained_ann, content["network"]
+    given = {
+        "architecture": (asked.network.architecture, built["name"].upper()),
+        "dataset": (asked.data.dataset, content["data"]["name"]),
+        "width_mult": (asked.network.width_mult, built["width_mult"]),
+        "kernel_size": (asked.network.kernel_size, built.get("kernel_size", 3)),
+    }
+    # defaults do not contradict: only what was said can be wrong
+    for name, (here, there) in given.items():
+        if name in asked.given and here != there:
+            raise UseError(f"--{name} {here} was given, {path} says {there}")
+    if "bias" in asked.given and not built["bias"]:
+        raise UseError(f"--bias was given, {path} was trained without it")
+
+
+def read(asked):
     """(checkpoint, network) of --pretrained_ann, checked against the options that were given."""
-    path = args.pretrained_ann
+    path = asked.network.pretrained_ann
     if not path:
         raise UseError("give --pretrained_ann, the ANN whose batch norm is to be fused")
     content = checkpoint.load(path)
     if content["format"] == "published":
-        if args.dataset in ("DIGITS", "FOLDER"):
-            raise UseError(
-                f"{path} is a file of the published code: --dataset must be CIFAR10, CIFAR100 or IMAGENET"
-            )
-        about = {
-            "num_classes": {"CIFAR10": 10, "CIFAR100": 100, "IMAGENET": 1000}[args.dataset],
-            "image_size": 224 if args.dataset == "IMAGENET" else 32,
-            "name": args.dataset,
-            "source": "unknown",
-        }
-        net = run.build(
-            args, about, models.ReLU(), bn=True, bias=args.bias, head_dropout=args.dropout
-        )
-        if not any("running_mean" in k for k in content["model"]):
-            raise UseError(
-                f"{path} holds no batch norm: it is fused already, or was trained without --bn"
-            )
-        checkpoint.load_into(net, content, path)
-        return content | {"data": about, "settings": {}, "kind": "ann"}, net
+        return read_published(content, asked)
     if content["kind"] == "snn":
         raise UseError(
             f"{path} holds an SNN, which has no batch norm: give the ANN that it comes from"
         )
     if content["fused"]:
-        raise UseError(
-            f"{path} holds no batch norm: it is fused already, or was trained without --bn"
-        )
-    stated = {
-        "architecture": content["network"]["name"].upper(),
-        "dataset": content["data"]["name"],
-        "width_mult": content["network"]["width_mult"],
-        "kernel_size": content["network"].get("kernel_size", 3),
-    }
-    for name, value in stated.items():
-        if name in args.given and getattr(args, name) != value:
-            raise UseError(f"--{name} {getattr(args, name)} was given, {path} says {value}")
-    if "bias" in args.given and not content["network"]["bias"]:
-        raise UseError(f"--bias was given, {path} was trained without it")
+        raise UseError(f"{path} holds no batch norm: it is fused already, or trained without --bn")
+    check_stated(content, asked)
     return content, checkpoint.rebuild(content)
 
 
-def rules(args):
-    return [(["kernel_size"], args.architecture == "VGG16", "only VGG16 has a free kernel size")]
+def rules(asked):
+    """Options that do nothing for what is asked."""
+    vgg = asked.network.architecture == "VGG16"
+    return [(["kernel_size"], vgg, "only VGG16 has a free kernel size")]
 
 
-def result(args):
+def result(asked):
     """File of the fused network."""
-    path = Path(args.pretrained_ann)
+    path = Path(asked.network.pretrained_ann)
     return path.with_name(f"{path.stem}_bn_fused.pth")
 
 
 def main(argv=None):
-    args = get_parser().parse(argv)
-    cli.refuse_idle(args, rules(args))
-    content, net = read(args)
-    seed_all(args.seed)
+    """Run the command line argv (None: this process's)."""
+    asked = get_parser().parse(argv)
+    refuse_idle(asked.given, rules(asked))
+    source = asked.network.pretrained_ann
+    content, net = read(asked)
+    seed_all(asked.compute.seed)
     size = net.built["image_size"]
+    # noise excites every channel; the proof is about arithmetic, not about pictures
+    images = torch.randn(LARGE_IMAGES if size > 64 else IMAGES, 3, size, size)
     try:
-        fused, error = convert.fuse_bn(net, torch.randn(4 if size > 64 else 64, 3, size, size))
+        fused, error = convert.fuse_bn(net, images)
     except convert.ConversionError as failure:
-        raise RunError(f"{args.pretrained_ann}: {failure}; nothing was written") from None
-    path = result(args)
-    checkpoint.save(
-        path,
-        checkpoint.content(
-            fused,
-            content["kind"],
-            content["data"],
-            content["settings"],
-            accuracy=content.get("accuracy"),
-            epoch=content.get("epoch"),
-            fused_from=args.pretrained_ann,
-            fusion_error=error,
-        ),
-    )
+        raise RunError(f"{source}: {failure}; nothing was written") from None
+
+    # the fused network is the ANN's equal, so the accuracy still holds
+    more = {name: content.get(name) for name in ("accuracy", "epoch")}
+    more |= {"fused_from": source, "fusion_error": error}
+    kind, data, settings = content["kind"], content["data"], content["settings"]
+    path = result(asked)
+    checkpoint.save(path, checkpoint.content(fused, kind, data, settings, **more))
     print(
         f"fused network equals the original (largest relative error {error:.1e}), written to {path}"
     )

@@ -1,129 +1,123 @@
 """Train an ANN, or with --quant_act a log-quantised ANN (LQ-ANN).
 
-python ann_ddp.py --dataset CIFAR10 --architecture RESNET20 --bn --bias --epochs 300 --learning_rate 0.01
+python ann_ddp.py --dataset CIFAR10 --architecture RESNET20 --bn --bias --epochs 300 --learning_rate
+0.01
 """
 
+from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
 import models
-from cli import parser as cli
 from cli import run
+from cli.options import CNNSettings, NetworkOptions, QuantOptions
+from cli.parser import Parser
 from engine import checkpoint
-from engine.dist import World, launch
+from engine.dist import World
 from engine.errors import guard
-from inputs import images as data
+from engine.loop import ComputeOptions
+from engine.recipes.cnn import CNNRecipe, TrainingOptions
+from engine.recipes.lq import LQRecipe
+from engine.settings import group
+from inputs.loader import loaders as make_loaders
+
+
+@dataclass(frozen=True)
+class AnnSettings(CNNSettings):
+    """Options of ann_ddp.py."""
+
+    network: NetworkOptions = group(hidden=("pretrained_snn",))
+    quant: QuantOptions = group()
+    training: TrainingOptions = group(hidden=("thr_lr", "amsgrad", "betas"))
+    compute: ComputeOptions = group(hidden=("recompute",))
 
 
 def get_parser():
-    parser = cli.Parser(
-        prog="ann_ddp.py", description="Train an ANN, or with --quant_act a log-quantised ANN."
-    )
-    network = cli.add_network(
-        parser, 0.2, "dropout after activations; VGG16's head has 0.5 on small images"
-    )
-    network.add_argument("--bn", action="store_true", help="batch norm after each convolution")
-    network.add_argument("--pretrained_ann", default="", help="checkpoint to start from (ANN)")
-    quant = parser.add_argument_group("quantiser")
-    quant.add_argument(
-        "--quant_act", action="store_true", help="quantise every activation: train the LQ-ANN"
-    )
-    quant.add_argument(
-        "--act_bits",
-        type=cli.positive,
-        default=1,
-        help="bits: 2^bits - 1 powers of two and zero ('log')",
-    )
-    quant.add_argument("--quant_id", default="log", choices=models.quantize.SCHEMES, help="levels")
-    quant.add_argument(
-        "--quant_scale_max",
-        type=cli.number(float, above=0, high=100),
-        default=99.7,
-        help="upper end of the range: percentile of a layer's activations, in percent",
-    )
-    quant.add_argument(
-        "--quant_num_batches",
-        type=cli.positive,
-        default=10,
-        help="training batches that set the range",
-    )
-    cli.add_data(parser)
-    cli.add_training(parser, 300, 1e-3, [0.45, 0.70, 0.90], 0.9)
-    cli.add_output(parser)
-    cli.add_distributed(parser)
-    return parser
+    """Its command line."""
+    about = "Train an ANN, or with --quant_act a log-quantised ANN."
+    return Parser("ann_ddp.py", about, AnnSettings)
 
 
-def result(args):
+def result(asked):
     """File of the trained network."""
-    bits = f"_AB_{args.act_bits}_{args.quant_id}" if args.quant_act else ""
-    name = f"ann_{args.architecture}_{args.dataset}".lower() + run.suffix(args) + bits
-    return Path(args.output_dir) / "ann" / f"{name}.pth"
+    network, quant = asked.network, asked.quant
+    name = f"ann_{network.architecture}_{asked.data.dataset}".lower()
+    name += run.suffix(network, asked.data)
+    if quant.quant_act:
+        name += f"_AB_{quant.act_bits}_{quant.quant_id}"
+    return Path(asked.run.output_dir) / "ann" / f"{name}.pth"
 
 
-def rules(args):
-    quant = ["act_bits", "quant_id", "quant_scale_max", "quant_num_batches"]
-    return [
-        *run.common_rules(args),
-        (quant, args.quant_act, "it belongs to the quantiser, give --quant_act"),
-    ]
+def rules(asked):
+    """Options that do nothing for what is asked."""
+    names = ["act_bits", "quant_id", "quant_scale_max", "quant_num_batches"]
+    reason = "it belongs to the quantiser, give --quant_act"
+    return [*run.cnn_rules(asked), (names, asked.quant.quant_act, reason)]
 
 
-def work(args, world, saved=None):
-    content, loaders = run.start(args, world)
-    about = content.about
-    act = (
-        models.LogQuant(args.act_bits, args.quant_id, args.quant_scale_max)
-        if args.quant_act
-        else models.ReLU()
-    )
-    small_vgg_head = 0.5 if about["image_size"] < 128 else args.dropout
-    net = run.build(args, about, act, bn=args.bn, bias=args.bias, head_dropout=small_vgg_head)
-    if args.pretrained_ann and not saved:
-        weights = checkpoint.load(args.pretrained_ann)
-        checkpoint.load_into(
-            net, weights, args.pretrained_ann, new=("lo", "hi"), dropped=("lo", "hi")
-        )
-        world.say(f"weights from {args.pretrained_ann}")
-        if args.test_only:
-            run.note_activation(weights, act, args.pretrained_ann, world)
-    net = run.place(net, world)
-    ranges = [m for m in net.modules() if isinstance(m, models.QuantReLU)]
+def activation(quant):
+    """What follows every weighted layer but the last."""
+    if not quant.quant_act:
+        return models.ReLU()
+    return models.LogQuant(quant.act_bits, quant.quant_id, quant.quant_scale_max)
 
-    def calibrate(epoch):
-        """Rank 0 measures the ranges on whole batches, all ranks use them."""
-        if world.main:
-            alone = data.loaders(content, args, World(device=world.device))[0]
-            batches = min(args.quant_num_batches, len(alone))
-            images = (x for x, *_ in islice(alone.epoch(10**6 + epoch), batches))
-            models.calibrate(net, images)
-        world.share([t for m in ranges for t in (m.lo, m.hi)])
-        for m in ranges:
-            m.stop()
 
-    if args.test_only:
-        if args.pretrained_ann and not all(m.ready for m in ranges):
-            calibrate(0)
-        return run.test_only(
-            net, loaders, about, args, world, args.pretrained_ann, "--pretrained_ann"
-        )
-    return run.train(
-        net,
-        "lq" if args.quant_act else "ann",
-        result(args),
-        loaders,
-        about,
-        args,
-        world,
-        saved,
-        before_epoch=calibrate if args.quant_act else None,
-        recipe=run.recipe(args, about, world),
-    )
+def calibration_batches(task, epoch):
+    """Yield the images [B, 3, H, W] of whole training batches that set the quantisers' ranges."""
+    # whole batches, as one process would draw them
+    asked, alone = task.asked, World(device=task.world.device)
+    loader, *_ = make_loaders(task.data, asked.batches, asked.compute.seed, alone)
+    count = min(asked.quant.quant_num_batches, len(loader))
+    for images, *_ in islice(loader.epoch(epoch), count):
+        yield images
+
+
+def build(task):
+    """The network with its starting weights, on the device."""
+    network, act = task.asked.network, activation(task.asked.quant)
+    # VGG16's head has its own dropout on small images, as published
+    head = 0.5 if task.about["image_size"] < 128 else network.dropout
+    net = run.build(network, task.about, act, head_dropout=head)
+    # a resumed run's weights are in its own last.pth
+    path = network.pretrained_ann
+    if path and not task.saved:
+        weights = checkpoint.load(path)
+        # an ANN has no ranges, an LQ-ANN's may start an ANN
+        checkpoint.load_into(net, weights, path, new=("lo", "hi"), dropped=("lo", "hi"))
+        task.world.say(f"weights from {path}")
+        if task.asked.run.test_only:
+            run.note_activation(weights, act, path, task.world)
+    return run.place(net, task.world)
+
+
+def make_recipe(task):
+    """The recipe of the ANN, or of the LQ-ANN."""
+    training, world = task.asked.training, task.world
+    teacher = run.teacher(training.distill, task.about, world)
+    if not task.asked.quant.quant_act:
+        return CNNRecipe(training, teacher)
+    return LQRecipe(training, partial(calibration_batches, task), world, teacher)
+
+
+def work(asked, saved, world):
+    """Train or test, as one of the processes of `world`; returns the summary."""
+    task = run.start(asked, saved, world)
+    net = build(task)
+    if asked.run.test_only:
+        # an ANN's weights have no ranges yet: measure them as before a first epoch
+        weights = asked.network.pretrained_ann
+        quantisers = [m for m in net.modules() if isinstance(m, models.QuantReLU)]
+        if weights and not all(quantiser.ready for quantiser in quantisers):
+            make_recipe(task).before_epoch(net, 0)
+        return run.test_only(net, task, weights, "--pretrained_ann")
+    kind = "lq" if asked.quant.quant_act else "ann"
+    return run.train(net, make_recipe(task), kind, result(asked), task)
 
 
 def main(argv=None):
-    args, saved = run.settings(get_parser(), argv, rules)
-    return launch(run.Work(work, saved), args)
+    """Run the command line argv (None: this process's)."""
+    return run.training_command(get_parser(), argv, rules, work)
 
 
 if __name__ == "__main__":

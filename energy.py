@@ -1,164 +1,177 @@
-"""Accuracy, firing rates and energy of a checkpoint over its whole test set; or the energy of an ANN from its shape alone.
+"""Accuracy, firing rates and energy of a checkpoint over its whole test set; or the energy of an
+ANN from its shape alone.
 
 python energy.py trained_models/snn/snn_resnet20_cifar10_MC_T_1_H_1_C_3_Z_0.pth --data_root data
 python energy.py --architecture VGG16 --dataset IMAGENET            (no checkpoint, no data)
 """
 
-from argparse import Namespace
+from dataclasses import dataclass, replace
+from functools import partial
 
-from analysis.energy import MODELS, of_ann
-from cli import parser as cli
+from analysis.energy import of_ann
+from analysis.measure import Measure
 from cli import run
+from cli.options import EnergyOptions, NetworkOptions
+from cli.parser import Parser, refuse_idle
 from engine import checkpoint
-from engine.dist import launch
+from engine.dist import DeviceOptions, launch
 from engine.errors import UseError, guard
-from engine.loop import report
-from inputs import images as data
+from engine.loop import ComputeOptions
+from engine.settings import Settings, group
+from inputs.loader import BatchOptions
+from inputs.loader import loaders as make_loaders
+from inputs.table import TABLE, DataOptions, data_rules, load
 
-SHAPES = {
-    "CIFAR10": (10, 32),
-    "CIFAR100": (100, 32),
-    "IMAGENET": (1000, 224),
-}  # classes, side of the images
+# these kinds of checkpoint need the data of their own scripts
 ELSEWHERE = {
     "sdt": "spike_driven_transformer/firing_num.py",
     "vggsnn": "neuromorphic_tasks/main_test.py",
 }
 
 
+@dataclass(frozen=True)
+class EnergySettings(Settings):
+    """Options of energy.py."""
+
+    measure: EnergyOptions = group()
+    network: NetworkOptions = group(
+        only=("architecture", "width_mult"),
+        architecture={
+            "default": None,
+            "help": "in the place of a checkpoint: the energy of this network for --dataset as "
+            "an ANN",
+        },
+        width_mult={"help": "factor of the width of every layer of --architecture"},
+    )
+    data: DataOptions = group()
+    batches: BatchOptions = group()
+    compute: ComputeOptions = group(only=("amp",))
+    device: DeviceOptions = group()
+
+
 def get_parser():
-    parser = cli.Parser(
-        prog="energy.py", description="Accuracy, firing rates and energy of a checkpoint."
-    )
-    parser.add_argument(
-        "checkpoint",
-        nargs="?",
-        default="",
-        help="checkpoint of ann_ddp.py, absorb_bn.py or snn_ddp.py",
-    )
-    parser.add_argument(
-        "-a",
-        "--architecture",
-        type=str.upper,
-        choices=cli.ARCHITECTURES,
-        help="in the place of a checkpoint: the energy of this network for --dataset as an ANN",
-    )
-    parser.add_argument(
-        "--width_mult", type=cli.width, default=1.0, help="with it: factor of every layer's width"
-    )
-    parser.add_argument(
-        "--energy_model",
-        default="paper",
-        choices=MODELS,
-        help="prices of the table; files hold all models",
-    )
-    parser.add_argument(
-        "--output",
-        default="",
-        help="path without suffix of the .json and .csv, else beside the checkpoint",
-    )
-    cli.add_data(parser)
-    cli.add_distributed(parser)
-    parser.add_argument(
-        "--amp", default="none", choices=("none", "bf16", "fp16"), help="autocast type"
-    )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    return parser
+    """Its command line."""
+    return Parser("energy.py", "Accuracy, firing rates and energy of a checkpoint.", EnergySettings)
 
 
-def shape_only(args):
+def shape_only(asked):
     """Energy of --architecture as an ANN."""
-    if args.dataset not in SHAPES:
+    name, how = asked.network.architecture, asked.measure
+    # data sets whose shape is known without reading them
+    known = [entry.name for entry in TABLE.values() if entry.classes and entry.looks_in]
+    entry = TABLE[asked.data.dataset]
+    if entry.name not in known:
         raise UseError(
-            f"--architecture without a checkpoint needs --dataset {', '.join(SHAPES)}, got {args.dataset}"
+            f"--architecture without a checkpoint needs --dataset {', '.join(known)}, "
+            f"got {entry.name}"
         )
-    classes, size = SHAPES[args.dataset]
     energy = of_ann(
-        args.architecture, num_classes=classes, image_size=size, width_mult=args.width_mult
+        name,
+        num_classes=entry.classes,
+        image_size=entry.side,
+        width_mult=asked.network.width_mult,
     )
-    print(energy.table(args.energy_model))
-    print(
-        f"{args.architecture} for {args.dataset} as an ANN: {energy.uj(args.energy_model):.3E} uJ per image"
-    )
-    if args.output:
-        energy.write(args.output)
+    print(energy.table(how.energy_model))
+    joules = energy.uj(how.energy_model)
+    print(f"{name} for {entry.name} as an ANN: {joules:.3E} uJ per image")
+    if how.output:
+        energy.write(how.output)
     return energy
 
 
-def work(args, world):
-    content = checkpoint.load(args.checkpoint)
+def settled(asked, content):
+    """The data options: those of the training, unless the command line names others."""
+    path = asked.measure.checkpoint
     if content["format"] == "published":
         raise UseError(
-            f"{args.checkpoint} is a file of the published code: run absorb_bn.py or snn_ddp.py on it first"
+            f"{path} is a file of the published code: run absorb_bn.py or snn_ddp.py on it first"
         )
     if content["kind"] in ELSEWHERE:
-        raise UseError(
-            f"{args.checkpoint} holds a {content['kind']}: measure it with {ELSEWHERE[content['kind']]}"
-        )
-    stored = {k: v for k, v in content["settings"].items() if k not in args.given}
-    args = Namespace(
-        **{
-            **vars(args),
-            **{
-                k: v
-                for k, v in stored.items()
-                if k in ("dataset", "data_root", "dataset_dir", "image_size")
-            },
-            "energy": True,
-            "seed": 0,
-        }
-    )
-    cli.refuse_idle(args, run.data_rules(args))
-    net, found = run.place(checkpoint.rebuild(content), world), data.load(args, world)
-    if any(content["data"][k] != found.about[k] for k in ("num_classes", "image_size")):
-        sizes = [
-            "{num_classes} classes and {image_size} pixels".format(**about)
-            for about in (content["data"], found.about)
-        ]
-        raise UseError(
-            f"{args.checkpoint} was trained for {sizes[0]}, {found.about['source']} has {sizes[1]}"
-        )
-    test = data.loaders(found, args, world)[2]
-    stem = checkpoint.beside(args.checkpoint, "_energy", args.output)
-    summary = report(net, test, world, args, found.about, stem, args.energy_model)
+        kind = content["kind"]
+        raise UseError(f"{path} holds a {kind}: measure it with {ELSEWHERE[kind]}")
+    # the command line wins: the data may have moved
+    names = ("dataset", "data_root", "dataset_dir", "image_size")
+    stored = {
+        name: content["settings"][name]
+        for name in names
+        if name in content["settings"] and name not in asked.given
+    }
+    data = replace(asked.data, **stored)
+    refuse_idle(asked.given, data_rules(data))
+    return data
+
+
+def check_shape(content, about, path):
+    """Refuse a data set that does not fit the network."""
+    trained = content["data"]
+    if any(trained[k] != about[k] for k in ("num_classes", "image_size")):
+        sizes = "{num_classes} classes and {image_size} pixels".format(**trained)
+        here = "{num_classes} classes and {image_size} pixels".format(**about)
+        raise UseError(f"{path} was trained for {sizes}, {about['source']} has {here}")
+
+
+def work(asked, world):
+    """Measure the checkpoint, as one of the processes of `world`; returns the summary."""
+    how = asked.measure
+    content = checkpoint.load(how.checkpoint)
+    options = settled(asked, content)
+    net = run.place(checkpoint.rebuild(content), world)
+    data = load(options, world)
+    check_shape(content, data.about, how.checkpoint)
+    # the seed is that of training batches, which nothing asks for here
+    *_, test = make_loaders(data, asked.batches, 0, world)
+    amp, model = asked.compute.amp, how.energy_model
+    measure = Measure(test, world, data.about, amp, energy=True, model=model)
+    stem = checkpoint.beside(how.checkpoint, "_energy", how.output)
+    summary = measure(net, stem)
+    joules = summary["energy"].uj(model)
     world.say(
-        f"accuracy {summary['test_accuracy']:.2%}, energy {summary['energy'].uj(args.energy_model):.4g} uJ per image "
-        f"({args.energy_model}); written to {stem}.json and {stem}.csv"
+        f"accuracy {summary['test_accuracy']:.2%}, energy {joules:.4g} uJ per image ({model}); "
+        f"written to {stem}.json and {stem}.csv"
     )
     return summary
 
 
+def rules(asked):
+    """Options that do nothing for what is asked."""
+    # what is of use without a checkpoint
+    shape = {"architecture", "width_mult", "dataset", "energy_model", "output", "debug"}
+    measured = asked.given - shape - {"checkpoint"}
+    return [
+        (
+            ["val_fraction", "limit_train_batches"],
+            False,
+            "the test set is measured, nothing is trained",
+        ),
+        (
+            ["width_mult"],
+            asked.network.architecture,
+            "the checkpoint says how wide the network is",
+        ),
+        (
+            measured,
+            asked.measure.checkpoint,
+            "an ANN's energy follows from its shape, nothing is run",
+        ),
+    ]
+
+
 def main(argv=None):
-    args = get_parser().parse(argv)
-    if bool(args.checkpoint) == bool(args.architecture):
+    """Run the command line argv (None: this process's)."""
+    asked = get_parser().parse(argv)
+    path, architecture = asked.measure.checkpoint, asked.network.architecture
+    if bool(path) == bool(architecture):
+        hint = "not both" if path else "one of the two"
         raise UseError(
-            "give a checkpoint to measure, or --architecture for the energy of an ANN from its shape, "
-            + ("not both" if args.checkpoint else "one of the two")
+            "give a checkpoint to measure, or --architecture for the energy of an ANN from its "
+            f"shape, {hint}"
         )
-    measured = args.given - {
-        "architecture",
-        "width_mult",
-        "dataset",
-        "energy_model",
-        "output",
-        "debug",
-        "checkpoint",
-    }
-    cli.refuse_idle(
-        args,
-        [
-            (
-                ["val_fraction", "limit_train_batches"],
-                False,
-                "the test set is measured, nothing is trained",
-            ),
-            (["width_mult"], args.architecture, "the checkpoint says how wide the network is"),
-            (measured, args.checkpoint, "an ANN's energy follows from its shape, nothing is run"),
-        ],
-    )
-    if args.architecture:
-        return shape_only(args)
-    return launch(work, args)
+    refuse_idle(asked.given, rules(asked))
+    # nothing is run, so no device is asked for
+    if architecture:
+        return shape_only(asked)
+    job = partial(work, asked)
+    return launch(job, asked.device, asked.compute.amp, asked.common.debug)
 
 
 if __name__ == "__main__":

@@ -1,358 +1,255 @@
 """Train a multi-level LIF spiking network from a fused ANN.
 
-python snn_ddp.py --dataset CIFAR10 --architecture RESNET20 --bias -num_channels 3 -multi_channel 1 --timesteps 1 \
+python snn_ddp.py --dataset CIFAR10 --architecture RESNET20 --bias -num_channels 3 -multi_channel 1
+--timesteps 1 \
     --pretrained_ann trained_models/ann/ann_resnet20_cifar10_bn_fused.pth
 """
 
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-import torch
-
 import models
-from analysis.energy import lane_curves
-from cli import parser as cli
 from cli import run
+from cli.options import CNNSettings, ConversionOptions, NetworkOptions, NeuronOptions
+from cli.parser import Parser
 from engine import checkpoint
-from engine.dist import launch
-from engine.errors import RunError, UseError, guard
+from engine.errors import UseError, guard
 from engine.log import progress
 from engine.loop import evaluate
+from engine.recipes.cnn import TrainingOptions
+from engine.recipes.snn import SpikingRecipe
+from engine.settings import group
 from models import convert
-from models.rates import FiringRate
 
-THETA_MIN = 1e-4  # thresholds and output scales are kept above it
+CALIBRATION_IMAGES = 512  # of the published threshold search
+
+
+@dataclass(frozen=True)
+class SnnSettings(CNNSettings):
+    """Options of snn_ddp.py."""
+
+    network: NetworkOptions = group(
+        hidden=("bn",),
+        dropout={
+            "default": 0.5,
+            "help": "dropout after activations, with one mask for all timesteps",
+        },
+        pretrained_ann={"help": "fused ANN to convert (absorb_bn.py writes one)"},
+    )
+    neuron: NeuronOptions = group()
+    conversion: ConversionOptions = group()
+    training: TrainingOptions = group(
+        epochs=30, learning_rate=1e-4, lr_interval=(0.6, 0.8, 0.9), momentum=0.95
+    )
 
 
 def get_parser():
-    parser = cli.Parser(
-        prog="snn_ddp.py", description="Convert a fused ANN into a spiking network and train it."
-    )
-    network = cli.add_network(
-        parser, 0.5, "dropout after activations; its mask is held over the timesteps"
-    )
-    network.add_argument(
-        "--pretrained_ann", default="", help="fused ANN to convert (absorb_bn.py writes it)"
-    )
-    network.add_argument("--pretrained_snn", default="", help="SNN checkpoint to start from")
-    neuron = parser.add_argument_group("neuron")
-    neuron.add_argument(
-        "--multi_channel",
-        type=int,
-        default=0,
-        choices=(0, 1),
-        help="1: M-LIF, 0: plain LIF (one lane)",
-    )
-    neuron.add_argument(
-        "--num_channels", type=cli.number(int, low=1, high=8), default=1, help="spike lanes S"
-    )
-    neuron.add_argument(
-        "--hardware_opt", type=int, default=1, choices=(0, 1, 2), help="0, 1: one-hot; 2: multi-hot"
-    )
-    neuron.add_argument("--timesteps", type=cli.positive, default=20, help="simulated timesteps T")
-    neuron.add_argument(
-        "--leak",
-        type=cli.number(float, low=0, high=1),
-        default=1.0,
-        help="initial leak, 1: none; learned",
-    )
-    neuron.add_argument(
-        "--default_threshold",
-        type=cli.strictly_positive,
-        default=1.0,
-        help="initial threshold of the layers that the conversion leaves alone",
-    )
-    neuron.add_argument(
-        "--reset_to_zero", type=int, default=0, choices=(0, 1), help="1: hard reset, 0: subtract"
-    )
-    neuron.add_argument(
-        "--input_encoding",
-        type=int,
-        default=1,
-        choices=(0, 1),
-        help="1: analog image, 0: Bernoulli rate",
-    )
-    neuron.add_argument(
-        "--activation", default="Linear", choices=("Linear",), help="surrogate: the linear triangle"
-    )
-    neuron.add_argument(
-        "--surrogate_gamma",
-        type=cli.strictly_positive,
-        default=0.3,
-        help="height of the triangle (damping)",
-    )
-    neuron.add_argument(
-        "--surrogate_edge",
-        default="published",
-        choices=("paper", "published"),
-        help="weight of the inner edges in the surrogate: the paper's 1/2 or the published code's 3/2",
-    )
-    neuron.add_argument(
-        "--neuron_backend",
-        default="auto",
-        choices=models.BACKENDS,
-        help="what runs the neuron (python -m models.neuron tells what can)",
-    )
-    conversion = parser.add_argument_group("conversion")
-    conversion.add_argument(
-        "--conversion",
-        default="published",
-        choices=("published", "matched"),
-        help="published: balanced thresholds; matched: thresholds and output scales fitted per layer",
-    )
-    conversion.add_argument(
-        "--scaling_factor",
-        type=cli.strictly_positive,
-        default=0.3,
-        help="factor of balanced thresholds",
-    )
-    conversion.add_argument(
-        "--balance",
-        default=None,
-        choices=("all", "stem"),
-        help="layers to balance; default: ResNet20 stem (as published), VGG16 all",
-    )
-    conversion.add_argument(
-        "--balance_steps", type=cli.positive, default=100, help="timesteps of the threshold search"
-    )
-    cli.add_data(parser)
-    training = cli.add_training(parser, 30, 1e-4, [0.6, 0.8, 0.9], 0.95)
-    training.add_argument(
-        "--recompute",
-        action="store_true",
-        help="keep only each stage's input spikes and run the stage "
-        "again in the backward: less memory at many timesteps, more time",
-    )
-    training.add_argument(
-        "--thr_lr",
-        type=cli.rate,
-        default=0.0,
-        help="constant rate of the thresholds, 0: as the weights",
-    )
-    training.add_argument(
-        "--rate_penalty",
-        type=cli.rate,
-        default=0.0,
-        help="weight of the mean firing rate in the loss: "
-        "fewer spikes, so less energy, for some accuracy",
-    )
-    training.add_argument(
-        "--fixed_neuron",
-        action="store_true",
-        help="keep the initial thetas, leaks and output scales",
-    )
-    training.add_argument(
-        "--amsgrad", type=cli.boolean, default=True, help="Adam's AMSGrad variant: true or false"
-    )
-    training.add_argument(
-        "--betas", type=cli.pair, default=[0.9, 0.999], help="Adam's two averaging factors"
-    )
-    cli.add_output(parser)
-    cli.add_distributed(parser)
-    return parser
+    """Its command line."""
+    about = "Convert a fused ANN into a spiking network and train it."
+    return Parser("snn_ddp.py", about, SnnSettings)
 
 
-def result(args):
+def result(asked):
     """File of the trained network."""
-    kind = (
-        f"MC_T_{args.timesteps}_H_{args.hardware_opt}_C_{args.num_channels}_Z_{args.reset_to_zero}"
-        if args.multi_channel
-        else f"SC_T_{args.timesteps}"
-    )
-    name = f"snn_{args.architecture}_{args.dataset}".lower() + run.suffix(args) + f"_{kind}"
-    return Path(args.output_dir) / "snn" / f"{name}.pth"
+    network, neuron = asked.network, asked.neuron
+    name = f"snn_{network.architecture}_{asked.data.dataset}".lower()
+    name += run.suffix(network, asked.data)
+    # the published names: MC multi-channel, SC single-channel
+    if neuron.multi_channel:
+        name += f"_MC_T_{neuron.timesteps}_H_{neuron.hardware_opt}"
+        name += f"_C_{neuron.num_channels}_Z_{neuron.reset_to_zero}"
+    else:
+        name += f"_SC_T_{neuron.timesteps}"
+    return Path(asked.run.output_dir) / "snn" / f"{name}.pth"
 
 
-def rules(args):
-    published = bool(args.pretrained_ann) and args.conversion == "published"
+def rules(asked):
+    """Options that do nothing for what is asked."""
+    network, neuron, training = asked.network, asked.neuron, asked.training
+    if network.pretrained_ann and network.pretrained_snn:
+        raise UseError(
+            "give --pretrained_ann (to convert) or --pretrained_snn (to start from), not both"
+        )
+    # conditions that several options share
+    from_ann = bool(network.pretrained_ann)
+    balanced = from_ann and asked.conversion.conversion == "published"
+    inner = neuron.multi_channel and neuron.num_channels > 1 and neuron.hardware_opt != 2
+    traced = "--compile traces the neuron into the step; leave it out, or say auto or compiled"
     return [
-        *run.common_rules(args),
+        *run.cnn_rules(asked),
+        run.backend_rule(asked, traced),
         (
             ["num_channels", "hardware_opt"],
-            args.multi_channel,
+            neuron.multi_channel,
             "plain LIF has one lane, give --multi_channel 1",
         ),
+        (["surrogate_edge"], inner, "only one-hot neurons of several lanes have inner boundaries"),
         (
-            ["surrogate_edge"],
-            args.multi_channel and args.num_channels > 1 and args.hardware_opt != 2,
-            "only one-hot neurons of several lanes have inner edges",
+            ["amsgrad", "betas"],
+            training.optimizer == "Adam",
+            "it belongs to --optimizer Adam",
         ),
-        (["amsgrad", "betas"], args.optimizer == "Adam", "it belongs to --optimizer Adam"),
-        (["thr_lr"], not args.fixed_neuron, "--fixed_neuron keeps the thresholds"),
-        (
-            ["neuron_backend"],
-            args.compile == "none" or args.neuron_backend in ("auto", "compiled"),
-            "--compile traces the neuron into the step; leave it out, or say auto or compiled",
-        ),
+        (["thr_lr"], not neuron.fixed_neuron, "--fixed_neuron keeps the thresholds"),
         (
             ["default_threshold", "leak"],
-            not args.pretrained_snn,
+            not network.pretrained_snn,
             "--pretrained_snn holds thresholds and leaks",
         ),
-        (["conversion"], args.pretrained_ann, "there is no --pretrained_ann to convert"),
+        (["conversion"], from_ann, "there is no --pretrained_ann to convert"),
         (
             ["scaling_factor", "balance", "balance_steps"],
-            published,
+            balanced,
             "no thresholds are balanced without --pretrained_ann and --conversion published",
         ),
     ]
 
 
-def convert_ann(net, content, args, world):
-    """Load the ANN and set thresholds (rank 0; all ranks use them); returns what was done, for the checkpoint."""
-    checkpoint.load_into(
-        net,
-        checkpoint.load(args.pretrained_ann),
-        args.pretrained_ann,
-        new=("theta", "leak", "scale"),
-        dropped=("lo", "hi"),
+def activation(asked):
+    """The `Spiking` activation of the options."""
+    neuron = asked.neuron
+    config = models.NeuronConfig.vgg(
+        neuron.levels,
+        neuron.hardware_opt,
+        bool(neuron.reset_to_zero),
+        neuron.surrogate_gamma,
+        neuron.surrogate_edge,
     )
+    # matched conversion fits an output scale to every layer
+    matched = asked.network.pretrained_ann and asked.conversion.conversion == "matched"
+    return models.Spiking(
+        config,
+        neuron.timesteps,
+        neuron.default_threshold,
+        neuron.leak,
+        encoding="direct" if neuron.input_encoding else "rate",
+        scale=bool(matched),
+        backend=neuron.neuron_backend,
+    )
+
+
+def set_thresholds(net, images, task):
+    """Set every threshold by the conversion that is asked for; returns what was done."""
+    how, world = task.asked.conversion, task.world
+    published = how.conversion == "published"
+    steps = how.balance_steps if published else net.act.steps
+    count = convert.affordable(net, images, steps)
+    if count < len(images):
+        world.say(
+            f"conversion uses {count} of {len(images)} images, "
+            f"what {convert.MEMORY / 1e9:g} GB hold"
+        )
+    # layer by layer, which takes minutes at full width
+    bar = partial(progress, world=world, desc=f"{how.conversion} conversion", unit="layer")
+    if not published:
+        fits = convert.match_activations(net, images[:count], progress=bar)
+        return dict(zip(("thresholds", "scales", "errors"), map(list, zip(*fits))))
+
+    # the published code measures ResNet20's stem alone
+    which = how.balance or ("stem" if net.stem else "all")
+    thetas = convert.balance_thresholds(net, images[:count], steps, which, progress=bar)
+    # the last layers of a network whose stem alone is balanced keep their initial threshold
+    for site, theta in zip(net.sites(), thetas, strict=False):
+        site.theta.data.fill_(theta * how.scaling_factor)
+    return {"thresholds": thetas, "scaling_factor": how.scaling_factor, "balance": which}
+
+
+def convert_ann(net, task):
+    """Load the ANN and set thresholds; returns what was done, for the checkpoint.
+
+    Rank 0 computes, all processes use its thresholds.
+    """
+    asked, world = task.asked, task.world
+    # an ANN has neither; an LQ-ANN's ranges are left behind
+    path = asked.network.pretrained_ann
+    new = ("theta", "leak", "scale")
+    checkpoint.load_into(net, checkpoint.load(path), path, new=new, dropped=("lo", "hi"))
     net = run.place(net, world).eval()
-    done = {"conversion": args.conversion, "pretrained_ann": args.pretrained_ann}
-
-    def bar(items):
-        return progress(items, world, desc=f"{args.conversion} conversion", unit="layer")
-
+    done = {"conversion": asked.conversion.conversion, "pretrained_ann": path}
     if world.main:
-        images = run.calibration_images(content, args, world, 512, epoch=0)
-        steps = args.balance_steps if args.conversion == "published" else args.timesteps
-        count = convert.affordable(net, images, steps)
-        if count < len(images):
-            world.say(
-                f"conversion uses {count} of {len(images)} images, what {convert.MEMORY / 1e9:g} GB hold"
-            )
-        if args.conversion == "matched":
-            fits = convert.match_activations(net, images[:count], progress=bar)
-            done |= {
-                "thresholds": [f[0] for f in fits],
-                "scales": [f[1] for f in fits],
-                "errors": [f[2] for f in fits],
-            }
-        else:
-            which = args.balance or ("stem" if net.stem else "all")
-            thetas = convert.balance_thresholds(net, images[:count], steps, which, progress=bar)
-            for site, theta in zip(net.sites(), thetas, strict=False):
-                site.theta.data.fill_(theta * args.scaling_factor)
-            done |= {"thresholds": thetas, "scaling_factor": args.scaling_factor, "balance": which}
-        world.say("thresholds: " + " ".join(f"{site.theta.item():.3g}" for site in net.sites()))
-    world.share([p.data for p in net.parameters()])
+        images = run.calibration_images(task.data, asked, world, CALIBRATION_IMAGES)
+        done |= set_thresholds(net, images, task)
+        shown = " ".join(f"{site.theta.item():.3g}" for site in net.sites())
+        world.say(f"thresholds: {shown}")
+    world.share([parameter.data for parameter in net.parameters()])
     return done
 
 
-def work(args, world, saved=None):
-    content, loaders = run.start(args, world)
-    about, lanes = content.about, args.num_channels if args.multi_channel else 1
-    neuron = models.NeuronConfig.vgg(
-        lanes,
-        args.hardware_opt,
-        bool(args.reset_to_zero),
-        args.surrogate_gamma,
-        args.surrogate_edge,
-    )
-    act = models.Spiking(
-        neuron,
-        args.timesteps,
-        args.default_threshold,
-        args.leak,
-        "direct" if args.input_encoding else "rate",
-        scale=bool(args.pretrained_ann) and args.conversion == "matched",
-        backend=args.neuron_backend,
-    )
-    run.say_backend(args, world)
-    if args.pretrained_ann and not args.input_encoding and args.conversion == "published":
-        raise UseError(
-            "thresholds are balanced under direct encoding: use --input_encoding 1, or --pretrained_snn"
-        )
-    net = run.build(args, about, act, bn=False, bias=args.bias, head_dropout=args.dropout)
-    if args.balance == "stem" and not net.stem:
-        raise UseError(f"--balance stem: {args.architecture} has no stem, use --balance all")
-    extra = {}
+def start_weights(net, act, task):
+    """Give the network its weights; returns what checkpoint and summary say of the conversion."""
+    network, saved = task.asked.network, task.saved
     if saved:
-        extra = {k: saved[k] for k in ("converted", "converted_accuracy") if k in saved}
-    elif args.pretrained_snn:
-        weights = checkpoint.load(args.pretrained_snn)
-        checkpoint.load_into(net, weights, args.pretrained_snn, new=("scale",))
-        run.note_activation(weights, act, args.pretrained_snn, world)
-    elif args.pretrained_ann:
-        extra["converted"] = convert_ann(net, content, args, world)
+        return {k: saved[k] for k in ("converted", "converted_accuracy") if k in saved}
+    # an SNN's thresholds and leaks come with its weights
+    path = network.pretrained_snn
+    if path:
+        weights = checkpoint.load(path)
+        checkpoint.load_into(net, weights, path, new=("scale",))
+        run.note_activation(weights, act, path, task.world)
+    elif network.pretrained_ann:
+        return {"converted": convert_ann(net, task)}
+    return {}
+
+
+def check(net, asked):
+    """Refuse a conversion that this network does not have."""
+    conversion, network = asked.conversion, asked.network
+    rate_coded = not asked.neuron.input_encoding
+    if network.pretrained_ann and rate_coded and conversion.conversion == "published":
+        raise UseError(
+            "thresholds are balanced under direct encoding: use --input_encoding 1, or "
+            "--pretrained_snn"
+        )
+    if conversion.balance == "stem" and not net.stem:
+        raise UseError(f"--balance stem: {network.architecture} has no stem, use --balance all")
+
+
+def make_recipe(net, task):
+    """The recipe of the spiking network."""
+
+    # asked for at each new best epoch
+    def proof():
+        images, *_ = next(task.test.epoch(0))
+        return images[:32]
+
+    training, penalty = task.asked.training, task.asked.neuron.rate_penalty
+    teacher = run.teacher(training.distill, task.about, task.world)
+    return SpikingRecipe(training, net, penalty, proof, teacher)
+
+
+def work(asked, saved, world):
+    """Train or test, as one of the processes of `world`; returns the summary."""
+    task = run.start(asked, saved, world)
+    network, neuron, compute = asked.network, asked.neuron, asked.compute
+    run.say_backend(neuron.neuron_backend, world, compute.compile)
+    act = activation(asked)
+    net = run.build(network, task.about, act, bn=False, head_dropout=network.dropout)
+    check(net, asked)
+    extra = start_weights(net, act, task)
     net = run.place(net, world)
-    net.recompute = args.recompute
-    if args.fixed_neuron:
+    net.recompute = compute.recompute
+    # theta, leak and output scale of every layer
+    if neuron.fixed_neuron:
         for site in net.sites():
             site.requires_grad_(False)
-    if args.test_only:
-        return run.test_only(
-            net,
-            loaders,
-            about,
-            args,
-            world,
-            args.pretrained_snn or args.pretrained_ann,
-            "--pretrained_snn, or --pretrained_ann to convert",
-        )
-    if args.pretrained_ann and not saved:
-        extra["converted_accuracy"] = evaluate(net, loaders[2], world, args.amp)["accuracy"]
+    if asked.run.test_only:
+        weights = network.pretrained_snn or network.pretrained_ann
+        return run.test_only(net, task, weights, "--pretrained_snn, or --pretrained_ann to convert")
+
+    # how far the conversion alone gets is a result of its own
+    if "converted" in extra and not saved:
+        right_after = evaluate(net, task.test, world, compute.amp)["accuracy"]
+        extra["converted_accuracy"] = right_after
         world.say(
-            f"right after the {args.conversion} conversion: {extra['converted_accuracy']:.2%} on the test set"
+            f"right after the {asked.conversion.conversion} conversion: {right_after:.2%} "
+            "on the test set"
         )
-    sites = net.sites()
-    names = {id(m): n for n, m in net.named_modules()}
-    leaks = [s.leak for s in sites]
-    positive = [p for s in sites for p in ((s.theta, s.scale) if act.scale else (s.theta,))]
-
-    @torch.no_grad()
-    def clamp():
-        torch._foreach_clamp_max_(leaks, 1.0)
-        torch._foreach_clamp_min_(positive, THETA_MIN)
-
-    def scalars():
-        """Thetas, leaks and, on one test batch, firing rates per layer and lane."""
-        return {
-            f"{kind}/{names[id(s)]}": getattr(s, kind).item()
-            for s in sites
-            for kind in ("theta", "leak")
-        } | lane_curves(net, next(loaders[2].epoch(0))[0])
-
-    def export(trained):
-        """What is stored emits plain powers of two: output scales are folded away and proved away."""
-        if not act.scale:
-            return trained
-        with torch.no_grad():
-            images = next(loaders[2].epoch(0))[0][:32]
-        try:
-            return convert.fold_scales(trained, images)
-        except convert.ConversionError as error:
-            raise RunError(
-                f"{error}: lower --thr_lr or --learning_rate, last.pth holds the state before"
-            ) from None
-
-    price = None
-    if args.rate_penalty:
-        rate = FiringRate(net)
-        price = lambda: args.rate_penalty * rate()  # noqa: E731
-    return run.train(
-        net,
-        "snn",
-        result(args),
-        loaders,
-        about,
-        args,
-        world,
-        saved,
-        after_step=clamp,
-        scalars=scalars,
-        export=export,
-        extra=extra,
-        recipe=run.recipe(args, about, world, price),
-    )
+    return run.train(net, make_recipe(net, task), "snn", result(asked), task, extra)
 
 
 def main(argv=None):
-    args, saved = run.settings(get_parser(), argv, rules)
-    if args.pretrained_ann and args.pretrained_snn:
-        raise UseError(
-            "give --pretrained_ann (to convert) or --pretrained_snn (to start from), not both"
-        )
-    return launch(run.Work(work, saved), args)
+    """Run the command line argv (None: this process's)."""
+    return run.training_command(get_parser(), argv, rules, work)
 
 
 if __name__ == "__main__":

@@ -1,193 +1,309 @@
-"""Measure a network's activity: every count that `analysis.pricing` prices, taken by hooks while the network runs."""
+"""Measure a network's activity: hooks count, while it runs, what `analysis.pricing` prices.
+
+Of every weighted layer (convolution or linear) the hooks count, at each step, the inputs and the
+additions that these inputs cause, told apart by kind of input (`Counts`). Of every layer of neurons
+they count the spikes of each lane. What the counts are for: docs/method.md, section 7.
+"""
+
+from collections import defaultdict
+from dataclasses import replace
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from torch import nn
 
+from engine.dist import World
 from models import LIFLayer, ReLU, SpikingLayer, build, lanes
 
 from .pricing import E_AC, E_MAC, MODELS, Energy, Row
 
-__all__ = ["E_AC", "E_MAC", "MODELS", "Counter", "Energy", "Row", "macs_of", "measure", "of_ann"]
+__all__ = [
+    "E_AC",
+    "E_MAC",
+    "MODELS",
+    "Counter",
+    "Counts",
+    "Energy",
+    "Row",
+    "lane_curves",
+    "macs_of",
+    "marks",
+    "measure",
+    "of_ann",
+]
 
 
 def macs_of(module, out):
-    """MACs of one row of a convolution or linear layer with output `out`."""
-    per_output = module.weight[0].numel()
-    return out[0].numel() * per_output
+    """Multiply-accumulates for one image and step of a convolution or linear layer.
+
+    Args:
+        out: the layer's output, [T*B, C, H, W] or [T*B, features].
+    """
+    return out[0].numel() * module.weight[0].numel()
 
 
 def fan_out(module, x, out):
-    """Weights that one input meets: a number, or [H, W] of a convolution, whose border inputs meet fewer."""
+    """Weights that one input meets: a number for a linear layer, [H*W, 1] for a convolution.
+
+    Inputs at the border of an image meet fewer weights, and a stride makes a difference too.
+
+    Args:
+        x, out: input and output of the layer; only their shapes count.
+    """
     if isinstance(module, nn.Linear):
-        return x.new_tensor(module.out_features, dtype=torch.float64)
-    ones, size = x.new_ones(()), module.kernel_size
+        return module.out_features
+
+    # With weights of 1, the gradient of all outputs with respect to an input is the number of
+    # outputs that use it. One channel shows it, as all of them have the same geometry.
     uses = nn.grad.conv2d_input(
         (1, 1, *x.shape[2:]),
-        ones.expand(1, 1, *size),
-        ones.expand(1, 1, *out.shape[2:]),
+        x.new_ones(1, 1, *module.kernel_size),
+        x.new_ones(1, 1, *out.shape[2:]),
         module.stride,
         module.padding,
         module.dilation,
     )
-    return uses[0, 0].double() * (len(module.weight) // module.groups)
+    channels = module.out_channels // module.groups
+    return uses.double().reshape(-1, 1) * channels
+
+
+def worths(levels):
+    """What the 3S binary digits of an input are worth that count as digits of spikes.
+
+    The spikes of a neuron with S lanes need S digits, 1 to 2^(S-1). Those of a scaled neuron lie
+    below, down to 2^(1-S), and products of two of them, and averages of four spikes, lower still.
+    """
+    return [2.0**k for k in range(-2 * levels, levels)]
 
 
 def marks(x, levels):
-    """Which inputs are nonzero, which of them are no binary numbers, which have the digit worth 4^-S, ... 2^(S-1)."""
-    scaled = x.float() * 4.0**levels
+    """Yield a mask of x's shape for each kind of input, in the order of the fields of `Counts`.
+
+    They come one after the other so that no more than one of them is in memory.
+    """
+    digits = 3 * levels  # as many as `worths` has
+    scaled = x.float() * 4.0**levels  # the least digit becomes worth 1
     code = scaled.int()
-    binary = (code == scaled) & (code >> 3 * levels == 0)
-    yield x != 0
-    yield (x != 0) & ~binary
-    code *= binary
-    for digit in range(
-        3 * levels
-    ):  # spikes have the upper S; scaled ones, their products and averages of four the lower
-        yield code >> digit & 1
+    binary = (code == scaled) & (code >> digits == 0)
+    nonzero = x != 0
+
+    yield nonzero
+    yield nonzero & ~binary
+    code *= binary  # other inputs have no digits
+    for k in range(digits):
+        yield code >> k & 1
+
+
+class Counts(NamedTuple):
+    """Counts of a layer at each step, by kind of input; each is a list over the T steps.
+
+    nonzero: of all inputs but 0. other: of those among them that are no binary numbers of few
+    digits, that is, of analog values. digits: {worth of a digit: of those that have it}.
+    """
+
+    nonzero: list
+    other: list
+    digits: dict
+
+    @classmethod
+    def of(cls, kinds):
+        """Names for the columns of a tensor [T, 2 + 3S], which come in the order of `marks`."""
+        nonzero, other, *digits = kinds.T.tolist()
+        by_worth = zip(worths(len(digits) // 3), digits)
+        return cls(nonzero, other, dict(by_worth))
 
 
 class Counter:
-    """Counts events while the network runs: `with Counter(net) as counter: ...; counter.energy(world)`.
+    """Counts events while the network runs: `with Counter(net) as counter: ...`, then `energy`.
 
-    The counts are hooks' sums on the device, read once at the end; nothing enters the state_dict.
+    The counts are sums on the device, read once at the end; nothing enters the state_dict.
+
+    Attributes, each {layer: ...} and filled by the hooks in the order in which the layers run:
+        sizes: `Row` without counts.
+        counts: float64 [2, T, 2 + 3S] over all images: inputs and additions, by kind (`Counts`).
+        spikes: float64 [T, S] over all images. neurons: their number.
     """
 
     def __init__(self, net):
-        self.net, self.handles, self.images = net, [], 0
-        self.weighted = {
-            n: m for n, m in net.named_modules() if isinstance(m, (nn.Conv2d, nn.Linear))
-        }
-        self.neurons = {
-            n: m for n, m in net.named_modules() if isinstance(m, (SpikingLayer, LIFLayer))
-        }
-        self.levels = max((m.config.levels for m in self.neurons.values()), default=0)
-        self.counts, self.shape, self.fired, self.outputs = {}, {}, {}, {}
+        self.net = net
+        self.steps = net.act.steps
+        self.levels = 0  # S, the most of any layer; of a network without spikes 0
+        self.hooks = {}
+        for name, module in net.named_modules():
+            if isinstance(module, (nn.Conv2d, nn.Linear)):
+                self.hooks[module] = partial(self._count_inputs, name)
+            elif isinstance(module, (SpikingLayer, LIFLayer)):
+                self.hooks[module] = partial(self._count_spikes, name)
+                self.levels = max(self.levels, module.config.levels)
 
-    def _weighted(self, name):
-        def hook(module, args, out):
-            x = args[0].detach()
-            steps = len(x) // self.batch  # 1 where the input is shown to the network once
-            each = torch.stack(
-                [
-                    mark.sum((1, 2), dtype=torch.int32)  # several times as fast as a wider sum
-                    for mark in marks(x.unflatten(0, (steps, -1)), self.levels)
-                ],
-                -1,
-            ).double()  # [T, (H, W,) marks]
-            both = torch.stack([each, each * fan_out(module, x, out)[..., None]])
-            count = both.reshape(2, steps, -1, both.shape[-1]).sum(
-                2
-            )  # [inputs or additions, T, marks]
-            count = count.expand(-1, self.net.act.steps, -1) / (self.net.act.steps // steps)
-            self.counts[name] = self.counts.get(name, 0) + count
-            self.shape[name] = (macs_of(module, out), x[0].numel(), module.weight.numel())
-
-        return hook
-
-    def _neuron(self, name):
-        def hook(module, args, out):
-            o = (out / module.scale).round() if hasattr(module, "scale") else out
-            each = lanes(o.detach().reshape(module.steps, -1), module.config)  # [T, S, neurons]
-            count = each.sum(2, dtype=torch.float64)
-            self.fired[name] = self.fired.get(name, 0) + count
-            self.outputs[name] = self.outputs.get(name, 0) + o.numel() // module.steps
-
-        return hook
-
-    def _images(self, module, args):
-        self.batch = len(args[0])
-        self.images += self.batch
+        self.images = 0
+        self.sizes = {}
+        self.counts = defaultdict(int)
+        self.spikes = defaultdict(int)
+        self.neurons = {}
 
     def __enter__(self):
-        self.handles = [
-            m.register_forward_hook(self._weighted(n)) for n, m in self.weighted.items()
-        ]
-        self.handles += [m.register_forward_hook(self._neuron(n)) for n, m in self.neurons.items()]
-        self.handles.append(self.net.register_forward_pre_hook(self._images))
+        # A layer sees [T*B, ...]: the images are counted where they enter the network.
+        self.handles = [self.net.register_forward_pre_hook(self._count_images)]
+        for module, hook in self.hooks.items():
+            self.handles.append(module.register_forward_hook(hook))
         return self
 
     def __exit__(self, *_):
         for handle in self.handles:
             handle.remove()
 
-    def energy(self, world=None):
-        """The `Energy` of what was counted, over all processes of `world`."""
-        names = list(self.shape)
-        counts = torch.stack(
-            [self.counts[n] for n in names]
-        )  # [layers, inputs or additions, T, marks]
-        device = counts.device
-        images = torch.tensor(float(self.images), dtype=torch.float64, device=device)
-        fired = (
-            torch.stack([self.fired[n] for n in self.fired]) if self.fired else None
-        )  # [layers, T, S]
-        outputs = torch.tensor(
-            [float(n) for n in self.outputs.values()], dtype=torch.float64, device=device
+    def _count_images(self, net, args):
+        self.batch = len(args[0])
+        self.images += self.batch
+
+    def _count_inputs(self, name, module, args, out):
+        x = args[0].detach()
+        self.sizes[name] = Row(
+            name,
+            macs_of(module, out),
+            x[0].numel(),
+            module.weight.numel(),
         )
-        if world is not None:
-            counts, images = world.sum(counts), world.sum(images)
-            fired, outputs = (
-                (world.sum(fired), world.sum(outputs)) if fired is not None else (None, outputs)
-            )
-        images = int(images.item())
-        rows = [
-            self._row(name, *both, images, first=name == names[0])
-            for name, both in zip(names, counts.cpu(), strict=True)
-        ]
+        shown = len(x) // self.batch  # T, or 1 where one current serves all steps
+        apart = x.reshape(shown, self.batch, x.shape[1], -1)  # [shown, B, C, H*W]
+
+        # The places stay apart, since the additions depend on them. Over images and channels an
+        # int32 sum is several times as fast as a wider one.
+        found = []
+        for mask in marks(apart, self.levels):
+            found.append(mask.sum((1, 2), dtype=torch.int32))
+        inputs = torch.stack(found, -1).double()  # [shown, H*W, kinds]
+        additions = inputs * fan_out(module, x, out)
+        both = torch.stack([inputs, additions]).sum(2)  # [2, shown, kinds]
+
+        # What is shown once is spread evenly over the steps: in their sum it counts once.
+        repeats = self.steps // shown
+        self.counts[name] += both.expand(-1, self.steps, -1) / repeats
+
+    def _count_spikes(self, name, module, args, out):
+        o = out
+        if hasattr(module, "scale"):
+            o = (o / module.scale).round()  # matched conversion scales the spikes: undo it
+        o = o.detach().reshape(self.steps, -1)
+        fired = lanes(o, module.config)  # [T, S, B * neurons]
+        self.spikes[name] += fired.sum(2, dtype=torch.float64)
+        self.neurons[name] = out[0].numel()
+
+    def energy(self, world=None):
+        """The `Energy` of what was counted by all processes of `world` (None: by this one)."""
+        world = world or World()
+        images = torch.tensor(self.images, device=world.device)
+        images = int(world.sum(images))
+        counts = _total(self.counts, world)
+        rows = [self._row(name, count, images) for name, count in counts.items()]
         rows[-1].readout = True
-        energy = Energy(images, self.net.act.steps, rows)
-        if fired is not None:
-            energy.lane_rates = (fired.sum((0, 1)) / outputs.sum()).tolist()
-            shares = {n: f / o for n, f, o in zip(self.fired, fired, outputs, strict=True)}
-            energy.lane_rates_per_layer = {n: share.sum(0).tolist() for n, share in shares.items()}
-            energy.lane_rates_per_step = {n: share.tolist() for n, share in shares.items()}
+        energy = Energy(images, self.steps, rows)
+
+        if not self.spikes:
+            return energy
+
+        spikes = _total(self.spikes, world)
+        for name, fired in spikes.items():
+            rates = fired / (self.neurons[name] * images)  # [T, S]
+            energy.lane_rates_per_step[name] = rates.tolist()
+            energy.lane_rates_per_layer[name] = rates.sum(0).tolist()
+        fired = sum(spikes.values()).sum(0)  # [S]
+        outputs = sum(self.neurons.values()) * images
+        energy.lane_rates = (fired / outputs).tolist()
         return energy
 
-    def _row(self, name, inputs, additions, images, first):
-        """`Row` of a layer from its two counts [T, marks] over all images."""
-        (macs, size, weights), steps = self.shape[name], len(inputs)
-        analog = not self.neurons or (first and self.net.act.encoding == "direct")
+    def _row(self, name, counts, images):
+        """`Row` of a layer from its counts, [2, T, kinds], over all images."""
+        first = name == next(iter(self.sizes))
+        # Inputs that are no spikes are billed as MACs: those of an ANN, and an SNN's image.
+        analog = not self.levels or (first and self.net.act.encoding == "direct")
+        # The image is the same at each step, and so is its current: it is billed once, except in a
+        # network whose published energy bills it at each step.
         once = analog and not (first and self.net.each_step)
-        if analog and not once:  # shown at each step, though it was counted once
-            inputs, additions = inputs * steps, additions * steps
-        seen = [k for k in range(3 * self.levels) if inputs[:, 2 + k].any()]
-        values = bool(inputs[:, 1].any())  # some inputs are no binary numbers
-        one_hot = not values and bool(inputs[:, 2:].sum() == inputs[:, 0].sum())
-        width = max(seen[-1] - seen[0] + 1 if seen else 0, 1 if first else self.levels)
-        code = 0 if analog or values else width.bit_length() if one_hot else width
-        rates, additions = (inputs / (images * size)).T.tolist(), (additions / images).T.tolist()
-        by_lane = [
-            {2.0 ** (k - 2 * self.levels): count[2 + k] for k in seen}
-            for count in (rates, additions)
-        ]
-        dense = None if not analog else [1.0] + [0.0] * (steps - 1) if once else rates[0]
-        return Row(
-            name,
-            macs,
-            size,
-            weights,
-            rates[0],
-            *additions[:2],
-            *by_lane,
-            one_hot,
-            dense,
-            code,
-            1 if once else steps,
-        )
+        if analog and not once:
+            counts = counts * self.steps  # one showing was spread; here each step shows all of it
+
+        # The first layer reads no spikes of these neurons: S says nothing of its inputs.
+        least = 1 if first else self.levels
+        row = _counted(self.sizes[name], counts, images, least)
+        if analog:
+            row.code = 0
+            row.dense = row.step_rates  # as published: zeros of the image cost nothing
+        if once:
+            row.dense = [1.0] + [0.0] * (self.steps - 1)
+            row.reads = 1
+        return row
+
+
+def _counted(size, counts, images, least):
+    """A copy of the row `size` with its counts per image, its inputs read as spikes at each step.
+
+    Args:
+        least: the least number of digits of an input, see `_code_bits`.
+    """
+    inputs, additions = counts
+    counts = Counts.of(inputs)
+    rates = Counts.of(inputs / (images * size.inputs))
+    per_image = Counts.of(additions / images)
+    seen = [worth for worth, count in counts.digits.items() if any(count)]
+
+    # One digit to each nonzero input: all of them are binary numbers, and none has two digits.
+    digits = sum(map(sum, counts.digits.values()))
+    valued = any(counts.other)
+    one_hot = not valued and digits == sum(counts.nonzero)
+    return replace(
+        size,
+        step_rates=rates.nonzero,
+        additions=per_image.nonzero,
+        other=per_image.other,
+        lane_rates={worth: rates.digits[worth] for worth in seen},
+        lane_additions={worth: per_image.digits[worth] for worth in seen},
+        one_hot=one_hot,
+        code=0 if valued else _code_bits(seen, least, one_hot),
+        reads=len(inputs),
+    )
+
+
+def _total(counts, world):
+    """{layer: counts of all processes}, on the host: one reduction and one read for all layers."""
+    stacked = torch.stack(list(counts.values()))
+    total = world.sum(stacked).cpu()
+    return dict(zip(counts, total))
+
+
+def _code_bits(seen, least, one_hot):
+    """Bits of an input as lanes: one for each digit from the lowest to the highest that is `seen`.
+
+    A one-hot input needs no more than the number of its digit, or 0: w digits make w + 1 values.
+    """
+    width = least
+    if seen:
+        # Worths are powers of two, so that their ratio 2^k is a number of k + 1 bits.
+        span = int(seen[-1] / seen[0]).bit_length()
+        width = max(least, span)
+    return width.bit_length() if one_hot else width
 
 
 def of_ann(name, **arguments):
-    """`Energy` of a network as an ANN, from its shapes alone; arguments: see `models.build`."""
+    """`Energy` of a network as an ANN, from its shapes alone: nothing is computed.
+
+    Args:
+        name, arguments: the network's, as `models.build` takes them.
+    """
     with torch.device("meta"):
         net = build(name, ReLU(), **arguments).eval()
+        side = net.built["image_size"]
         with Counter(net) as counter:
-            net(torch.empty(1, 3, net.built["image_size"], net.built["image_size"]))
-    return Energy(1, 1, [Row(n, *shape, dense=[1.0]) for n, shape in counter.shape.items()])
+            net(torch.empty(1, 3, side, side))
+    rows = [replace(row, dense=[1.0]) for row in counter.sizes.values()]
+    return Energy(1, 1, rows)
 
 
 @torch.no_grad()
 def measure(net, batches):
-    """Energy of `net` (eval mode) over an iterable of image batches [B, C, H, W]."""
+    """`Energy` of `net` in eval mode over an iterable of image batches [B, C, H, W]."""
     training = net.training
     net.eval()
     with Counter(net) as counter:
@@ -197,12 +313,15 @@ def measure(net, batches):
     return counter.energy()
 
 
-@torch.no_grad()
 def lane_curves(net, images):
-    """Firing rate of every lane on one batch, in eval mode, for TensorBoard: {'rate/<layer>/lane<worth>': rate}."""
+    """Firing rate of each lane on one batch [B, C, H, W], in eval mode, for TensorBoard.
+
+    Returns:
+        {'rate/<layer>/lane<worth of its spikes>': share of the neurons, summed over the T steps}.
+    """
     rates = measure(net, [images]).lane_rates_per_layer
     return {
         f"rate/{name}/lane{2**i}": rate
-        for name, lane in rates.items()
-        for i, rate in enumerate(lane)
+        for name, by_lane in rates.items()
+        for i, rate in enumerate(by_lane)
     }

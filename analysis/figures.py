@@ -1,5 +1,10 @@
-"""Figures, drawn with matplotlib, each as PNG and as SVG."""
+"""Figures, drawn with matplotlib, each as PNG and as SVG.
 
+Each figure has a function that takes plain data and a `path`: that of the PNG or of the SVG, the
+other one lies beside it.
+"""
+
+import re
 from functools import partial
 from itertools import cycle
 from pathlib import Path
@@ -9,233 +14,331 @@ import numpy as np
 from engine.files import write_atomic
 from engine.log import read_lines
 
-LANES = ("#9ecae1", "#4292c6", "#08519c", "#08306b", "#74c476", "#31a354", "#006d2c", "#00441b")
-COLORS = ("#4c72b0", "#55a868", "#8172b3", "#c44e52", "#dd8452", "#937860")
+# Of lane 0 to 7: within four of a colour the darker is worth more.
+LANES = (
+    "#9ecae1",
+    "#4292c6",
+    "#08519c",
+    "#08306b",
+    "#74c476",
+    "#31a354",
+    "#006d2c",
+    "#00441b",
+)
+# Of whatever else stands side by side: stages, networks, numbers of levels.
+COLORS = (
+    "#4c72b0",
+    "#55a868",
+    "#8172b3",
+    "#c44e52",
+    "#dd8452",
+    "#937860",
+)
+MOST_STEPS = 10  # of a recording, in one picture
+ACCURACY = "test accuracy (%)"
+ENERGY = "compute energy per image (uJ)"
+SHARED = r"stages\.|\.synapse|\.map$|\.act$"  # what the names of layers have in common
 
 
-def pyplot():
-    """matplotlib's, for drawing into files; imported when it is needed, since that takes a second."""
-    import matplotlib
+def canvas(rows, columns, width, height):
+    """(figure, its axes [rows, columns]) of a size in inches."""
+    from matplotlib.figure import Figure  # takes a second, so that it waits until it is needed
 
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
+    figure = Figure(
+        figsize=(width, height),
+        layout="constrained",
+    )
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, axes
 
-    return plt
+
+def ticks(axis, names, rotation):
+    """A tick for each name, which is slanted so that long ones fit."""
+    axis.set_xticks(
+        range(len(names)),
+        names,
+        rotation=rotation,
+        ha="right",
+    )
+
+
+def labelled_bars(axis, names, values, text, label):
+    """A bar for each name, with its value above it in the format `text`."""
+    bars = axis.bar(
+        range(len(names)),
+        values,
+        color=COLORS,
+    )
+    axis.bar_label(
+        bars,
+        fmt=text,
+        padding=2,
+    )
+    ticks(axis, names, 20)
+    axis.set_ylabel(label)
+    axis.margins(y=0.12)
+
+
+def stacked_lanes(axis, lanes, steps=1):
+    """A bar for each layer of {layer: [rate of lane 0, 1, ...]}, the lanes one on the other.
+
+    The rates are sums over the `steps`; shown is the mean of a step.
+    """
+    rates = np.array(list(lanes.values())) / steps  # [layers, S]
+    floor = 0.0
+    for lane, height in enumerate(rates.T):
+        axis.bar(
+            range(len(lanes)),
+            height,
+            bottom=floor,
+            color=LANES[lane],
+            label=f"{2**lane}",
+        )
+        floor = floor + height
+    axis.legend(
+        title="spikes worth",
+        loc="upper center",
+        ncols=8,
+    )
+
+
+def accuracy_against_energy(axis):
+    """Label such axes; the energy's is logarithmic, with plain numbers."""
+    from matplotlib.ticker import LogLocator
+
+    axis.set_xscale("log")
+    # The default labels powers of ten, and few of these axes span more than one.
+    locator = LogLocator(subs=(1, 2, 5))
+    axis.xaxis.set_major_locator(locator)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.xaxis.set_minor_formatter("")
+    axis.margins(0.12)
+    axis.set_xlabel(ENERGY)
+    axis.set_ylabel(ACCURACY)
+    axis.grid(alpha=0.3)
 
 
 def curves(run):
     """(epochs, test or val accuracy in %) of a run folder."""
     lines = read_lines(Path(run) / "log.jsonl")
     name = "val_accuracy" if lines and "val_accuracy" in lines[0] else "test_accuracy"
-    return [line["epoch"] for line in lines], [100 * line[name] for line in lines]
+    epochs = [line["epoch"] for line in lines]
+    return epochs, [100 * line[name] for line in lines]
 
 
 def chain(title, stages, lanes, path):
-    """One picture of a chain: accuracy and energy per stage, training curves, firing rates per layer and lane.
+    """One picture of a chain: accuracy and energy per stage, training curves, firing rates.
 
     Args:
-        stages: list of dictionaries with `stage`, `accuracy` (fraction), `energy_uj` and, if trained, `run` (folder).
-        lanes: {layer: [rate of lane 0, 1, ...]} of the spiking network. path: the PNG; an SVG lies beside it.
+        stages: list of dictionaries with `stage`, `accuracy` (fraction), `energy_uj` and, if it was
+            trained, `run` (folder).
+        lanes: {layer: [firing rate of lane 0, 1, ...]} of the spiking network.
     """
-    plt = pyplot()
-    figure, ((left, right), (below, bottom)) = plt.subplots(
-        2, 2, figsize=(12, 8.5), layout="constrained"
-    )
+    figure, axes = canvas(2, 2, 12, 8.5)
     figure.suptitle(title)
-    names = [s["stage"] for s in stages]
-    for axis, key, scale, label, text in (
-        (left, "accuracy", 100, "test accuracy (%)", "{:.1f}"),
-        (right, "energy_uj", 1, "compute energy per image (uJ)", "{:.3g}"),
-    ):
-        values = [s[key] * scale for s in stages]
-        bars = axis.bar(range(len(names)), values, color=COLORS[: len(names)])
-        axis.bar_label(bars, [text.format(v) for v in values], padding=2)
-        axis.set_xticks(range(len(names)), names, rotation=20, ha="right")
-        axis.set_ylabel(label)
-        axis.margins(y=0.12)
+    (left, right), (below, bottom) = axes
+    names = [stage["stage"] for stage in stages]
+    accuracies = [100 * stage["accuracy"] for stage in stages]
+    labelled_bars(left, names, accuracies, "{:.1f}", ACCURACY)
     left.set_ylim(0, 108)
-    for stage, color in zip(stages, cycle(COLORS), strict=False):
+    energies = [stage["energy_uj"] for stage in stages]
+    labelled_bars(right, names, energies, "{:.3g}", ENERGY)
+
+    for stage, color in zip(stages, cycle(COLORS)):
         if stage.get("run"):
             below.plot(
-                *curves(stage["run"]), color=color, marker="o", markersize=3, label=stage["stage"]
+                *curves(stage["run"]),
+                color=color,
+                marker="o",
+                markersize=3,
+                label=stage["stage"],
             )
     below.set_xlabel("epoch")
-    below.set_ylabel("test accuracy (%)")
+    below.set_ylabel(ACCURACY)
     below.legend()
     below.grid(alpha=0.3)
-    floor = [0.0] * len(lanes)
-    for lane in range(max(map(len, lanes.values()))):
-        rates = [values[lane] for values in lanes.values()]
-        bottom.bar(range(len(lanes)), rates, bottom=floor, color=LANES[lane], label=f"{2**lane}")
-        floor = [a + b for a, b in zip(floor, rates, strict=True)]
+
+    stacked_lanes(bottom, lanes)
     bottom.set_xlabel("spiking layer")
     bottom.set_ylabel("firing rate (share of neurons)")
-    bottom.set_xticks(range(len(lanes)), [str(i + 1) for i in range(len(lanes))])
+    bottom.set_xticks(
+        range(len(lanes)),
+        range(1, len(lanes) + 1),
+    )
     bottom.margins(y=0.25)
-    bottom.legend(title="spikes worth", loc="upper center", ncols=8)
     save(figure, path)
 
 
 def firing(title, energy, path):
-    """Nonzero rate of every weighted layer's input at each step, and spikes per lane of every neuron layer.
+    """Nonzero share of each weighted layer's inputs at each step; spikes per lane of each layer.
 
     Args:
-        energy: `analysis.energy.Energy`. path: the PNG; an SVG lies beside it.
+        energy: `analysis.energy.Energy`.
     """
-    plt = pyplot()
-    figure, (above, below) = plt.subplots(
-        2, 1, figsize=(max(8, 0.45 * len(energy.layers)), 8), layout="constrained"
-    )
+    layers = energy.layers
+    steps = energy.steps
+    width = max(8, 0.45 * len(layers))
+    figure, axes = canvas(2, 1, width, 8)
     figure.suptitle(title)
-    width = 0.8 / energy.steps
-    for t in range(energy.steps):
+    above, below = axes[:, 0]
+
+    width = 0.8 / steps  # of a bar
+    for t in range(steps):
+        # The bars of a layer's steps stand side by side, centred on the layer's tick.
+        shift = (t - (steps - 1) / 2) * width
         above.bar(
-            [i + (t - (energy.steps - 1) / 2) * width for i in range(len(energy.layers))],
-            [r.step_rates[t] for r in energy.layers],
+            np.arange(len(layers)) + shift,
+            [row.step_rates[t] for row in layers],
             width,
             label=f"t = {t}",
         )
-    names = [
-        r.name.removesuffix(".map").replace("stages.", "").replace(".synapse", "")
-        for r in energy.layers
-    ]
-    above.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    layer_ticks(above, [row.name for row in layers])
     above.set_ylabel("nonzero inputs (share)")
-    if energy.steps > 1:
+    if steps > 1:
         above.legend(ncols=8, loc="upper center")
+
     lanes = energy.lane_rates_per_layer
-    floor = [0.0] * len(lanes)
-    for lane in range(max(map(len, lanes.values()))):
-        rates = [values[lane] / energy.steps for values in lanes.values()]
-        below.bar(range(len(lanes)), rates, bottom=floor, color=LANES[lane], label=f"{2**lane}")
-        floor = [a + b for a, b in zip(floor, rates, strict=True)]
-    names = [n.removesuffix(".act").replace("stages.", "") for n in lanes]
-    below.set_xticks(range(len(names)), names, rotation=45, ha="right")
+    stacked_lanes(below, lanes, steps)
+    layer_ticks(below, lanes)
     below.set_ylabel("firing rate per step (share of neurons)")
-    for axis in (above, below):
-        axis.margins(y=0.2)
-    below.legend(title="spikes worth", ncols=8, loc="upper center")
+    above.margins(y=0.2)
+    below.margins(y=0.2)
     save(figure, path)
 
 
-def recording(title, rows, path, columns=10):
+def layer_ticks(axis, names):
+    """A tick for each layer, with the part of its name that tells it from the others."""
+    ticks(axis, [re.sub(SHARED, "", name) for name in names], 45)
+
+
+def recording(title, rows, path):
     """An event recording step by step, OFF events blue and ON events red, the darker the more.
 
     Args:
-        rows: [(label, images [Q_F, 2, H, W])]; at most `columns` steps are drawn, evenly chosen.
-        path: the PNG; an SVG lies beside it.
+        rows: [(label, images [Q_F, 2, H, W])]; of many steps some are drawn, evenly chosen.
     """
-    plt = pyplot()
     count = len(rows[0][1])
-    steps = np.linspace(0, count - 1, min(count, columns)).round().astype(int)
-    size = max(8, 1 + 1.4 * len(steps)), 1.4 * len(rows) + 0.8
-    figure, axes = plt.subplots(
-        len(rows), len(steps), figsize=size, squeeze=False, layout="constrained"
-    )
+    steps = np.linspace(0, count - 1, min(count, MOST_STEPS))
+    steps = steps.round().astype(int)
+    width = max(8, 1 + 1.4 * len(steps))
+    height = 1.4 * len(rows) + 0.8
+    figure, axes = canvas(len(rows), len(steps), width, height)
     figure.suptitle(title)
-    for axis, step in zip(axes[0], steps, strict=True):
+
+    for axis, step in zip(axes[0], steps):
         axis.set_title(f"step {step + 1}", fontsize=9)
-    for line, (label, images) in zip(axes, rows, strict=True):
-        strength = np.sqrt(np.asarray(images, np.float32) / max(float(images.max()), 1.0))
-        for axis, step in zip(line, steps, strict=True):
-            off, on = strength[step]
-            axis.imshow(1 - np.stack([off, np.maximum(off, on), on], -1))
-            axis.set_xticks([])
-            axis.set_yticks([])
+    for line, (label, images) in zip(axes, rows):
         line[0].set_ylabel(label, fontsize=9)
+        strength = np.asarray(images, np.float32)
+        # The root lets places with few events be seen beside those with many.
+        strength = np.sqrt(strength / max(strength.max(), 1))
+        for axis, step in zip(line, steps):
+            off, on = strength[step]
+            both = np.maximum(off, on)
+            absorbed = np.stack([off, both, on], -1)  # of white: red, green, blue
+            axis.imshow(1 - absorbed)
+            axis.set(xticks=[], yticks=[])
     save(figure, path)
 
 
 def rows(table, measured, path):
-    """The published rows and what was measured of them: accuracy against energy, a panel per data set.
+    """The published rows and what was measured of them: accuracy against energy per data set.
 
     Args:
-        table: `experiments.rows.ROWS`. measured: [(row, its outcome {"accuracy": (mean, deviation), "energy": ...}, where)].
+        table: rows with `dataset`, `network`, `method`, `accuracy` (%) and `energy` (uJ).
+        measured: [(one of these rows, {"accuracy": (mean, deviation or None), "energy": ...}, what
+            it was measured on)].
     """
-    plt = pyplot()
-    names = list(dict.fromkeys(row.dataset for row in table))
-    figure, axes = plt.subplots(1, len(names), figsize=(5 * len(names), 6), layout="constrained")
-    networks = dict(zip(dict.fromkeys(row.network for row in table), COLORS, strict=False))
-    for axis, name in zip(axes, names, strict=True):
-        for row in (r for r in table if r.dataset == name):
-            axis.scatter(
-                row.energy,
-                row.accuracy,
-                color=networks[row.network],
-                marker="s" if row.method == "ANN" else "o",
-                facecolors="none",
-                label=f"{row.network}, {row.method}, published",
-            )
-        for row, values, where in (m for m in measured if m[0].dataset == name):
-            (accuracy, spread), (energy, _) = values["accuracy"], values["energy"]
-            axis.errorbar(
-                energy,
-                accuracy,
-                spread,
-                color=networks[row.network],
-                marker="s" if row.method == "ANN" else "o",
-                capsize=3,
-                linestyle="none",
-                label=f"{row.network}, {row.method}, measured: {where}",
-            )
+    datasets = dict.fromkeys(row.dataset for row in table)
+    networks = dict.fromkeys(row.network for row in table)
+    colors = dict(zip(networks, COLORS))
+    figure, axes = canvas(1, len(datasets), 5 * len(datasets), 6)
+    panels = dict(zip(datasets, axes[0]))
+
+    def look(row, source):
+        return {
+            "color": colors[row.network],
+            "marker": "s" if row.method == "ANN" else "o",
+            "label": f"{row.network}, {row.method}, {source}",
+        }
+
+    for row in table:
+        panels[row.dataset].scatter(
+            row.energy,
+            row.accuracy,
+            facecolors="none",
+            **look(row, "published"),
+        )
+    for row, values, where in measured:
+        accuracy, deviation = values["accuracy"]
+        panels[row.dataset].errorbar(
+            values["energy"][0],
+            accuracy,
+            deviation,
+            capsize=3,
+            linestyle="none",
+            **look(row, f"measured: {where}"),
+        )
+    for name, axis in panels.items():
         axis.set_title(name)
         accuracy_against_energy(axis)
-        handles = dict(zip(*reversed(axis.get_legend_handles_labels()), strict=True))
-        axis.legend(
-            handles.values(),
-            handles,
-            fontsize="small",
-            loc="upper center",
-            bbox_to_anchor=(0.5, -0.15),
-        )
+        legend_below(axis)
     save(figure, path)
 
 
-def accuracy_against_energy(axis):
-    """Label such axes; the energy's is logarithmic, with plain numbers."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
-    axis.set_xscale("log")
-    axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axis.xaxis.set_minor_formatter(NullFormatter())
-    axis.margins(0.12)
-    axis.set_xlabel("compute energy per image (uJ)")
-    axis.set_ylabel("test accuracy (%)")
-    axis.grid(alpha=0.3)
+def legend_below(axis):
+    """A legend under the axis, with one entry for each label."""
+    handles, labels = axis.get_legend_handles_labels()
+    entries = dict(zip(labels, handles))
+    axis.legend(
+        entries.values(),
+        entries,
+        fontsize="small",
+        loc="upper center",
+        bbox_to_anchor=(0.5, -0.15),
+    )
 
 
 def tradeoff(title, points, ann, path):
     """Accuracy against energy, a curve over T for every S.
 
     Args:
-        points: {(S, T): [(accuracy in %, energy in uJ) per seed]}. ann: (accuracy, energy) of the ANN.
+        points: {(S, T): [(accuracy in %, energy in uJ) per seed]}. ann: the same of the ANN.
     """
-    plt = pyplot()
-    figure, axis = plt.subplots(figsize=(8, 5.5), layout="constrained")
-    top = max(s for s, _ in points)
-    for levels, color in zip(sorted({s for s, _ in points}), COLORS, strict=False):
-        curve = {t: np.array(values) for (s, t), values in sorted(points.items()) if s == levels}
-        middle = [np.mean(values, 0) for values in curve.values()]
-        spread = [
-            np.std(values, 0, ddof=1) if len(values) > 1 else np.zeros(2)
-            for values in curve.values()
-        ]
+    figure, axes = canvas(1, 1, 8, 5.5)
+    axis = axes[0, 0]
+    every_level = sorted({levels for levels, _ in points})
+    for levels, color in zip(every_level, COLORS):
+        steps = sorted(t for s, t in points if s == levels)
+        seeds = [np.array(points[levels, t]) for t in steps]  # of each T [seeds, 2]
+        accuracy, energy = np.transpose([values.mean(0) for values in seeds])
+        # The sample's standard deviation of the accuracies; of a single seed it is 0.
+        spread = [values[:, 0].std(ddof=len(values) > 1) for values in seeds]
         axis.errorbar(
-            [m[1] for m in middle],
-            [m[0] for m in middle],
-            [d[0] for d in spread],
+            energy,
+            accuracy,
+            spread,
             color=color,
             marker="o",
             capsize=3,
-            label=f"S = {levels}" + (" (LIF)" if levels == 1 else ""),
+            label="S = 1 (LIF)" if levels == 1 else f"S = {levels}",
         )
-        for t, (accuracy, energy) in zip(curve, middle, strict=True):
-            offset = (-8, 7) if levels == top else (4, -11)
+        # The uppermost curve has its labels above it, the others below: so they stay apart.
+        offset = (-8, 7) if levels == every_level[-1] else (4, -11)
+        for t, *place in zip(steps, energy, accuracy):
             axis.annotate(
-                f"T={t}", (energy, accuracy), xytext=offset, textcoords="offset points", color=color
+                f"T={t}",
+                place,
+                xytext=offset,
+                textcoords="offset points",
+                color=color,
             )
-    axis.scatter(*reversed(ann), color="black", marker="s", label="ANN")
+    axis.scatter(
+        *reversed(ann),
+        color="black",
+        marker="s",
+        label="ANN",
+    )
     axis.set_title(title)
     accuracy_against_energy(axis)
     axis.legend(loc="lower right")
@@ -243,12 +346,16 @@ def tradeoff(title, points, ann, path):
 
 
 def save(figure, path):
-    """Write the figure as PNG and as SVG, whichever `path` names, and close it."""
-    plt = pyplot()
-    for kind, metadata in (("png", None), ("svg", {"Date": None})):
-        with plt.rc_context({"svg.hashsalt": "mlif"}):  # the same figure gives the same file
-            write_atomic(
-                Path(path).with_suffix(f".{kind}"),
-                partial(figure.savefig, dpi=110, format=kind, metadata=metadata),
-            )
-    plt.close(figure)
+    """Write the figure as PNG and as SVG, whichever `path` names."""
+    from matplotlib import rc_context
+
+    for kind in "png", "svg":
+        # The same figure gives the same file: no date, and ids that do not come by chance.
+        write = partial(
+            figure.savefig,
+            dpi=110,
+            format=kind,
+            metadata={"Date": None},
+        )
+        with rc_context({"svg.hashsalt": "mlif"}):
+            write_atomic(Path(path).with_suffix(f".{kind}"), write)

@@ -1,92 +1,117 @@
-"""What measured activity costs: the energy of a network under any of `MODELS`, and the bits that it moves (SPEC section 7).
+"""What measured activity costs: energy under each of `MODELS`, and bits moved.
 
-    E = mac * MAC_first + add * sum_(l > first) additions_l          (SNN, directly encoded)
-    E = mac * rate_first * MAC_first + ...                           (transformer: the first layer at every step)
-    E = mac * sum_l MAC_l                                            (ANN, LQ-ANN)
+The equations are those of docs/method.md, section 7:
 
-Counts are sums over the T steps and means over the images; a model only prices them. additions_l is
-- in `paper`, as published, rate_l * MAC_l, rate_l = nonzero inputs / inputs of layer l: weights on padding count too;
+    E = mac * MAC_first + add * sum_(l > first) additions_l      SNN, directly encoded
+    E = mac * rate_first * MAC_first + ...                       transformer: first layer, each step
+    E = add * sum_l additions_l                                  VGGSNN, whose input is spikes
+    E = mac * sum_l MAC_l                                        ANN, LQ-ANN
+
+Counts are sums over the T steps and means over the images; a model only prices them. What counts
+as additions_l is
+- in `paper`, as published, rate_l * MAC_l, where rate_l = nonzero inputs / inputs of layer l:
+  weights on padding count too;
 - in `exact`, SpikingJelly's count, the number of weights that nonzero inputs meet: none on padding;
 - in `int8`, the same at 8 bits (a spike of any worth is one addition: its shift is not billed);
-- in `shift-add`, the same for each digit of the inputs as binary numbers, with a shift unless the digit is worth 1. A spike
-  has one digit (multi-hot: one per lane), an average of four spikes has several; an analog value has none and is a MAC. The
-  readout is billed as all its MACs at each step.
-No model bills neurons, poolings, biases, attention's products or memory. The bits moved are those that the layers read, each
-input once at each step and each weight once: counts that suppose perfect reuse, not energies.
+- in `shift-add`, the same for each digit of the inputs as binary numbers, with a shift unless the
+  digit is worth 1. A spike has one digit (multi-hot: one per lane), an average of four spikes has
+  several; an analog value has none and is a MAC. The readout is billed as all its MACs at each
+  step.
+
+No model bills neurons, poolings, biases, attention's products or memory. The bits moved are those
+that the layers read, each input once at each step and each weight once: counts that suppose perfect
+reuse, not energies.
 """
 
 import csv
-from collections import defaultdict
-from dataclasses import asdict, dataclass, field
+from collections import Counter
+from dataclasses import asdict, dataclass, field, replace
 
 from engine.files import write_atomic
 from engine.log import write_json
 
-E_MAC, E_AC = 4.6, 0.9  # pJ, 45 nm, float32
+E_MAC = 4.6  # pJ, 45 nm, float32
+E_AC = 0.9
+MICRO = 1e-6  # uJ of a pJ
+
+# Columns of the CSV file that no model prices.
+PLAIN = [
+    "name",
+    "macs",
+    "inputs",
+    "weights",
+    "rate",
+    "code",
+]
+# Columns of the table; its lines have the same widths.
+HEAD = f"{'layer':<28}{'MACs':>14}{'rate':>9}{'uJ':>12}{'kbit in':>11}{'of weights':>12}"
 
 
 @dataclass(frozen=True)
 class Model:
-    """pJ of a MAC, of an addition and (None: not billed) of a shift; bits of a weight and of an analog input; the source.
+    """Prices of the operations, and how additions are counted."""
 
-    exact: additions are those that happen, else rate * MACs.
-    """
-
-    mac: float
-    add: float
-    source: str
-    shift: float | None = None
-    bits: int = 32
-    exact: bool = True
+    mac: float  # pJ
+    add: float  # pJ
+    source: str  # of the prices
+    shift: float | None = None  # pJ; None: shifts are not billed
+    bits: int = 32  # of a weight, and of an analog input
+    exact: bool = True  # additions are those that happen, else rate * MACs
 
 
-HOROWITZ = "Horowitz, ISSCC 2014, 45 nm, 0.9 V: "
+PAPER = Model(
+    E_MAC,
+    E_AC,
+    "Horowitz, ISSCC 2014, 45 nm, 0.9 V: float32 multiplication 3.7, addition 0.9",
+    exact=False,
+)
+INT8 = Model(
+    0.23,
+    0.03,
+    "Horowitz, ISSCC 2014, 45 nm, 0.9 V: int8 multiplication 0.2, addition 0.03: as usually "
+    "quoted, with an accumulator of 8 bits (an int32 addition is 0.1)",
+    bits=8,
+)
 MODELS = {
-    "paper": Model(E_MAC, E_AC, HOROWITZ + "float32 multiplication 3.7, addition 0.9", exact=False),
-    "exact": Model(E_MAC, E_AC, HOROWITZ + "float32 multiplication 3.7, addition 0.9"),
-    "int8": Model(
-        0.23,
-        0.03,
-        HOROWITZ
-        + "int8 multiplication 0.2, addition 0.03: as usually quoted, with an accumulator of "
-        "8 bits (an int32 addition is 0.1)",
-        bits=8,
-    ),
-    "shift-add": Model(
-        0.23,
-        0.03,
-        "as int8; int8 shift 0.024 of ShiftAddViT (NeurIPS 2023), 45 nm, as cited by later work, "
-        "not checked in its own table",
+    "paper": PAPER,
+    "exact": replace(PAPER, exact=True),
+    "int8": INT8,
+    "shift-add": replace(
+        INT8,
         shift=0.024,
-        bits=8,
+        source="as int8; int8 shift 0.024 of ShiftAddViT (NeurIPS 2023), 45 nm, as cited by later "
+        "work, not checked in its own table",
     ),
 }
 
 
+def each_model(price):
+    """{name: price(model)} of all models."""
+    return {name: price(model) for name, model in MODELS.items()}
+
+
 @dataclass
 class Row:
-    """What was counted of a weighted layer, per image; lists are by step, `lane_` ones {worth of the digit: list}.
+    """What was counted of a weighted layer, per image.
 
-    macs, inputs: of one step. step_rates: nonzero inputs / inputs. additions: weights that nonzero inputs meet, `other` those
-    of inputs that are no binary numbers of few digits. one_hot: no input has two digits. dense: how often all MACs are billed
-    for an analog input, None: the inputs are spikes. code: bits of an input as lanes, 0: analog. reads: steps at which
-    the inputs are read.
+    An input is told apart by the digits it has as a binary number: a spike has one. Analog inputs
+    are those that are no binary number of few digits.
     """
 
     name: str
-    macs: int
-    inputs: int
+    macs: int  # of one step
+    inputs: int  # of one step
     weights: int = 0
-    step_rates: list = field(default_factory=list)
-    additions: list = field(default_factory=list)
-    other: list = field(default_factory=list)
-    lane_rates: dict = field(default_factory=dict)
-    lane_additions: dict = field(default_factory=dict)
-    one_hot: bool = False
-    dense: list | None = None
-    code: int = 0
-    reads: int = 1
-    readout: bool = False
+    step_rates: list = field(default_factory=list)  # [T]: nonzero inputs / inputs
+    additions: list = field(default_factory=list)  # [T]: weights that nonzero inputs meet
+    other: list = field(default_factory=list)  # [T]: of these, those that analog inputs meet
+    lane_rates: dict = field(default_factory=dict)  # {worth of a digit: [T]}
+    lane_additions: dict = field(default_factory=dict)  # {worth of a digit: [T]}
+    one_hot: bool = False  # no input has two digits
+    dense: list | None = None  # [T]: how often all MACs are billed; None: the inputs are spikes
+    code: int = 0  # bits of an input as lanes; 0: analog
+    reads: int = 1  # steps at which the inputs are read
+    readout: bool = False  # the last layer, whose outputs are no spikes
 
     @property
     def rate(self):
@@ -94,169 +119,209 @@ class Row:
         return sum(self.step_rates) if self.step_rates else None
 
     def bill(self, model):
-        """[{lane: uJ}] of each step; lane: worth of the inputs' digit, or 'all' for what is not told apart by lane."""
+        """[{lane: uJ}] of each step.
+
+        A lane is the worth of the inputs' digit, or 'all' for what is not told apart by lane.
+        """
         if self.dense is not None:
-            steps = [{"all": model.mac * self.macs * times} for times in self.dense]
-        elif model.shift is not None and self.readout:
-            steps = [{"all": model.mac * self.macs} for _ in self.step_rates]
-        elif model.shift is not None:
-            price = {worth: model.add + model.shift * (worth != 1) for worth in self.lane_additions}
-            steps = [
-                {"all": model.mac * n}
-                | {worth: price[worth] * lane[t] for worth, lane in self.lane_additions.items()}
-                for t, n in enumerate(self.other)
-            ]
-        else:
-            price, total, lanes = (
-                (model.add, self.additions, self.lane_additions)
-                if model.exact
-                else (model.add * self.macs, self.step_rates, self.lane_rates)
+            charges = self._all_macs(model, self.dense)
+        elif not model.exact:
+            charges = self._spikes(
+                model.add * self.macs,
+                self.step_rates,
+                self.lane_rates,
             )
-            lanes = lanes if self.one_hot else {"all": total}
-            steps = [
-                {worth: price * lane[t] for worth, lane in lanes.items()} for t in range(len(total))
-            ]
-        return [{lane: picojoule * 1e-6 for lane, picojoule in step.items()} for step in steps]
+        elif model.shift is None:
+            charges = self._spikes(
+                model.add,
+                self.additions,
+                self.lane_additions,
+            )
+        elif self.readout:
+            charges = self._all_macs(model, [1] * len(self.step_rates))
+        else:
+            charges = self._digits(model)
+        return [
+            {lane: price * counts[t] * MICRO for lane, (price, counts) in charges.items()}
+            for t in range(len(self.dense or self.step_rates))
+        ]
+
+    # The rules of billing: each gives {lane: (pJ, how often it is paid at each step)}.
+
+    def _all_macs(self, model, times):
+        """Of analog inputs, as often as `dense` says; of the readout where shifts are billed."""
+        return {"all": (model.mac * self.macs, times)}
+
+    def _digits(self, model):
+        """An addition and a shift for each digit and weight; a MAC for an input without digits."""
+        charges = {"all": (model.mac, self.other)}
+        for worth, counts in self.lane_additions.items():
+            shift = 0 if worth == 1 else model.shift  # a digit worth 1 is where it belongs
+            charges[worth] = (model.add + shift, counts)
+        return charges
+
+    def _spikes(self, price, total, lanes):
+        """An addition, at `price`, for each spike and weight: `total`, by lane if possible."""
+        if not self.one_hot:
+            # By lane, an input with two digits would be paid twice.
+            lanes = {"all": total}
+        return {lane: (price, counts) for lane, counts in lanes.items()}
 
     def uj(self, model):
+        """Energy of the layer under `model`, over all steps."""
         return sum(sum(step.values()) for step in self.bill(model))
 
     @property
     def energy_uj(self):
-        """Of the model `paper`."""
-        return self.uj(MODELS["paper"])
+        """Energy as published."""
+        return self.uj(PAPER)
 
     def bits(self, model):
-        """(bits of its inputs, of its weights)"""
-        return self.inputs * self.reads * (self.code or model.bits), self.weights * model.bits
+        """(bits of its inputs, bits of its weights) that are read."""
+        width = self.code or model.bits
+        return self.inputs * self.reads * width, self.weights * model.bits
+
+    def as_dict(self):
+        """The counts and, under each model, the energy."""
+        return asdict(self) | {
+            "rate": self.rate,
+            "energy_uj": each_model(self.uj),
+            "step_lane_uj": each_model(self.bill),
+        }
 
 
 @dataclass
 class Energy:
-    """Counts of one image by layer, priced by name of a model; firing rate per lane over all neurons and per layer.
+    """Counts of one image by layer, priced by the name of a model.
 
-    Lane rates are summed over the T steps; lane_rates_per_step is {layer: [step][lane]}.
+    Firing rates are shares of the neurons that fire; they are empty for a network without spikes.
     """
 
-    images: int
-    steps: int
-    layers: list
-    lane_rates: list = field(default_factory=list)
-    lane_rates_per_layer: dict = field(default_factory=dict)
-    lane_rates_per_step: dict = field(default_factory=dict)
+    images: int  # over how many the counts are means
+    steps: int  # T
+    layers: list  # a `Row` each
+    lane_rates: list = field(default_factory=list)  # [S], of all neurons, summed over the steps
+    lane_rates_per_layer: dict = field(default_factory=dict)  # {layer: [S]}, summed likewise
+    lane_rates_per_step: dict = field(default_factory=dict)  # {layer: [T][S]}
 
     @property
     def macs(self):
-        return sum(r.macs for r in self.layers)
+        """MACs of one step."""
+        return sum(row.macs for row in self.layers)
 
     def uj(self, name):
-        return sum(r.uj(MODELS[name]) for r in self.layers)
+        """Energy under the model `name`, over all steps."""
+        return sum(row.uj(MODELS[name]) for row in self.layers)
 
     def ann(self, name):
         """uJ of the same network as an ANN."""
-        return MODELS[name].mac * self.macs * 1e-6
+        return MODELS[name].mac * self.macs * MICRO
 
     @property
     def total_uj(self):
+        """Energy as published."""
         return self.uj("paper")
 
     @property
     def ann_uj(self):
+        """Energy as published, of the same network as an ANN."""
         return self.ann("paper")
 
     def bits(self, name):
-        """(activations, weights)"""
-        return tuple(
-            sum(part) for part in zip(*(r.bits(MODELS[name]) for r in self.layers), strict=True)
-        )
+        """(bits of activations, bits of weights) that all layers read."""
+        parts = [row.bits(MODELS[name]) for row in self.layers]
+        return tuple(map(sum, zip(*parts)))
 
     def by_lane(self, name):
         """uJ of all layers at each step, [{lane: uJ}]; see `Row.bill`."""
-        steps = [defaultdict(float) for _ in range(self.steps)]
-        for r in self.layers:
-            for total, step in zip(steps, r.bill(MODELS[name]), strict=True):
-                for lane, value in step.items():
-                    total[lane] += value
-        return [
-            dict(sorted(step.items(), key=lambda item: (item[0] != "all", item[0])))
-            for step in steps
-        ]
+        bills = [row.bill(MODELS[name]) for row in self.layers]
+        totals = []
+        for step in zip(*bills, strict=True):  # a bill of each layer
+            total = Counter()
+            for bill in step:
+                total.update(bill)  # adds up, lane by lane
+            totals.append({lane: total[lane] for lane in sorted(total, key=_place)})
+        return totals
 
     def as_dict(self):
-        priced = {
-            name: {
+        """All counts, and all prices of each model, as plain values for a JSON file."""
+        priced = {}
+        for name, model in MODELS.items():
+            priced[name] = {
                 **asdict(model),
                 "total_uj": self.uj(name),
                 "ann_uj": self.ann(name),
                 "bits": self.bits(name),
                 "step_lane_uj": self.by_lane(name),
             }
-            for name, model in MODELS.items()
-        }
-        content = asdict(self)
-        for values, r in zip(content["layers"], self.layers, strict=True):
-            values |= {
-                "rate": r.rate,
-                "energy_uj": {name: r.uj(model) for name, model in MODELS.items()},
-                "step_lane_uj": {name: r.bill(model) for name, model in MODELS.items()},
-            }
         return {
             "total_uj": self.total_uj,
             "ann_uj": self.ann_uj,
             "macs": self.macs,
             "models": priced,
-        } | content
+            **asdict(self),
+            "layers": [row.as_dict() for row in self.layers],
+        }
 
     def table(self, name="paper"):
         """The layers under a model as text, then the totals of all models."""
         model = MODELS[name]
-        lines = [f"{'layer':<28}{'MACs':>14}{'rate':>9}{'uJ':>12}{'kbit in':>11}{'of weights':>12}"]
-        for r in self.layers:
-            moved = [f"{n / 1000:,.1f}" for n in r.bits(model)]
-            rate = "-" if r.rate is None else f"{r.rate:.4f}"
+        lines = [HEAD]
+        for row in self.layers:
+            rate = "-" if row.rate is None else f"{row.rate:.4f}"
             lines.append(
-                f"{r.name:<28}{r.macs:>14,}{rate:>9}{r.uj(model):>12.4f}{moved[0]:>11}{moved[1]:>12}"
+                f"{row.name:<28}{row.macs:>14,}{rate:>9}"
+                f"{row.uj(model):>12.4f}{_kilobits(row.bits(model))}"
             )
-        moved = [f"{n / 1000:,.1f}" for n in self.bits(name)]
         lines.append(
-            f"{'total, ' + name:<28}{self.macs:>14,}{'':>9}{self.uj(name):>12.4f}{moved[0]:>11}{moved[1]:>12}"
+            f"{'total, ' + name:<28}{self.macs:>14,}{'':>9}"
+            f"{self.uj(name):>12.4f}{_kilobits(self.bits(name))}"
             f"   (ANN: {self.ann(name):.2f})"
         )
-        lines.append(
-            "other models: "
-            + ", ".join(
-                f"{other} {self.uj(other):.4g} uJ (ANN: {self.ann(other):.4g})"
-                for other in MODELS
-                if other != name
-            )
-        )
+
+        others = [
+            f"{other} {self.uj(other):.4g} uJ (ANN: {self.ann(other):.4g})"
+            for other in MODELS
+            if other != name
+        ]
+        lines.append(f"other models: {', '.join(others)}")
         if self.lane_rates:
-            lines += [
-                f"uJ at step {t}, by lane: "
-                + "  ".join(
-                    f"{lane if lane == 'all' else format(lane, 'g')}: {value:.4f}"
-                    for lane, value in step.items()
-                )
-                for t, step in enumerate(self.by_lane(name))
-            ]
-            lines.append(
-                "firing rate per lane: "
-                + "  ".join(f"{2**s}: {v:.4f}" for s, v in enumerate(self.lane_rates))
-            )
+            for t, step in enumerate(self.by_lane(name)):
+                lines.append(f"uJ at step {t}, by lane: {_lanes(step)}")
+            rates = {2**s: rate for s, rate in enumerate(self.lane_rates)}
+            lines.append(f"firing rate per lane: {_lanes(rates)}")
         return "\n".join(lines)
 
     def write(self, stem, measured=None):
-        """Write <stem>.json, with what else was `measured`, and <stem>.csv."""
-        write_json(f"{stem}.json", {**(measured or {}), **self.as_dict()})
-        plain = ["name", "macs", "inputs", "weights", "rate", "code"]
+        """Write <stem>.json, with what else was `measured`, and <stem>.csv, a line per layer."""
+        write_json(f"{stem}.json", (measured or {}) | self.as_dict())
+        write_atomic(f"{stem}.csv", self._write_csv)
 
-        def rows(path):
-            with open(path, "w", newline="") as file:
-                writer = csv.writer(file)
-                writer.writerow(plain + [f"{name}_uj" for name in MODELS])
-                writer.writerows(
-                    [getattr(r, k) for k in plain] + [r.uj(m) for m in MODELS.values()]
-                    for r in self.layers
-                )
+    def _write_csv(self, path):
+        lines = [PLAIN + [f"{name}_uj" for name in MODELS]]
+        for row in self.layers:
+            plain = [getattr(row, key) for key in PLAIN]
+            prices = each_model(row.uj).values()
+            lines.append(plain + list(prices))
+        with open(path, "w", newline="") as file:
+            csv.writer(file).writerows(lines)
 
-        write_atomic(f"{stem}.csv", rows)
+
+def _kilobits(bits):
+    """The last two columns: bits of inputs and of weights."""
+    inputs, weights = bits
+    return f"{inputs / 1000:>11,.1f}{weights / 1000:>12,.1f}"
+
+
+def _place(lane):
+    """By what lanes are sorted: 'all' comes first, the others by their worth."""
+    return 0 if lane == "all" else lane
+
+
+def _label(lane):
+    return lane if lane == "all" else f"{lane:g}"
+
+
+def _lanes(values):
+    """{lane: number} as text."""
+    return "  ".join(f"{_label(lane)}: {value:.4f}" for lane, value in values.items())

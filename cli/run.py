@@ -1,276 +1,330 @@
-"""What the training scripts share: settings with --resume, data, network, folders."""
+"""What the training commands share: settings with --resume, network, teacher, run folder."""
 
-from argparse import Namespace
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
 
 import models
-from engine import checkpoint, log
+from analysis.measure import Measure
+from engine import checkpoint, log, settings
+from engine.dist import World, launch
 from engine.errors import UseError
-from engine.loop import Trainer, report, seed_all
-from engine.recipes.cnn import Recipe
-from inputs import images as data
+from engine.loop import Record, Trainer, seed_all
+from inputs.images import Data
+from inputs.loader import loaders as make_loaders
+from inputs.table import data_rules, load
 from models.neuron.backends import compiled
 
+from .options import TrainingSettings
 from .parser import refuse_idle
 
-FREE = {
-    "print_freq",
-    "save_freq",
-    "workers",
-    "debug",
-    "resume",
-    "energy",
-    "data_root",
-    "dataset_dir",
-    "data_dir",
-    "device",
-    "gpu",
-    "multiprocessing_distributed",
-    "world_size",
-    "rank",
-    "dist_url",
-    "dist_backend",
-    "local_rank",
-    "compile",
-    "neuron_backend",
-    "recompute",
-    "prepared",
-    "cache_gb",
-}
+
+@dataclass(frozen=True)
+class Task:
+    """What a training command works on, as one of the processes of `world`.
+
+    asked: its settings. saved: content of the last.pth of a run that goes on, or None. loaders:
+    (training, choosing, test), see `inputs.loader.loaders`.
+    """
+
+    asked: TrainingSettings
+    saved: dict | None
+    world: World
+    data: Data
+    loaders: tuple
+
+    @property
+    def about(self):
+        """What the data set is, plain values."""
+        return self.data.about
+
+    @property
+    def test(self):
+        """The loader of the test images."""
+        return self.loaders[-1]
 
 
-def data_rules(args):
-    """Options that do nothing with this data set (see `cli.refuse_idle`)."""
-    cifar = args.dataset in ("CIFAR10", "CIFAR100")
+def training_command(parser, argv, rules, work):
+    """Run a training command: work(asked, saved, world), in as many processes as it asks for.
+
+    rules: function of the settings, see `parser.refuse_idle`. saved: see `Task`.
+    """
+    asked, saved = read_settings(parser, argv, rules)
+    job = partial(work, asked, saved)
+    return launch(job, asked.device, asked.compute.amp, asked.common.debug)
+
+
+def cnn_rules(asked):
+    """Options that do nothing with this network, data set or optimizer; asked: `CNNSettings`."""
+    training = asked.training
     return [
+        *data_rules(asked.data),
         (
-            ["image_size"],
-            args.dataset == "FOLDER",
-            f"{args.dataset} has a fixed size, only --dataset FOLDER takes it",
+            ["kernel_size"],
+            asked.network.architecture == "VGG16",
+            "only VGG16 has a free kernel size",
         ),
-        (["data_root"], cifar, f"{args.dataset} is not looked for under --data_root"),
-        (
-            ["dataset_dir"],
-            cifar or args.dataset in ("IMAGENET", "FOLDER"),
-            f"{args.dataset} needs no folder",
-        ),
-    ]
-
-
-def common_rules(args):
-    """Options that do nothing with this network, data set or optimizer."""
-    return [
-        *data_rules(args),
-        (["kernel_size"], args.architecture == "VGG16", "only VGG16 has a free kernel size"),
         (
             ["lr_interval", "lr_reduce"],
-            args.lr_schedule == "step",
+            training.lr_schedule == "step",
             "--lr_schedule cosine has no drops",
         ),
-        (["warm_up_epochs", "warm_up_lr"], args.warm_up, "give --warm_up"),
+        (["warm_up_epochs", "warm_up_lr"], training.warm_up, "give --warm_up"),
         (
             ["distill_weight", "distill_temperature"],
-            args.distill,
+            training.distill,
             "there is no teacher, give --distill",
         ),
     ]
 
 
-def note_unused(args, world):
+def backend_rule(asked, reason):
+    """--neuron_backend does nothing where torch.compile traces the neuron."""
+    traced = asked.compute.compile != "none"
+    named = asked.neuron.neuron_backend not in ("auto", "compiled")
+    return (["neuron_backend"], not (traced and named), reason)
+
+
+def note_unused(asked, world):
     """Tell of options that published commands give though they do nothing."""
-    given = getattr(args, "given", ())  # a resumed run gives none
-    if args.optimizer == "Adam" and "momentum" in given:
+    if asked.training.optimizer == "Adam" and "momentum" in asked.given:
         world.say("note: --momentum is not used by Adam")
-    if args.dataset.startswith("CIFAR") and "dataset_dir" in given:
+    data = asked.data
+    if data.dataset.startswith("CIFAR") and "dataset_dir" in asked.given:
         world.say(
-            f"note: --dataset_dir is not used by {args.dataset}, which is looked for under --data_root {args.data_root}"
+            f"note: --dataset_dir is not used by {data.dataset}, which is looked for under "
+            f"--data_root {data.data_root}"
         )
 
 
 def note_activation(content, act, path, world):
-    """Tell where the activation of a checkpoint that is loaded differs from the network's, which then computes otherwise."""
+    """Tell where the activation of a loaded checkpoint differs from that of the network."""
     if content["format"] == "published":
         return
-    here, there = models.describe(act), dict(content["activation"])
-    here, there = ({**d, **d.pop("neuron", {})} for d in (here, there))
+    # an output scale folds away, so that it makes no difference
+    # read and described anew, since older files name some fields otherwise
+    stored = models.from_description(content["activation"])
+    here, there = _flat(models.describe(act)), _flat(models.describe(stored))
     different = [
-        f"{k} {there[k]}, here {v}"
-        for k, v in here.items()
-        if k in there and there[k] != v and k != "scale"
+        f"{name} {there[name]}, here {value}"
+        for name, value in here.items()
+        if name in there and there[name] != value and name != "scale"
     ]
     if different:
         world.say(f"note: {path} was trained with {'; '.join(different)}")
 
 
-def settings(parser, argv, rules):
-    """Parse argv; with --resume, take the interrupted run's settings instead, refusing options that differ from them.
+def _flat(activation):
+    """A described activation with the fields of its neuron beside its own."""
+    own = {name: value for name, value in activation.items() if name != "neuron"}
+    return own | activation.get("neuron", {})
 
-    Returns (args, content of the run's last.pth or None). rules(args) -> see `cli.refuse_idle`.
+
+def read_settings(parser, argv, rules):
+    """Parse argv; with --resume, take the interrupted run's settings instead.
+
+    rules: function of the settings, see `parser.refuse_idle`.
+    Returns (settings, content of the run's last.pth or None).
+    Raises:
+        UseError: an option differs from the interrupted run's, or the run is of another script.
     """
-    args = parser.parse(argv)
-    if not args.resume:
-        refuse_idle(args, rules(args))
-        return args, None
-    path = Path(args.resume)
+    asked = parser.parse(argv)
+    if not asked.run.resume:
+        refuse_idle(asked.given, rules(asked))
+        return asked, None
+
+    # a run folder or a file in it
+    path = Path(asked.run.resume)
     saved = checkpoint.load(path / "last.pth" if path.is_dir() else path)
     if "training" not in saved:
         raise UseError(f"{path} is not the last.pth of a run: --resume takes a run folder")
-    foreign = sorted(set(saved["settings"]) - set(vars(args)))
+    names = settings.stored_name(parser.kind)
+    foreign = sorted(set(saved["settings"]) - set(names))
     if foreign:
         raise UseError(
-            f"{path} is a run of another script: it has --{foreign[0]}, which {parser.prog} does not know"
+            f"{path} is a run of another script: it has --{foreign[0]}, "
+            f"which {parser.prog} does not know"
         )
-    merged = vars(args) | saved["settings"]
-    for name in args.given:
-        if name in FREE:
-            merged[name] = getattr(args, name)
-        elif getattr(args, name) != merged.get(name):
+
+    # the settings of the run hold; what does not change the result may be given anew
+    options, now = settings.options(parser.kind), settings.flat(asked)
+    values = {names[key]: value for key, value in saved["settings"].items()}
+    values = settings.flat(settings.make(parser.kind, values))  # in today's spelling
+    for name in asked.given:
+        if options[name].governs == settings.RESULT and now[name] != values[name]:
             raise UseError(
-                f"--{name} {getattr(args, name)} differs from the interrupted run's {merged.get(name)}: "
+                f"--{name} {now[name]} differs from the interrupted run's {values[name]}: "
                 "leave it out, or start a new run"
             )
-    merged["local_rank"] = args.local_rank  # of this launch, not of that one
-    merged["resume"] = str(path if path.is_dir() else path.parent)
-    return Namespace(**merged), saved
+        values[name] = now[name]
+    # of this launch, not of that one
+    values["local_rank"] = now["local_rank"]
+    values["resume"] = str(path if path.is_dir() else path.parent)
+    return settings.make(parser.kind, values), saved
 
 
-def suffix(args):
-    """Name parts that the published names do not have: width, own image folders."""
-    folder = f"_{Path(args.dataset_dir).resolve().name.lower()}" if args.dataset == "FOLDER" else ""
-    return folder + (f"_w{args.width_mult:g}" if args.width_mult != 1 else "")
+def suffix(network, data):
+    """Name parts that the published names do not have: own image folder, width."""
+    folder = ""
+    if data.dataset == "FOLDER":
+        folder = f"_{Path(data.dataset_dir).resolve().name.lower()}"
+    return folder + width_suffix(network.width_mult)
 
 
-def build(args, about, act, **more):
-    """The network that `args` describes, for the data set `about`; extra arguments reach networks that take them."""
-    arguments = {
-        "num_classes": about["num_classes"],
-        "image_size": about["image_size"],
-        "width_mult": args.width_mult,
-        "dropout": args.dropout,
-        "kernel_size": args.kernel_size,
-        **more,
-    }
-    taken = models.options(args.architecture)
+def width_suffix(width_mult):
+    """Name part of a scaled width."""
+    return "" if width_mult == 1 else f"_w{width_mult:g}"
+
+
+def build(network, about, act, **more):
+    """The network that `NetworkOptions` describe, for the data set `about`.
+
+    more: further arguments, and those in the place of the options'; they reach networks that take
+    them.
+    Raises:
+        UseError: the network cannot be built so.
+    """
+    # kernel_size, head_dropout: not every network has them
+    taken = models.options(network.architecture)
+    known = {**asdict(network), **about, **more}
+    arguments = {name: value for name, value in known.items() if name in taken}
     try:
-        return models.build(
-            args.architecture, act, **{k: v for k, v in arguments.items() if k in taken}
-        )
+        return models.build(network.architecture, act, **arguments)
     except ValueError as error:
         raise UseError(str(error)) from None
 
 
 def place(net, world):
     """Move to the device in channels_last, the faster layout for these convolutions."""
-    if (
-        world.device.type == "cpu"
-    ):  # oneDNN 3.12 overruns its buffer in the weight gradient of such a narrow layer
+    if world.device.type == "cpu":
+        # oneDNN 3.12 overruns its buffer in the weight gradient of such a narrow layer
         torch.backends.mkldnn.enabled = not any(
-            isinstance(m, torch.nn.Conv2d)
-            and m.kernel_size == (1, 1)
-            and m.stride != (1, 1)
-            and m.in_channels < 8
-            for m in net.modules()
+            isinstance(module, torch.nn.Conv2d)
+            and module.kernel_size == (1, 1)
+            and module.stride != (1, 1)
+            and module.in_channels < 8
+            for module in net.modules()
         )
     return net.to(world.device, memory_format=torch.channels_last)
 
 
-def check_compile(args, world):
+def check_compile(mode, world):
     """Refuse a --compile that cannot run here."""
-    reason = compiled.why_not(world.device, torch.float32) if args.compile != "none" else None
-    if args.compile == "reduce-overhead" and world.device.type != "cuda":
+    if mode == "none":
+        return
+    reason = compiled.why_not(world.device, torch.float32)
+    if mode == "reduce-overhead" and world.device.type != "cuda":
         reason = "reduce-overhead means CUDA graphs, which need a GPU; give --compile alone"
     if reason:
-        raise UseError(f"--compile {args.compile}: {reason}")
+        raise UseError(f"--compile {mode}: {reason}")
+    # The numbers of a neuron are facts of the compilation: a symbol for one that differs between
+    # two networks of this process would break the trace of the backward.
+    torch._dynamo.config.specialize_float = True
 
 
-def say_backend(args, world):
+def say_backend(backend, world, compile="none"):
     """Say what runs the neurons; refuse a --neuron_backend that cannot."""
     try:
-        name = models.choose(args.neuron_backend, world.device)
+        name = models.choose(backend, world.device)
     except RuntimeError as error:
-        raise UseError(f"--neuron_backend {args.neuron_backend}: {error}") from None
-    world.say(
-        f"neuron backend: {name}"
-        + (", traced by torch.compile in training" if args.compile != "none" else "")
-    )
+        raise UseError(f"--neuron_backend {backend}: {error}") from None
+    traced = ", traced by torch.compile in training" if compile != "none" else ""
+    world.say(f"neuron backend: {name}{traced}")
 
 
-def start(args, world):
-    """Seed everything and read the data: (data, (training, choosing, test) loaders)."""
-    note_unused(args, world)
-    check_compile(args, world)
-    seed_all(args.seed)
-    content = data.load(args, world)
-    return content, data.loaders(content, args, world)
+def start(asked, saved, world):
+    """Seed everything and read the data: the `Task` of a CNN's training command."""
+    note_unused(asked, world)
+    check_compile(asked.compute.compile, world)
+    seed_all(asked.compute.seed)
+    data = load(asked.data, world)
+    loaders = make_loaders(data, asked.batches, asked.compute.seed, world)
+    return Task(asked, saved, world, data, loaders)
 
 
-def calibration_images(content, args, world, count, epoch):
+def calibration_images(data, asked, world, count):
     """Up to `count` augmented training images [n, 3, H, W], the same on any number of processes."""
-    if args.limit_train_batches:
-        count = min(count, args.limit_train_batches * args.batch_size)
+    batches = asked.batches
+    if batches.limit_train_batches:
+        count = min(count, batches.limit_train_batches * batches.batch_size)
+    # one large batch, drawn by one process for all
+    one = replace(batches, batch_size=count, limit_train_batches=1)
     alone = type(world)(device=world.device)
-    settings = Namespace(**{**vars(args), "batch_size": count, "limit_train_batches": 1})
-    return next(data.loaders(content, settings, alone)[0].epoch(epoch))[0]
+    train, *_ = make_loaders(data, one, asked.compute.seed, alone)
+    images, *_ = next(train.epoch(0))
+    return images
 
 
-def recipe(args, about, world, price=None):
-    """The published recipe, with the teacher that --distill names and a price (see `Recipe`)."""
-    if not args.distill:
-        return Recipe(args, price=price)
-    content = checkpoint.load(args.distill)
+def teacher(distill, about, world):
+    """The trained network that --distill names, in eval mode; None if it names none."""
+    if not distill:
+        return None
+    content = checkpoint.load(distill)
     if content["format"] == "published":
         raise UseError(
-            f"--distill {args.distill} is a file of the published code: run absorb_bn.py on it first"
+            f"--distill {distill} is a file of the published code: run absorb_bn.py on it first"
         )
+    # the teacher sees the student's images, so they must mean the same to both
     if any(content["data"].get(k) != about[k] for k in ("name", "num_classes", "image_size")):
-        raise UseError(
-            f"--distill {args.distill} was trained on {content['data']['source']}, not on {about['source']}"
-        )
-    teacher = checkpoint.rebuild(content).eval().requires_grad_(False)
-    return Recipe(args, teacher.to(world.device, memory_format=torch.channels_last), price)
+        source = content["data"]["source"]
+        raise UseError(f"--distill {distill} was trained on {source}, not on {about['source']}")
+    net = checkpoint.rebuild(content).eval().requires_grad_(False)
+    return net.to(world.device, memory_format=torch.channels_last)
 
 
-def test_only(net, loaders, about, args, world, weights, give):
-    """What --test_only does: evaluate once; weights: the file they came from, give: what to give if there was none."""
+def _measure(task):
+    asked = task.asked
+    return Measure(task.test, task.world, task.about, asked.compute.amp, asked.run.energy)
+
+
+def test_only(net, task, weights, give):
+    """What --test_only does: evaluate once.
+
+    weights: the file that they came from. give: what to give if there was none.
+    """
     if not weights:
         raise UseError(f"--test_only evaluates trained weights: give {give}")
-    summary = report(net, loaders[2], world, args, about)
-    world.say(f"{about['source']}: test accuracy {summary['test_accuracy']:.2%}")
+    summary = _measure(task)(net)
+    task.world.say(f"{task.about['source']}: test accuracy {summary['test_accuracy']:.2%}")
     return summary
 
 
-def train(net, kind, stable, loaders, about, args, world, saved, **hooks):
-    """Make or reopen the run folder and train; returns the summary."""
-    if args.compile != "none" and world.device.type == "cpu" and not torch.backends.mkldnn.enabled:
-        raise UseError(
-            "--compile: torch compiles these convolutions for oneDNN, which cannot run so narrow a network (see "
-            "`engine.run.place`): leave it out, or give a larger --width_mult"
-        )
-    seed_all(args.seed + world.rank)
+def _run_folder(asked, stable, world):
+    """The run folder of all processes: that of --resume, else a new one; None with --dont_save."""
+    # rank 0 decides, the others are told
     folder = [None]
-    if world.main and not args.dont_save:
-        if stable.is_file() and not args.resume:
+    if world.main and not asked.run.dont_save:
+        if stable.is_file() and not asked.run.resume:
             world.say(
-                f"note: {stable} will be replaced; what is in it stays as best.pth in its own run folder"
+                f"note: {stable} will be replaced; what is in it stays as best.pth in its own "
+                "run folder"
             )
-        folder = [args.resume or str(log.new_folder(stable.with_suffix("")))]
+        folder = [asked.run.resume or str(log.new_folder(stable.with_suffix("")))]
     if world.size > 1:
         torch.distributed.broadcast_object_list(folder)
-    trainer = Trainer(
-        net, kind, stable, folder[0] and Path(folder[0]), loaders, about, args, world, **hooks
-    )
-    if saved:
-        trainer.restore(saved)
-    return trainer.fit(resumed=saved is not None)
+    return folder[0] and Path(folder[0])
 
 
-class Work:
-    """work(args, world, saved) with `saved` bound; a class, so that spawned processes can receive it."""
+def train(net, recipe, kind, stable, task, extra=None):
+    """Make or reopen the run folder and train; returns the summary.
 
-    def __init__(self, work, saved):
-        self.work, self.saved = work, saved
-
-    def __call__(self, args, world):
-        return self.work(args, world, self.saved)
+    kind, stable, extra: see `engine.loop.Record`.
+    """
+    asked, world = task.asked, task.world
+    narrow = world.device.type == "cpu" and not torch.backends.mkldnn.enabled
+    if asked.compute.compile != "none" and narrow:
+        raise UseError(
+            "--compile: torch compiles these convolutions for oneDNN, which cannot run so narrow "
+            "a network (see `cli.run.place`): leave it out, or give a larger --width_mult"
+        )
+    # from here on, where weights and data are the same, each process draws its own dropout masks
+    seed_all(asked.compute.seed + world.rank)
+    folder = _run_folder(asked, stable, world)
+    record = Record(kind, task.about, settings.flat(asked), stable, folder, extra or {})
+    options = asked.run, asked.compute
+    trainer = Trainer(net, recipe, task.loaders, record, *options, world, _measure(task))
+    if task.saved:
+        trainer.restore(task.saved)
+    return trainer.fit(resumed=task.saved is not None)

@@ -13,14 +13,51 @@ import torch
 import torch.distributed as dist
 
 from .errors import UseError, guard
+from .settings import machine_option, natural
 
 CPU = torch.device("cpu")
-PATIENCE = timedelta(hours=1)  # the others wait while rank 0 downloads or balances thresholds
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+# the others wait while rank 0 downloads or balances thresholds
+PATIENCE = timedelta(hours=1)
+SLURM_PORTS = 10_000, 20_000  # the first, and how many: jobs on one host must not share one
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """device and processes
+
+    torchrun and SLURM are recognised by their variables.
+    """
+
+    device: str = machine_option("auto", "auto, cpu, cuda or cuda:N")
+    gpu: int | None = machine_option(
+        None, "index of the one GPU to use, as --device cuda:N", natural
+    )
+    multiprocessing_distributed: bool = machine_option(
+        False,
+        "start a process per visible GPU (without a GPU: one CPU process)",
+    )
+    world_size: int = machine_option(
+        -1,
+        "number of nodes of --multiprocessing_distributed; -1: from the environment, else 1",
+        int,
+    )
+    rank: int = machine_option(-1, "index of this node; -1: from the environment, else 0", int)
+    dist_url: str = machine_option("env://", "address where the processes meet")
+    dist_backend: str = machine_option(
+        "auto",
+        "auto: nccl on GPUs, else gloo",
+        choices=("auto", "nccl", "gloo"),
+    )
+    local_rank: int | None = machine_option(None, None, int)
 
 
 @dataclass(frozen=True)
 class World:
-    """This process among all: `rank` of `size`, on `device`; `store` is what they share before and beside collectives."""
+    """This process among all: number `rank` of `size`, on `device`.
+
+    store: what the processes share before and beside collectives.
+    """
 
     rank: int = 0
     size: int = 1
@@ -29,19 +66,20 @@ class World:
 
     @property
     def main(self):
+        """Whether this is the process that writes and speaks."""
         return self.rank == 0
 
-    def say(self, *words):
+    def say(self, text):
+        """Print a line, once for all processes."""
         if self.main:
-            print(*words, flush=True)
+            print(text, flush=True)
 
     def send(self, tensor):
-        """A host's tensor on the device; a GPU is not waited for, which a copy from ordinary memory would do."""
-        return (
-            tensor.pin_memory().to(self.device, non_blocking=True)
-            if self.device.type == "cuda"
-            else tensor.to(self.device)
-        )
+        """A host's tensor on the device."""
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        # the host would wait for a copy from ordinary memory
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
     def sum(self, tensor):
         """Sum of the tensor over all processes, in place."""
@@ -56,6 +94,7 @@ class World:
                 dist.broadcast(tensor, 0)
 
     def barrier(self):
+        """Wait for all processes."""
         if self.size > 1:
             dist.barrier()
 
@@ -69,18 +108,24 @@ class World:
                 problem = [str(error)]
         if self.size > 1:
             dist.broadcast_object_list(problem)
+        # all end with it, so that none waits for one that has gone
         if problem[0]:
             raise UseError(problem[0])
 
     def fail(self):
-        """Leave the others because of an error; True if this is the first process to fail, and not one in its wake."""
+        """Leave the others because of an error.
+
+        Returns whether this is the first process to fail, and not one in the wake of another.
+        """
         if self.size == 1:
             return True
         try:
             first = self.store.add("failed", 1) == 1
-        except RuntimeError:  # rank 0, which holds the store, has gone
+        except RuntimeError:
+            # rank 0, which holds the store, has gone
             return False
-        self.close()  # ends the waiting of the others
+        # ends the waiting of the others
+        self.close()
         if self.main:
             atexit.register(self._keep_store)
         return first
@@ -92,6 +137,7 @@ class World:
             time.sleep(0.1)
 
     def close(self):
+        """Leave the process group."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -105,184 +151,218 @@ def _first_host(nodelist):
 def _launched(spawning=False):
     """(rank, size, local rank) given by torchrun or srun, or None.
 
-    spawning: with one srun task per node None too, since each of them then starts a process per GPU (`_node`).
+    spawning: with one srun task per node None too, since each of them then starts a process per GPU
+    (`_node`).
     """
     env = os.environ
+    # torchrun
     if "RANK" in env and "WORLD_SIZE" in env:
         return int(env["RANK"]), int(env["WORLD_SIZE"]), int(env.get("LOCAL_RANK", 0))
+
+    # srun, with several tasks
     tasks = int(env.get("SLURM_STEP_NUM_TASKS", 1))
-    if tasks > 1 and "SLURM_PROCID" in env:
-        env.setdefault("MASTER_ADDR", _first_host(env.get("SLURM_STEP_NODELIST", "127.0.0.1")))
-        env.setdefault("MASTER_PORT", str(10000 + int(env.get("SLURM_JOB_ID", 0)) % 20000))
-        if spawning and env.get("SLURM_STEP_NUM_NODES") == str(tasks):
-            return None
-        return int(env["SLURM_PROCID"]), tasks, int(env.get("SLURM_LOCALID", 0))
-    return None
+    if tasks == 1 or "SLURM_PROCID" not in env:
+        return None
+    host = _first_host(env.get("SLURM_STEP_NODELIST", "127.0.0.1"))
+    first, count = SLURM_PORTS
+    port = first + int(env.get("SLURM_JOB_ID", 0)) % count
+    env.setdefault("MASTER_ADDR", host)
+    env.setdefault("MASTER_PORT", str(port))
+    if spawning and env.get("SLURM_STEP_NUM_NODES") == str(tasks):
+        return None
+    return int(env["SLURM_PROCID"]), tasks, int(env.get("SLURM_LOCALID", 0))
 
 
-def _node(args):
-    """(index of this node, number of nodes), by the options, else by the variables of the published scripts or of srun."""
+def _node(options):
+    """(index of this node, number of nodes), by the options, else by the variables of the
+    launchers.
+
+    Those variables are the published scripts' (WORLD_SIZE counts nodes there) or srun's.
+    """
     env = os.environ
-    nodes = (
-        args.world_size
-        if args.world_size > 0
-        else int(env.get("WORLD_SIZE", env.get("SLURM_STEP_NUM_NODES", 1)))
-    )
-    node = args.rank if args.rank >= 0 else int(env.get("SLURM_NODEID", 0))
+    nodes = options.world_size
+    if nodes <= 0:
+        nodes = int(env.get("WORLD_SIZE", env.get("SLURM_STEP_NUM_NODES", 1)))
+    node = options.rank if options.rank >= 0 else int(env.get("SLURM_NODEID", 0))
     if not 0 <= node < nodes:
         raise UseError(f"--rank {node} is not a node of --world_size {nodes}")
     return node, nodes
 
 
-def _device(args, local_rank):
-    name = f"cuda:{args.gpu}" if args.gpu is not None else args.device
+def _gpus(options):
+    """How many GPUs of this node the options let processes be started for."""
+    return torch.cuda.device_count() if options.device in ("auto", "cuda") else 0
+
+
+def _device(options, local_rank):
+    """The device of the process that is number `local_rank` on its node."""
+    name = f"cuda:{options.gpu}" if options.gpu is not None else options.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    wrong = UseError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise UseError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}") from None
-    if device.type == "cuda":
-        count = torch.cuda.device_count()
-        device = (
-            torch.device("cuda", local_rank % max(count, 1)) if device.index is None else device
+        raise wrong from None
+    if device.type not in ("cpu", "cuda"):
+        raise wrong
+    if device.type == "cpu":
+        return device
+
+    # processes of one node take its GPUs in turn
+    count = torch.cuda.device_count()
+    if device.index is None:
+        device = torch.device("cuda", local_rank % max(count, 1))
+    if device.index >= count:
+        raise UseError(
+            f"--device {device} is not here: {count} GPU(s) visible; "
+            "use --device cpu, or another index"
         )
-        if device.index >= count:
-            raise UseError(
-                f"--device {device} is not here: {count} GPU(s) visible; use --device cpu, or another index"
-            )
-        torch.cuda.set_device(device)
-    elif device.type != "cpu":
-        raise UseError(f"--device must be auto, cpu, cuda or cuda:N, got {name!r}")
+    torch.cuda.set_device(device)
     return device
 
 
-def _join(args, rank, size, local_rank, init_method):
-    device = _device(args, local_rank)
-    backend = (
-        args.dist_backend
-        if args.dist_backend != "auto"
-        else ("nccl" if device.type == "cuda" else "gloo")
-    )
-    if backend == "nccl" and device.type != "cuda":
+def _join(options, amp, rank, size, local_rank):
+    """This process's `World`, once all `size` processes have met."""
+    device = _device(options, local_rank)
+    gpu = device.type == "cuda"
+    backend = options.dist_backend
+    if backend == "auto":
+        backend = "nccl" if gpu else "gloo"
+    if backend == "nccl" and not gpu:
         raise UseError("--dist_backend nccl needs GPUs; use auto or gloo on CPUs")
-    if args.amp == "fp16" and device.type != "cuda":
+    if amp == "fp16" and not gpu:
         raise UseError("--amp fp16 needs a GPU; on a CPU use bf16 or none")
     if size == 1:
         return World(device=device)
+
+    # the store outlives the process group: a failing process leaves its mark there
+    address = options.dist_url
     try:
-        store, rank, size = next(dist.rendezvous(init_method, rank, size, timeout=PATIENCE))
-        dist.init_process_group(
-            backend,
-            store=dist.PrefixStore("group", store),
-            rank=rank,
-            world_size=size,
-            timeout=PATIENCE,
-        )
+        store, rank, size = next(dist.rendezvous(address, rank, size, timeout=PATIENCE))
+        group = dist.PrefixStore("group", store)
+        dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=PATIENCE)
     except (RuntimeError, ValueError) as error:
-        where = init_method.replace(
-            "env://", f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        )
+        variables = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        where = address.replace("env://", variables)
+        reason = str(error).splitlines()[0]
         raise UseError(
-            f"process {rank} cannot meet the other {size - 1} at {where}: {str(error).splitlines()[0]}"
+            f"process {rank} cannot meet the other {size - 1} at {where}: {reason}"
         ) from None
     return World(rank, size, device, dist.PrefixStore("world", store))
 
 
 def fast_amp(device="auto"):
-    """The faster autocast type of a device: bf16 on GPUs that have it and on CPUs with AVX-512, else none (there bf16 is
-    emulated and takes ten times as long as float32)."""
+    """The faster autocast type of a device: bf16 on GPUs that have it and on CPUs with AVX-512.
+
+    Else none: there bf16 is emulated and takes ten times as long as float32.
+    """
     if str(device) != "cpu" and torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "none"
     return "bf16" if "AVX512" in torch.backends.cpu.get_cpu_capability() else "none"
 
 
 def keep_memory():
-    """Have glibc keep what is freed on the CPU, since the next step asks for the same sizes again; fetching the pages anew
-    from the kernel costs up to a quarter of a step. Elsewhere it does nothing."""
+    """Have glibc keep what is freed on the CPU; elsewhere this does nothing.
+
+    The next step asks for the same sizes again, and fetching the pages anew from the kernel costs
+    up to a quarter of a step.
+    """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    # above these sizes (bytes) memory would go back to the kernel
     if mallopt:
-        for parameter, value in (
-            (-3, 1 << 30),
-            (-1, (1 << 31) - 1),
-        ):  # M_MMAP_THRESHOLD, M_TRIM_THRESHOLD
-            mallopt(parameter, value)
+        mallopt(M_MMAP_THRESHOLD, 1 << 30)
+        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
-def _carry_out(work, args, world):
-    """work(args, world). Of several processes the first that fails reports it, the others leave quietly."""
+def _carry_out(work, amp, debug, world):
+    """work(world). Of several processes the first that fails says so, the others leave quietly."""
     if world.device.type == "cpu":
         keep_memory()
-    if args.amp == "bf16" and fast_amp(world.device) == "none":
+    if amp == "bf16" and fast_amp(world.device) == "none":
         world.say(
-            f"note: {world.device} has no bf16 of its own, float32 (--amp none) is several times faster here"
+            f"note: {world.device} has no bf16 of its own, float32 (--amp none) is several times "
+            "faster here"
         )
     try:
-        return work(args, world)
+        return work(world)
     except (Exception, KeyboardInterrupt) as error:
-        if world.fail() or args.debug:
+        if world.fail() or debug:
             raise
-        time.sleep(1)  # a launcher ends all processes when one leaves: let the first one speak
+        # a launcher ends all processes when one leaves: let the first one speak
+        time.sleep(1)
         raise SystemExit(getattr(error, "status", 1)) from None
     finally:
         world.close()
 
 
-def _spawned(index, per_node, node, nodes, work, args):
+def _spawned(index, per_node, node, nodes, work, options, amp, debug):
+    """What each started process does; index: its number on this node."""
+
     def run(_):
-        _carry_out(
-            work, args, _join(args, node * per_node + index, nodes * per_node, index, args.dist_url)
-        )
+        rank = node * per_node + index
+        world = _join(options, amp, rank, nodes * per_node, index)
+        _carry_out(work, amp, debug, world)
 
-    guard(run, ["--debug"] if args.debug else [])
+    guard(run, ["--debug"] if debug else [])
 
 
-def _spawn(work, args, node, nodes):
+def _spawn(node, nodes, work, options, amp, debug):
     """Start a process per GPU (without a GPU: one) and wait for them."""
-    count = max(torch.cuda.device_count() if args.device in ("auto", "cuda") else 0, 1)
-    if nodes == 1 and "MASTER_PORT" not in os.environ:
+    count = max(_gpus(options), 1)
+    env = os.environ
+    # a free port, so that two trainings on one machine do not meet
+    if nodes == 1 and "MASTER_PORT" not in env:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            os.environ["MASTER_PORT"] = str(free.getsockname()[1])
-    os.environ.setdefault("MASTER_ADDR", "127.0.0.1")
-    os.environ.setdefault("MASTER_PORT", "29500")
+            env["MASTER_PORT"] = str(free.getsockname()[1])
+    env.setdefault("MASTER_ADDR", "127.0.0.1")
+    env.setdefault("MASTER_PORT", "29500")
+    arguments = (count, node, nodes, work, options, amp, debug)
     try:
-        torch.multiprocessing.spawn(_spawned, (count, node, nodes, work, args), nprocs=count)
+        torch.multiprocessing.spawn(_spawned, arguments, nprocs=count)
     except torch.multiprocessing.ProcessExitedException as error:
-        if error.exit_code < 0:
-            raise UseError(
-                f"process {error.error_index} was ended by signal {-error.exit_code}"
-                + (" (out of memory?)" if error.exit_code == -9 else "")
-            ) from None
-        raise SystemExit(error.exit_code) from None
+        if error.exit_code >= 0:
+            raise SystemExit(error.exit_code) from None
+        signal = -error.exit_code
+        hint = " (out of memory?)" if signal == 9 else ""
+        raise UseError(f"process {error.error_index} was ended by signal {signal}{hint}") from None
 
 
-def launch(work, args):
-    """Run work(args, world) in this process or in the processes that the options and the environment ask for.
+def launch(work, options, amp="none", debug=False):
+    """Run work(world) in this process, or in those that the options and the environment ask for.
 
-    Returns what `work` returns, or None where the work was done in spawned processes.
+    work: picklable, since started processes receive it. options: `DeviceOptions`. amp: autocast
+    type. debug: show tracebacks. Returns what `work` returns, or None where the work was done in
+    started processes.
     Raises:
         UseError: device, backend or process counts do not fit.
     """
-    launched = _launched(args.multiprocessing_distributed)
-    if launched is None and args.multiprocessing_distributed:
-        node, nodes = _node(args)
-        gpus = torch.cuda.device_count() if args.device in ("auto", "cuda") else 0
-        if gpus == 0:
+    # several processes: started here, or by a launcher
+    launched = _launched(options.multiprocessing_distributed)
+    if launched is None and options.multiprocessing_distributed:
+        node, nodes = _node(options)
+        if _gpus(options) == 0:
             print(
                 "--multiprocessing_distributed: no GPU here, one CPU process per node", flush=True
             )
-        if max(gpus, 1) * nodes > 1:
-            return _spawn(work, args, node, nodes)
-    elif launched is None and (args.world_size > 1 or args.rank > 0):
+        if max(_gpus(options), 1) * nodes > 1:
+            return _spawn(node, nodes, work, options, amp, debug)
+    elif launched is None and (options.world_size > 1 or options.rank > 0):
         raise UseError(
-            "--world_size and --rank count the nodes of --multiprocessing_distributed: give it too, or use torchrun"
+            "--world_size and --rank count the nodes of --multiprocessing_distributed: "
+            "give it too, or use torchrun"
         )
+
+    # this process alone, or one of the launcher's
     rank, size, local_rank = launched or (0, 1, 0)
     nodes = int(os.environ.get("GROUP_WORLD_SIZE", 0))
-    if launched and nodes and args.world_size > 0 and args.world_size != nodes:
+    if launched and nodes and options.world_size > 0 and options.world_size != nodes:
         raise UseError(
-            f"--world_size says {args.world_size} nodes, the launcher started {nodes}: leave it out"
+            f"--world_size says {options.world_size} nodes, the launcher started {nodes}: "
+            "leave it out"
         )
-    local_rank = args.local_rank if args.local_rank is not None else local_rank
-    return _carry_out(work, args, _join(args, rank, size, local_rank, args.dist_url))
+    # the published launcher's option wins over the variable
+    if options.local_rank is not None:
+        local_rank = options.local_rank
+    return _carry_out(work, amp, debug, _join(options, amp, rank, size, local_rank))

@@ -16,19 +16,23 @@ class RunError(Exception):
 
 
 def guard(main, argv=None):
-    """Run main(argv) as a command line: report UseError and RunError in one line and exit with their status."""
+    """Run main(argv) as a command line.
+
+    UseError and RunError are reported in one line, and end the process with their status.
+    """
     argv = sys.argv[1:] if argv is None else argv
     try:
         main(argv)
     except (UseError, RunError) as error:
+        # before argv is parsed, since a wrong option is such an error, too
         if {"--debug", "-debug"} & set(argv):
             raise
         print(f"{sys.argv[0]}: error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(error.status)
     except KeyboardInterrupt:
         print(
-            f"{sys.argv[0]}: interrupted; a training run goes on with --resume <its run folder>, a preparation "
-            "with the same command",
+            f"{sys.argv[0]}: interrupted; a training run goes on with --resume <its run folder>, "
+            "a preparation with the same command",
             file=sys.stderr,
         )
-        sys.exit(130)
+        sys.exit(130)  # as a shell reports SIGINT

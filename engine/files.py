@@ -8,11 +8,12 @@ from .errors import RunError
 
 
 def write_atomic(path, write):
-    """Call write(temporary path), then rename it to path; on any failure the temporary file is removed.
+    """Call write(temporary path), then rename it to path; a failure leaves no temporary file.
 
     Raises:
         RunError: the disk is full, or the folder cannot be written to.
     """
+    # the process's number: two that write the same file do not write into each other's
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
@@ -29,3 +30,8 @@ def write_atomic(path, write):
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    """Write a text file as `write_atomic` does."""
+    write_atomic(path, lambda temporary: temporary.write_text(text))

@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from .errors import RunError, UseError
-from .files import write_atomic
+from .files import write_text
 
 PACKAGES = ("torch", "torchvision", "numpy", "timm", "spikingjelly", "tensorboard")
 
@@ -19,6 +19,7 @@ def versions():
     for name in PACKAGES:
         try:
             found[name] = metadata.version(name)
+        # some are loaded only by what uses them
         except metadata.PackageNotFoundError:
             found[name] = None
     return found
@@ -26,8 +27,7 @@ def versions():
 
 def write_json(path, content):
     """Write JSON atomically."""
-    text = json.dumps(content, indent=2, default=str) + "\n"
-    write_atomic(path, lambda temporary: temporary.write_text(text))
+    write_text(path, json.dumps(content, indent=2, default=str) + "\n")
 
 
 def read_json(path):
@@ -50,25 +50,20 @@ def read_lines(path):
         return [json.loads(line) for line in Path(path).read_text().splitlines()]
     except (OSError, ValueError) as error:
         raise UseError(
-            f"{path} is missing or damaged ({error}): remove the run it belongs to, and train it anew"
+            f"{path} is missing or damaged ({error}): remove the run it belongs to, and train it "
+            "anew"
         ) from None
 
 
 def progress(iterable, world=None, **options):
-    """tqdm bar on rank 0, or without a `world`."""
+    """tqdm bar on rank 0, or without a `world`; options: tqdm's."""
     from tqdm import tqdm
 
-    interval = 0.5 if sys.stderr.isatty() else 10.0
+    options |= {"file": sys.stderr, "dynamic_ncols": True, "leave": False}
     hidden = world is not None and not world.main
-    return tqdm(
-        iterable,
-        disable=hidden,
-        file=sys.stderr,
-        dynamic_ncols=True,
-        leave=False,
-        mininterval=interval,
-        **options,
-    )
+    # a log file is no place for two lines a second
+    interval = 0.5 if sys.stderr.isatty() else 10.0
+    return tqdm(iterable, disable=hidden, mininterval=interval, **options)
 
 
 def _epoch(line):
@@ -80,24 +75,27 @@ def _epoch(line):
 
 
 class RunLog:
-    """Writes into a run folder; on other ranks than 0 (`folder` None) it writes nothing."""
+    """Writes into a run folder; on other ranks than 0 (`folder` None) it writes nothing.
+
+    config: content of config.json, of a run that begins. resume_epoch: last whole epoch of a run
+    that goes on; what was logged after it is dropped, since it is about to be done again.
+    """
 
     def __init__(self, folder, config=None, resume_epoch=None):
-        self.folder, self.board = folder and Path(folder), None
+        self.folder = folder and Path(folder)
+        self.board = None
         if self.folder is None:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         self.lines = self.folder / "log.jsonl"
         if config is not None:
             write_json(self.folder / "config.json", {**config, "versions": versions()})
-        if resume_epoch is not None and self.lines.exists():  # drop what is about to be done again
-            kept = [
-                line for line in self.lines.read_text().splitlines() if _epoch(line) <= resume_epoch
-            ]
-            write_atomic(
-                self.lines,
-                lambda temporary: temporary.write_text("".join(f"{line}\n" for line in kept)),
-            )
+        # what a kill left of an unfinished epoch goes
+        if resume_epoch is not None and self.lines.exists():
+            lines = self.lines.read_text().splitlines()
+            kept = [f"{line}\n" for line in lines if _epoch(line) <= resume_epoch]
+            write_text(self.lines, "".join(kept))
+
         try:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError:
@@ -106,42 +104,51 @@ class RunLog:
                 flush=True,
             )
             return
-        self.board = SummaryWriter(
-            self.folder, purge_step=None if resume_epoch is None else resume_epoch + 1
-        )
+        # TensorBoard drops the points of epochs that are done again
+        purge = None if resume_epoch is None else resume_epoch + 1
+        self.board = SummaryWriter(self.folder, purge_step=purge)
 
-    def epoch(self, epoch, values, scalars=None):
-        """One JSON line and the curves of an epoch; `scalars` go to TensorBoard alone."""
+    def epoch(self, epoch, values, curves=None):
+        """One JSON line and the curves of an epoch; `curves` go to TensorBoard alone."""
         if self.folder is None:
             return
+        # a line is appended, so that a reader of a running training sees whole epochs
         try:
             with open(self.lines, "a") as file:
                 file.write(json.dumps({"epoch": epoch, **values}) + "\n")
         except OSError as error:
             raise RunError(
-                f"cannot write {self.lines} ({error}): make room, then go on with --resume {self.folder}"
+                f"cannot write {self.lines} ({error}): make room, then go on with "
+                f"--resume {self.folder}"
             ) from error
+        # text, such as a folder's name, is no curve
         if self.board:
-            for name, value in {**values, **(scalars or {})}.items():
+            for name, value in {**values, **(curves or {})}.items():
                 if isinstance(value, (int, float)):
                     self.board.add_scalar(name, value, epoch)
             self.board.flush()
 
     def close(self):
+        """Close what is open."""
         if self.board:
             self.board.close()
 
 
 def new_folder(base):
-    """A run folder beside `base` (a path without suffix) that did not exist: <base>_<date>_<time>[-n]."""
+    """A new run folder <base>_<date>_<time>[-n] beside `base`, a path without suffix.
+
+    Raises:
+        UseError: it cannot be made.
+    """
     stamp = time.strftime("%Y%m%d-%H%M%S")
     for attempt in range(1000):
-        folder = Path(f"{base}_{stamp}" + (f"-{attempt}" if attempt else ""))
+        again = f"-{attempt}" if attempt else ""
+        folder = Path(f"{base}_{stamp}{again}")
         try:
             folder.mkdir(parents=True)
             return folder
         except FileExistsError:
-            continue
+            continue  # another run began in this second
         except OSError as error:
             raise UseError(
                 f"cannot create the run folder {folder} ({error}): check --output_dir"

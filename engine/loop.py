@@ -1,9 +1,12 @@
-"""The training engine: fit, evaluate, resume. It knows nothing of spikes; scripts hang on it by four hooks."""
+"""The training engine: fit, evaluate, resume. The loop knows nothing of spikes; a `Recipe` says
+what a step is.
+"""
 
 import copy
 import random
 import time
 from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +16,90 @@ from torch.nn import functional as F
 from . import checkpoint
 from .errors import RunError, UseError
 from .log import RunLog, progress, write_json
-from .recipes.cnn import whole
+from .recipes.base import mean_readout
+from .settings import machine_option, natural, option, positive, run_option, seed
+
+AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
+COMPILE = ("none", "default", "reduce-overhead", "max-autotune")  # modes of torch.compile
+PROGRESS = ("epoch", "step", "best", "best_epoch", "seconds")  # attributes kept in last.pth
+FILES = ("run", "checkpoint")  # parts of a summary that name files of this machine
+
+
+@dataclass(frozen=True)
+class ComputeOptions:
+    """computation"""
+
+    seed: int = option(0, "seed of everything random", seed, spellings=("-s",))
+    amp: str = option(
+        "none",
+        "autocast type; the membrane stays float32",
+        choices=("none", *AMP),
+        nargs="?",
+        const="fp16",
+    )
+    compile: str = machine_option(
+        "none",
+        "compile the training step (torch.compile); reduce-overhead adds CUDA graphs",
+        choices=COMPILE,
+        nargs="?",
+        const="default",
+    )
+    recompute: bool = machine_option(
+        False,
+        "keep only the input spikes of each stage and run the stage again in the backward: less "
+        "memory at many timesteps, more time",
+    )
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """output"""
+
+    output_dir: str = option("./trained_models", "folder of the checkpoints and run folders")
+    print_freq: int = run_option(
+        10,
+        "how often the metrics are read and shown, in batches",
+        positive,
+    )
+    save_freq: int = run_option(
+        0,
+        "how often a checkpoint is written inside an epoch, in batches; 0: never",
+        natural,
+    )
+    resume: str = run_option(
+        "",
+        "run folder (or the last.pth in a run folder) of an interrupted run to go on with; the "
+        "settings of that run hold",
+    )
+    test_only: bool = option(False, "evaluate --pretrained weights once, train nothing")
+    energy: bool = run_option(
+        False,
+        "measure firing rates and energy over the whole test set at the end",
+    )
+    dont_save: bool = option(False, "write no checkpoint")
+
+
+@dataclass
+class Record:
+    """What the files of a run say of it, beside weights and figures.
+
+    kind: of the checkpoint, see `checkpoint`. data: what the data set is. settings: {option:
+    value}. stable: file of the best network, where the next command looks for it. folder: run
+    folder, None if nothing is stored. extra: further plain values for checkpoints and summary.
+    """
+
+    kind: str
+    data: dict
+    settings: dict
+    stable: Path
+    folder: Path | None
+    extra: dict = field(default_factory=dict)
 
 
 def rng_state(device):
     """State of every random generator, as plain values and tensors."""
     kind, keys, *rest = np.random.get_state()
+    # lists, since a checkpoint holds tensors and plain values alone
     return {
         "torch": torch.get_rng_state(),
         "numpy": [kind, keys.tolist(), *rest],
@@ -28,6 +109,7 @@ def rng_state(device):
 
 
 def set_rng_state(state, device):
+    """The inverse of `rng_state`."""
     torch.set_rng_state(state["torch"])
     kind, keys, *rest = state["numpy"]
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
@@ -38,6 +120,7 @@ def set_rng_state(state, device):
 
 
 def seed_all(seed):
+    """Seed every random generator."""
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)
     random.seed(seed)
@@ -47,155 +130,158 @@ def autocast(device, amp):
     """Autocast context of --amp."""
     if amp == "none":
         return nullcontext()
-    return torch.autocast(device.type, dtype={"bf16": torch.bfloat16, "fp16": torch.float16}[amp])
+    return torch.autocast(device.type, AMP[amp])
+
+
+def finite(net):
+    """Whether every weight is a finite number."""
+    return all(p.isfinite().all() for p in net.parameters())
 
 
 @torch.no_grad()
 def evaluate(net, loader, world, amp="none", label="test"):
-    """Loss and accuracy (fraction) over the loader, every image counted once whatever the number of processes."""
+    """Loss and accuracy (fraction) over the loader.
+
+    Every image is counted once whatever the number of processes.
+    """
     training = net.training
     net.eval()
+    # loss, correct, images: summed on the device in float64, read once at the end
     sums = torch.zeros(3, dtype=torch.float64, device=world.device)
     with progress(loader.epoch(0), world, total=len(loader), desc=label) as bar:
         for images, labels, _ in bar:
             with autocast(world.device, amp):
-                out = whole(net(images).float())
-            sums += torch.stack(
-                [
-                    F.cross_entropy(out, labels, reduction="sum"),
-                    (out.argmax(1) == labels).sum(),
-                    out.new_full((), len(labels)),
-                ]
-            ).double()
+                out = mean_readout(net(images).float())  # [B, classes]
+            loss = F.cross_entropy(out, labels, reduction="sum")
+            correct = (out.argmax(1) == labels).sum()
+            sums += torch.stack([loss, correct, out.new_full((), len(labels))]).double()
     net.train(training)
     loss, correct, count = world.sum(sums).tolist()
     return {"loss": loss / count, "accuracy": correct / count, "images": int(count)}
 
 
 class Trainer:
-    """Trains a network by `args` and a `recipe` (see `optim.Recipe`) and keeps its run folder.
+    """Trains a network by a recipe and keeps its run folder.
 
-    Hooks: before_epoch(epoch) before its first step; after_step() after each optimizer step; scalars() -> dict of
-    further curves after each epoch; export(net) -> the network that is stored as the result.
+    Args:
+        net: the network, on the world's device.
+        recipe: see `recipes.base.Recipe`.
+        loaders: (training, choosing, test) loaders; the best epoch is chosen on the second.
+        record: `Record` of the run. run: `RunOptions`. compute: `ComputeOptions`.
+        world: `dist.World`.
+        measure: `analysis.measure.Measure` or None; called for the figures of the finished network,
+            and asked for `curves` after each epoch.
     """
 
-    def __init__(
-        self,
-        net,
-        kind,
-        stable,
-        folder,
-        loaders,
-        about,
-        args,
-        world,
-        before_epoch=None,
-        after_step=None,
-        scalars=None,
-        export=None,
-        extra=None,
-        *,
-        recipe,
-    ):
-        self.net, self.kind, self.stable, self.folder = net, kind, Path(stable), folder
+    def __init__(self, net, recipe, loaders, record, run, compute, world, measure=None):
+        self.net, self.recipe, self.record, self.world = net, recipe, record, world
         self.train_loader, self.choose_loader, self.test_loader = loaders
-        self.about, self.args, self.world = about, args, world
-        nothing = lambda *_: None  # noqa: E731
-        self.before_epoch, self.after_step = before_epoch or nothing, after_step or nothing
-        self.scalars, self.export = scalars or dict, export or (lambda net: net)
-        self.extra = extra or {}  # plain values kept in every checkpoint and in the summary
-        self.settings = {k: v for k, v in vars(args).items() if k != "given"}
-        self.recipe = recipe
-        self.optimizer = self.recipe.optimizer(net)
-        self.scaler = torch.amp.GradScaler(world.device.type, enabled=args.amp == "fp16")
+        self.run, self.compute, self.measure = run, compute, measure
+        self.optimizer = recipe.optimizer(net)
+        self.scaler = torch.amp.GradScaler(world.device.type, enabled=compute.amp == "fp16")
+
+        # what a training step calls: the network, shared by the processes, compiled
         self.model = net
         if world.size > 1:
             ids = [world.device.index] if world.device.type == "cuda" else None
             self.model = torch.nn.parallel.DistributedDataParallel(net, device_ids=ids)
-        self.fast = None  # of the training step alone: evaluation, counters and checkpoints see the plain network
-        if args.compile != "none":
-            self.fast = torch.compile(self.model, mode=args.compile, dynamic=False)
-        self.epoch, self.step, self.best, self.best_epoch, self.seconds = 1, 0, -1.0, 0, 0.0
+        # evaluation, counters and checkpoints see the plain network
+        self.fast = None
+        if compute.compile != "none":
+            self.fast = torch.compile(self.model, mode=compute.compile, dynamic=False)
+
+        self.epoch, self.step = 1, 0  # the epoch that is being trained, steps of it that are done
+        self.best, self.best_epoch = -1.0, 0
+        self.seconds = 0.0
         self.rate = 0.0  # of the last step
         self.accuracy = None  # after the last epoch, None in the middle of one
         self.kept = None  # the best network, where no folder holds it
+        # loss, correct, images of this epoch and process
         self.sums = torch.zeros(3, dtype=torch.float64, device=world.device)
+
+    @property
+    def held_back(self):
+        """Whether the best epoch is chosen on images that were held back from training."""
+        return self.choose_loader is not self.test_loader
+
+    @property
+    def writes(self):
+        """Whether this process writes files."""
+        return self.record.folder is not None and self.world.main
 
     # ---- state ----
 
     def _gather_rng(self):
+        """States of the random generators of every process."""
         states = [rng_state(self.world.device)]
         if self.world.size > 1:
-            states = [None] * self.world.size
-            torch.distributed.all_gather_object(states, rng_state(self.world.device))
+            own, states = states[0], [None] * self.world.size
+            torch.distributed.all_gather_object(states, own)
         return states
 
-    def _content(self, net, accuracy, epoch, **more):
-        return checkpoint.content(
-            net,
-            self.kind,
-            self.about,
-            self.settings,
-            accuracy=accuracy,
-            epoch=epoch,
-            **self.extra,
-            **more,
-        )
+    def _content(self, net, epoch, **more):
+        record = self.record
+        more |= {"accuracy": self.accuracy, "epoch": epoch, **record.extra}
+        return checkpoint.content(net, record.kind, record.data, record.settings, **more)
 
     def save_last(self):
         """Write last.pth: everything that a resumed run needs."""
-        states, sums = self._gather_rng(), self.world.sum(self.sums.clone())
-        if self.folder is None or not self.world.main:
+        # every process takes part in these two, whether it writes or not
+        states = self._gather_rng()
+        sums = self.world.sum(self.sums.clone())
+        if not self.writes:
             return
-        training = {
-            "epoch": self.epoch,
-            "step": self.step,
-            "best": self.best,
-            "best_epoch": self.best_epoch,
-            "seconds": self.seconds,
+        training = {name: getattr(self, name) for name in PROGRESS}
+        training |= {
             "sums": sums.cpu(),
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "recipe": self.recipe.state_dict(),
             "rng": states,
-            "stable": str(self.stable),
+            "stable": str(self.record.stable),
         }
-        checkpoint.save(
-            self.folder / "last.pth",
-            self._content(self.net, self.accuracy, self.epoch - 1, training=training),
-        )
+        content = self._content(self.net, self.epoch - 1, training=training)
+        checkpoint.save(self.record.folder / "last.pth", content)
 
     def save_best(self):
-        best = (
-            self.export(self.recipe.trained(self.net))
-            if self.folder is None or self.world.main
-            else None
-        )
-        if self.folder is None:
-            self.kept = copy.deepcopy(best)
-        if self.folder is None or not self.world.main:
+        """Keep the network as the best so far: in the run folder and as the stable file, else in
+        memory.
+        """
+        if self.record.folder is not None and not self.world.main:
             return
-        content = self._content(best, self.accuracy, self.epoch)
-        for path in (self.folder / "best.pth", self.stable):
+        best = self.recipe.export(self.recipe.trained(self.net))
+        if self.record.folder is None:
+            self.kept = copy.deepcopy(best)
+            return
+        content = self._content(best, self.epoch)
+        for path in (self.record.folder / "best.pth", self.record.stable):
             checkpoint.save(path, content)
 
     def restore(self, saved):
-        """Go on from the content of a last.pth."""
-        state = saved["training"]
+        """Go on from the content of a last.pth.
+
+        Raises:
+            UseError: the images are not those of the interrupted run.
+        """
+        state, about = saved["training"], self.record.data
         for part in ("train", "test"):
-            if saved["data"][part] != self.about[part]:
+            if saved["data"][part] != about[part]:
                 raise UseError(
-                    f"the {part} images are not those of the interrupted run: it had {saved['data'][part]}, "
-                    f"here are {self.about[part]} ({self.about['where']})"
+                    f"the {part} images are not those of the interrupted run: it had "
+                    f"{saved['data'][part]}, here are {about[part]} ({about['where']})"
                 )
+
         self.net.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
+        # files of early versions have no state of the recipe
         self.recipe.load_state_dict(state.get("recipe", {}))
-        self.epoch, self.step, self.seconds = state["epoch"], state["step"], state["seconds"]
-        self.best, self.best_epoch = state["best"], state["best_epoch"]
-        if self.world.main:  # they are of all processes
+        for name in PROGRESS:
+            setattr(self, name, state[name])
+        # the sums are of all processes: one of them goes on with them
+        if self.world.main:
             self.sums.copy_(state["sums"])
+        # dropout goes on where it stopped
         if len(state["rng"]) == self.world.size:
             set_rng_state(state["rng"][self.world.rank], self.world.device)
         else:
@@ -207,206 +293,207 @@ class Trainer:
     # ---- training ----
 
     def _check(self):
+        """Mean loss and accuracy of the epoch so far, read from the device.
+
+        Raises:
+            RunError: the loss is not finite.
+        """
         loss, correct, count = self.sums.tolist()
         if not np.isfinite(loss):
+            folder = self.record.folder
+            hint = f"; {folder}/last.pth holds the state before" if folder else ""
             raise RunError(
-                f"the loss is {loss} at epoch {self.epoch}, step {self.step}: lower --learning_rate"
-                + (f"; {self.folder}/last.pth holds the state before" if self.folder else "")
+                f"the loss is {loss} at epoch {self.epoch}, step {self.step}: "
+                f"lower --learning_rate{hint}"
             )
         return loss / max(count, 1), correct / max(count, 1)
 
     def _train_epoch(self):
+        """The steps of the epoch that are left."""
         self.net.train()
         steps = self.train_loader.epoch(self.epoch, self.step)
-        with progress(
-            steps,
-            self.world,
-            total=len(self.train_loader),
-            initial=self.step,
-            desc=f"epoch {self.epoch}/{self.recipe.epochs}",
-        ) as bar:
-            for images, labels, n in bar:
-                self.rate = self.recipe.set_rate(
-                    self.optimizer, self.epoch + self.step / len(self.train_loader)
-                )
-                full = n == min(
-                    self.train_loader.batch_size, self.train_loader.images
-                )  # others are not worth compiling for
-                with autocast(self.world.device, self.args.amp):
-                    images, targets = self.recipe.targets(images, labels, self.epoch)
-                    out = (self.fast if self.fast is not None and full else self.model)(images)
-                out = out.float()
-                loss = self.recipe.loss(out, targets)
-                self.optimizer.zero_grad(set_to_none=True)
-                self.scaler.scale(
-                    loss * (self.world.size / n)
-                ).backward()  # DDP averages: the sum over processes is / n
-                self.recipe.before_step(self.net, self.optimizer, self.scaler)
-                self.scaler.step(self.optimizer)
-                self.scaler.update()
-                self.after_step()
-                self.recipe.after_step(self.net)
-                with torch.no_grad():
-                    correct = (whole(out).argmax(1) == labels).sum()
-                    self.sums += torch.stack(
-                        [loss, correct, loss.new_full((), len(labels))]
-                    ).double()
-                self.step += 1
-                if self.step % self.args.print_freq == 0:
+        title = f"epoch {self.epoch}/{self.recipe.epochs}"
+        total = len(self.train_loader)
+        with progress(steps, self.world, total=total, initial=self.step, desc=title) as bar:
+            for images, labels, whole_batch in bar:
+                self._train_step(images, labels, whole_batch)
+                # reading the sums makes the host wait for the device, so not at every step
+                if self.step % self.run.print_freq == 0:
                     loss, accuracy = self._check()
                     bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2%}")
-                if (
-                    self.args.save_freq
-                    and self.step % self.args.save_freq == 0
-                    and self.step < len(self.train_loader)
-                ):
+                every = self.run.save_freq
+                if every and self.step % every == 0 and self.step < total:
                     self._check()
-                    if all(
-                        p.isfinite().all() for p in self.net.parameters()
-                    ):  # else the next loss ends the run
+                    # weights that are not finite are not stored: the next loss ends the run
+                    if finite(self.net):
                         self.save_last()
+
+    def _train_step(self, images, labels, whole_batch):
+        """Forward, loss, backward and the optimizer's step.
+
+        images [b, ...], labels [b]: this process's share of a batch of `whole_batch` images.
+        """
+        recipe, loader = self.recipe, self.train_loader
+        self.rate = recipe.set_rate(self.optimizer, self.epoch + self.step / len(loader))
+        # a smaller last batch is not worth compiling for
+        full = whole_batch == min(loader.batch_size, loader.images)
+        model = self.fast if self.fast is not None and full else self.model
+        with autocast(self.world.device, self.compute.amp):
+            images, targets = recipe.targets(images, labels, self.epoch)
+            out = model(images)
+        out = out.float()
+        loss = recipe.loss(out, targets)
+
+        self.optimizer.zero_grad()
+        # DDP averages over the processes: scaled, it is the sum over the whole batch, divided by
+        # its size
+        self.scaler.scale(loss * (self.world.size / whole_batch)).backward()
+        recipe.before_step(self.net, self.optimizer, self.scaler)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        recipe.after_step(self.net)
+
+        with torch.no_grad():
+            correct = (mean_readout(out).argmax(1) == labels).sum()
+            self.sums += torch.stack([loss, correct, loss.new_full((), len(labels))]).double()
+        self.step += 1
+
+    def _open_log(self, resumed):
+        """The run's log on the main process; on the others one that writes nothing."""
+        folder = self.record.folder if self.world.main else None
+        if resumed:
+            return RunLog(folder, resume_epoch=self.epoch - 1)
+        record = self.record
+        config = {"settings": record.settings, "data": record.data, "network": self.net.built}
+        return RunLog(folder, config)
+
+    def _say_data(self):
+        about = self.record.data
+        train, test = (about[part]["images"] for part in ("train", "test"))
+        chosen = "the best epoch is chosen on "
+        if self.held_back:
+            chosen += "held-back training images"
+        else:
+            chosen += "the test set (published habit; --val_fraction holds images back)"
+        self.world.say(f"{about['source']}: {train} training, {test} test images; {chosen}")
 
     def fit(self, resumed=False):
         """Train to the last epoch; returns the summary, which is also written to the run folder."""
-        args, world = self.args, self.world
-        log = RunLog(
-            self.folder if world.main else None,
-            None
-            if resumed
-            else {"settings": self.settings, "data": self.about, "network": self.net.built},
-            resume_epoch=self.epoch - 1 if resumed else None,
-        )
-        counts = [self.about[part]["images"] for part in ("train", "test")]
-        world.say(
-            f"{self.about['source']}: {counts[0]} training, {counts[1]} test images; "
-            + (
-                "the best epoch is chosen on held-back training images"
-                if args.val_fraction
-                else "the best epoch is chosen on the test set (published habit; --val_fraction holds images back)"
-            )
-        )
+        log = self._open_log(resumed)
+        self._say_data()
+        # a run that is killed in its first epoch can be resumed, too
         if not resumed:
             self.save_last()
         chosen = None
         try:
             while self.epoch <= self.recipe.epochs:
-                start, first = time.perf_counter(), self.step
-                self.accuracy = None
-                if self.step == 0:
-                    self.sums.zero_()
-                    self.before_epoch(self.epoch)
-                self._train_epoch()
-                for net in dict.fromkeys((self.net, self.recipe.trained(self.net))):
-                    world.share(net.buffers())  # batch norm: all evaluate what rank 0 stores
-                trained = time.perf_counter() - start
-                world.sum(self.sums)
-                loss, accuracy = self._check()
-                chosen = evaluate(
-                    self.recipe.trained(self.net), self.choose_loader, world, args.amp
-                )
-                self.seconds += time.perf_counter() - start
-                name = "val" if args.val_fraction else "test"
-                values = {
-                    "train_loss": loss,
-                    "train_accuracy": accuracy,
-                    f"{name}_loss": chosen["loss"],
-                    f"{name}_accuracy": chosen["accuracy"],
-                    "learning_rate": self.rate,
-                    "images_per_s": (
-                        self.train_loader.images - first * self.train_loader.batch_size
-                    )
-                    / trained,
-                    "seconds": self.seconds,
-                }
-                if not np.isfinite(chosen["loss"]):
-                    raise RunError(
-                        f"the {name} loss is {chosen['loss']} after epoch {self.epoch}: lower --learning_rate"
-                    )
-                self.accuracy = chosen["accuracy"]
-                if chosen["accuracy"] > self.best:
-                    self.best, self.best_epoch = chosen["accuracy"], self.epoch
-                    self.save_best()
-                log.epoch(self.epoch, values, self.scalars() if log.board else None)
-                world.say(
-                    f"epoch {self.epoch}/{self.recipe.epochs}  train {loss:.4f} {accuracy:.2%}  "
-                    f"{name} {chosen['loss']:.4f} {chosen['accuracy']:.2%}  best {self.best:.2%} ({self.best_epoch})  "
-                    f"lr {self.rate:.3g}  {values['images_per_s']:.0f} images/s"
-                )
-                self.epoch, self.step = self.epoch + 1, 0
-                self.save_last()
+                chosen = self._fit_epoch(log)
         finally:
             log.close()
-        if chosen is None:  # a finished run was resumed: there was nothing left to train
-            chosen = evaluate(self.recipe.trained(self.net), self.choose_loader, world, args.amp)
+        # a finished run was resumed: there was nothing left to train
+        if chosen is None:
+            chosen = self._evaluate()
         return self._finish(chosen)
 
-    def _finish(self, last):
-        """Summary of the stored best network; with --energy its energy on the whole test set."""
-        best = self.kept
-        if self.folder is not None:
-            self.world.barrier()
-            best = checkpoint.rebuild(checkpoint.load(self.folder / "best.pth")).to(
-                self.world.device, memory_format=torch.channels_last
+    def _evaluate(self):
+        """Loss and accuracy of the trained network on the images that choose the best epoch."""
+        net = self.recipe.trained(self.net)
+        return evaluate(net, self.choose_loader, self.world, self.compute.amp)
+
+    def _fit_epoch(self, log):
+        """Train, evaluate, log and store one epoch; returns its evaluation."""
+        start, first = time.perf_counter(), self.step
+        self.accuracy = None
+        if self.step == 0:
+            self.sums.zero_()
+            self.recipe.before_epoch(self.net, self.epoch)
+        self._train_epoch()
+        # batch norm: all processes evaluate what rank 0 stores
+        for net in dict.fromkeys((self.net, self.recipe.trained(self.net))):
+            self.world.share(net.buffers())
+        trained = time.perf_counter() - start
+        # from here on the sums are those of all processes
+        self.world.sum(self.sums)
+        loss, accuracy = self._check()
+
+        chosen = self._evaluate()
+        self.seconds += time.perf_counter() - start
+        name = "val" if self.held_back else "test"
+        if not np.isfinite(chosen["loss"]):
+            raise RunError(
+                f"the {name} loss is {chosen['loss']} after epoch {self.epoch}: "
+                "lower --learning_rate"
             )
+        self.accuracy = chosen["accuracy"]
+        if chosen["accuracy"] > self.best:
+            self.best, self.best_epoch = chosen["accuracy"], self.epoch
+            self.save_best()
+
+        # the steps before a resumption were not of this process
+        images = self.train_loader.images - first * self.train_loader.batch_size
+        values = {
+            "train_loss": loss,
+            "train_accuracy": accuracy,
+            f"{name}_loss": chosen["loss"],
+            f"{name}_accuracy": chosen["accuracy"],
+            "learning_rate": self.rate,
+            "images_per_s": images / trained,
+            "seconds": self.seconds,
+        }
+        curves = self.measure.curves(self.net) if log.board and self.measure else {}
+        log.epoch(self.epoch, values, curves)
+        self.world.say(
+            f"epoch {self.epoch}/{self.recipe.epochs}  train {loss:.4f} {accuracy:.2%}  "
+            f"{name} {chosen['loss']:.4f} {chosen['accuracy']:.2%}  "
+            f"best {self.best:.2%} ({self.best_epoch})  "
+            f"lr {self.rate:.3g}  {values['images_per_s']:.0f} images/s"
+        )
+        # the next epoch's number goes with this epoch's weights
+        self.epoch, self.step = self.epoch + 1, 0
+        self.save_last()
+        return chosen
+
+    def _best_network(self):
+        """The stored best network, read back from the file, so that the figures are those of the
+        file.
+        """
+        folder = self.record.folder
+        if folder is None:
+            return self.kept
+        self.world.barrier()
+        best = checkpoint.rebuild(checkpoint.load(folder / "best.pth"))
+        return best.to(self.world.device, memory_format=torch.channels_last)
+
+    def _finish(self, last):
+        """Summary of the best network, with its figures on the test set where they are not known
+        yet.
+        """
+        record, folder = self.record, self.record.folder
         summary = {
-            "kind": self.kind,
+            "kind": record.kind,
             "network": self.net.built,
-            "data": self.about["source"],
+            "data": record.data["source"],
             "best_epoch": self.best_epoch,
             "best_accuracy": self.best,
             "last_accuracy": last["accuracy"],
             "epochs": self.recipe.epochs,
             "seconds": self.seconds,
-            "checkpoint": self.folder and str(self.stable),
-            "run": self.folder and str(self.folder),
-            **self.extra,
+            "checkpoint": folder and str(record.stable),
+            "run": folder and str(folder),
+            **record.extra,
         }
-        if self.args.val_fraction or self.args.energy:
-            measured = report(
-                best,
-                self.test_loader,
-                self.world,
-                self.args,
-                self.about,
-                self.folder and self.folder / "energy",
-            )
-            summary |= {k: v for k, v in measured.items() if k != "energy"}
-        if self.world.main and self.folder is not None:
-            write_json(self.folder / "summary.json", summary)
-        self.world.say(
-            f"best {self.best:.2%} at epoch {self.best_epoch}"
-            + (f", test {summary['test_accuracy']:.2%}" if "test_accuracy" in summary else "")
-            + (
-                f"; weights {self.stable}, run {self.folder}"
-                if self.folder
-                else "; nothing saved (--dont_save)"
-            )
+        # without images held back, the best accuracy is the test accuracy already
+        if self.measure and (self.held_back or self.run.energy):
+            measured = self.measure(self._best_network(), folder and folder / "energy")
+            summary |= {key: value for key, value in measured.items() if key != "energy"}
+        if self.writes:
+            write_json(folder / "summary.json", summary)
+
+        text = f"best {self.best:.2%} at epoch {self.best_epoch}"
+        if "test_accuracy" in summary:
+            text += f", test {summary['test_accuracy']:.2%}"
+        where = (
+            f"weights {record.stable}, run {folder}" if folder else "nothing saved (--dont_save)"
         )
+        self.world.say(f"{text}; {where}")
         return summary
-
-
-def report(net, loader, world, args, about, stem=None, model="paper"):
-    """Test accuracy and, with --energy, the energy of `net`: printed under `model`, under all in <stem>.json and .csv."""
-    from analysis.energy import Counter
-
-    counter = Counter(net) if args.energy else None
-    with counter or nullcontext():
-        result = evaluate(net, loader, world, args.amp)
-    summary = {
-        "test_accuracy": result["accuracy"],
-        "test_loss": result["loss"],
-        "test_images": result["images"],
-    }
-    on = {"network": net.built, "data": about["source"], "test": about["test"]}
-    if counter:
-        energy = counter.energy(world)
-        summary |= {
-            "energy_uj": energy.total_uj,
-            "ann_energy_uj": energy.ann_uj,
-            "lane_rates": energy.lane_rates,
-        }
-        summary["energy"] = energy
-        world.say(energy.table(model))
-        if stem and world.main:
-            energy.write(stem, {**on, **{k: v for k, v in summary.items() if k != "energy"}})
-    return summary

@@ -1,4 +1,6 @@
-"""Data sets by name. Small images are held in memory and augmented in batches on the training device."""
+"""Images from files and folders. Small ones are held in memory, large ones stay files that are
+decoded when they are asked for.
+"""
 
 import hashlib
 import os
@@ -12,14 +14,7 @@ import torch
 
 from engine.errors import UseError
 
-from .loader import FileLoader, MemoryLoader
-
-STATISTICS = {  # per-channel mean and standard deviation of pixels in [0, 1]
-    "CIFAR10": ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)),
-    "CIFAR100": ((0.5071, 0.4867, 0.4408), (0.2675, 0.2565, 0.2761)),
-    "IMAGENET": ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)),
-}
-IN_MEMORY = 64  # image sides up to this are held in memory
+IN_MEMORY = 64  # image sides up to this are held in memory, pixels
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"}
 
 
@@ -31,7 +26,12 @@ class Memory:
     labels: torch.Tensor
 
     def subset(self, index):
+        """The part's images at `index` [n]."""
         return Memory(self.images[index], self.labels[index])
+
+    def content(self):
+        """Bytes by which the images are told from others."""
+        return self.images.numpy().tobytes()
 
 
 @dataclass(frozen=True)
@@ -42,15 +42,26 @@ class Files:
     labels: torch.Tensor
 
     def subset(self, index):
+        """The part's files at `index` [n]."""
         return Files([self.paths[i] for i in index.tolist()], self.labels[index])
+
+    def content(self):
+        """Bytes by which the files are told from others: class and name of each, wherever the
+        folder lies.
+        """
+        names = [str(Path(*Path(path).parts[-2:])) for path in self.paths]
+        return "\n".join(names).encode()
 
 
 @dataclass(frozen=True)
 class Data:
-    """A data set: training and test part, what it is (`about`, plain values), normalisation and augmentation.
+    """A data set as training sees it.
 
-    transforms: training -> transform of a PIL image, in worker processes, in the place of crop, flip and normalisation.
-    repeats: how often an epoch shows each of (correspondingly fewer) images. drop_last: train on whole batches alone.
+    train, test: its parts. about: what it is, plain values. mean, std: per channel, of pixels in
+    [0, 1]. crop: zero padding of the random crop, pixels. flip: mirror half of the training images.
+    transforms: training -> transform of a PIL image, in worker processes, in the place of crop,
+    flip and normalisation. repeats: how often an epoch shows each of (correspondingly fewer)
+    images. drop_last: train on whole batches alone.
     """
 
     train: Memory | Files
@@ -58,25 +69,36 @@ class Data:
     about: dict
     mean: tuple
     std: tuple
-    crop: int  # zero padding of the random crop, pixels
+    crop: int
     flip: bool
     transforms: Callable | None = None
     repeats: int = 1
     drop_last: bool = False
 
 
+@dataclass(frozen=True)
+class Found:
+    """What a reader found: the parts; source, as results name it; where it lies; class names, if it
+    has its own.
+    """
+
+    train: Memory | Files
+    test: Memory | Files
+    source: str
+    where: str = ""
+    classes: list | None = None
+
+
 def describe_part(part):
+    """{"images": how many, "sha256": digest of labels and images} of a part."""
     digest = hashlib.sha256(part.labels.numpy().tobytes())
-    digest.update(
-        part.images.numpy().tobytes()
-        if isinstance(part, Memory)
-        else "\n".join(str(Path(*Path(p).parts[-2:])) for p in part.paths).encode()
-    )
+    digest.update(part.content())
     return {"images": len(part.labels), "sha256": digest.hexdigest()[:16]}
 
 
 def decode(path, size=None):
-    """One image file as uint8 [H, W, 3]; with `size`, shorter side resized to it and the centre cut out.
+    """One image file as uint8 [H, W, 3]; with `size`, shorter side resized to it and the centre cut
+    out.
 
     Raises:
         UseError: the file is truncated or not an image.
@@ -86,22 +108,23 @@ def decode(path, size=None):
     try:
         with Image.open(path) as image:
             image = image.convert("RGB")
+    # Pillow's decoders raise each of these on a damaged file
     except (OSError, SyntaxError, ValueError) as error:
         raise UseError(
             f"{path} cannot be read as an image ({error}): replace it or remove it"
         ) from None
     if size:
+        # the shorter side fits; the longer one is cut to the middle
         scale = size / min(image.size)
-        image = image.resize(
-            [max(size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR
-        )
+        sides = [max(size, round(side * scale)) for side in image.size]
+        image = image.resize(sides, Image.Resampling.BILINEAR)
         left, top = (image.width - size) // 2, (image.height - size) // 2
         image = image.crop((left, top, left + size, top + size))
     return np.asarray(image)
 
 
 def find_files(folder, classes=None):
-    """(paths, labels, class names) of <folder>/<class>/*.
+    """(paths, labels [N], class names) of <folder>/<class>/*.
 
     Raises:
         UseError: the folder is missing, empty, or its classes are not `classes`.
@@ -111,216 +134,147 @@ def find_files(folder, classes=None):
         raise UseError(
             f"expected an image folder {folder}/<class>/*.jpg, but {folder} is not a folder"
         )
-    found = sorted(
-        entry.name
-        for entry in os.scandir(folder)
-        if entry.is_dir() and not entry.name.startswith(".")
-    )
+    # hidden folders are no classes
+    entries = [entry for entry in os.scandir(folder) if entry.is_dir()]
+    found = sorted(entry.name for entry in entries if not entry.name.startswith("."))
     unknown = sorted(set(found) - set(classes or found))
     if unknown:
+        known = ", ".join(classes[:5]) + (" ..." if len(classes) > 5 else "")
         raise UseError(
-            f"{folder} holds the class {unknown[0]!r}, which is not in the training part (it has "
-            f"{', '.join(classes[:5])}{' ...' if len(classes) > 5 else ''}): rename or remove it"
+            f"{folder} holds the class {unknown[0]!r}, which is not in the training part "
+            f"(it has {known}): rename or remove it"
         )
+
+    # a class of the training part may be absent from the test part
     classes = classes or found
     paths, labels = [], []
     for label, name in enumerate(classes):
-        entries = sorted(e.path for e in os.scandir(folder / name)) if name in found else []
-        entries = [p for p in entries if Path(p).suffix.lower() in SUFFIXES]
-        paths += entries
-        labels += [label] * len(entries)
+        files = sorted(entry.path for entry in os.scandir(folder / name)) if name in found else []
+        files = [path for path in files if Path(path).suffix.lower() in SUFFIXES]
+        paths += files
+        labels += [label] * len(files)
     if not paths:
         raise UseError(f"{folder} holds no images: expected {folder}/<class>/*.jpg")
     return paths, torch.tensor(labels), classes
 
 
 def read_folder(paths, labels, size, exact=False):
-    """Decode image files into Memory; `exact` demands images of size x size instead of resizing."""
+    """Decode image files into `Memory`; `exact`: demand size x size pixels instead of resizing."""
 
     def read(path):
         image = decode(path, None if exact else size)
-        if image.shape[:2] != (size, size):
-            raise UseError(
-                f"{path} is {image.shape[1]}x{image.shape[0]} pixels, expected {size}x{size}"
-            )
+        height, width = image.shape[:2]
+        if (height, width) != (size, size):
+            raise UseError(f"{path} is {width}x{height} pixels, expected {size}x{size}")
         return image
 
     images = np.empty((len(paths), size, size, 3), np.uint8)
+    # decoding releases the interpreter's lock, so threads do
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         for i, image in enumerate(pool.map(read, paths, chunksize=64)):
             images[i] = image
     return Memory(torch.from_numpy(images), labels)
 
 
-def _cifar(name, root, world):
+def read_parts(train, test, size):
+    """Both parts from (paths, labels), in memory up to `IN_MEMORY` pixels."""
+    if size <= IN_MEMORY:
+        return read_folder(*train, size), read_folder(*test, size)
+    return Files(*train), Files(*test)
+
+
+# ---- readers: (entry of the table, `DataOptions`, side in pixels, world) -> `Found` ----
+
+
+def read_cifar(entry, options, side, world):
     """CIFAR from torchvision's files, an image-folder copy, or a download, in this order."""
+    # torchvision's own files go before a copy, which may be lossy
+    root = Path(options.data_root)
+    files, copy = root / entry.files, root / f"{entry.name.lower()}-jpeg"
+    if files.exists() or not copy.exists():
+        return _read_torchvision(entry, root, files, copy, world)
+
+    paths, labels, classes = find_files(copy / "train")
+    if len(classes) != entry.classes:
+        raise UseError(
+            f"{copy}/train holds {len(classes)} classes, {entry.name} has {entry.classes}"
+        )
+    train = read_folder(paths, labels, side, exact=True)
+    paths, labels, _ = find_files(copy / "test", classes)
+    test = read_folder(paths, labels, side, exact=True)
+    return Found(train, test, f"{entry.title} (JPEG copy)", str(copy))
+
+
+def _read_torchvision(entry, root, files, copy, world):
+    """CIFAR from torchvision's files, downloaded by rank 0 if they are missing."""
     from torchvision import datasets
 
-    cls, files = (
-        getattr(datasets, name),
-        {"CIFAR10": "cifar-10-batches-py", "CIFAR100": "cifar-100-python"}[name],
-    )
-    copy, count = Path(root) / f"{name.lower()}-jpeg", {"CIFAR10": 10, "CIFAR100": 100}[name]
-    if not (Path(root) / files).exists() and copy.exists():
-        paths, labels, classes = find_files(copy / "train")
-        if len(classes) != count:
-            raise UseError(f"{copy}/train holds {len(classes)} classes, {name} has {count}")
-        test_paths, test_labels, _ = find_files(copy / "test", classes)
-        source = f"{name.replace('CIFAR', 'CIFAR-')} (JPEG copy)"
-        return (
-            read_folder(paths, labels, 32, True),
-            read_folder(test_paths, test_labels, 32, True),
-            source,
-            str(copy),
-        )
+    kind = getattr(datasets, entry.name)
 
     def download():
-        if (Path(root) / files).exists():
+        if files.exists():
             return
-        world.say(
-            f"{name}: neither {Path(root) / files} nor {copy} is there, downloading to {root}"
-        )
+        world.say(f"{entry.name}: neither {files} nor {copy} is there, downloading to {root}")
         try:
-            cls(root, download=True)
+            kind(root, download=True)
         except (OSError, RuntimeError) as error:
             raise UseError(
-                f"no {name} under {root}: expected {files}/ or {copy.name}/ there, and the download failed "
-                f"({error})"
+                f"no {entry.name} under {root}: expected {files.name}/ or {copy.name}/ there, "
+                f"and the download failed ({error})"
             ) from None
 
     world.alone(download)
+    # torchvision checks the files' sums when it reads them
     try:
-        train, test = cls(root, train=True), cls(root, train=False)
+        train, test = kind(root, train=True), kind(root, train=False)
     except (OSError, RuntimeError) as error:
         raise UseError(
-            f"{Path(root) / files} is not a complete {name} ({error}): delete it, then it is downloaded "
-            "anew"
+            f"{files} is not a complete {entry.name} ({error}): delete it, then it is "
+            "downloaded anew"
         ) from None
     parts = [
         Memory(torch.from_numpy(np.ascontiguousarray(part.data)), torch.tensor(part.targets))
         for part in (train, test)
     ]
-    return *parts, f"{name.replace('CIFAR', 'CIFAR-')} (torchvision files)", str(Path(root) / files)
+    return Found(*parts, f"{entry.title} (torchvision files)", str(files))
 
 
-def _digits():
-    """scikit-learn's scanned digits, 8x8 grey, enlarged to 32x32 RGB; a fixed stratified fifth is the test part."""
+def read_digits(entry, options, side, world):
+    """scikit-learn's scanned digits, 8x8 grey, enlarged; a fixed fifth of each is for testing."""
     from sklearn.datasets import load_digits
     from sklearn.model_selection import train_test_split
 
     digits = load_digits()
-    images = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)
-    images = (
-        torch.nn.functional.interpolate(images, size=32, mode="bilinear").round().to(torch.uint8)
-    )
-    images, labels = (
-        images.expand(-1, 3, -1, -1).permute(0, 2, 3, 1).contiguous(),
-        torch.from_numpy(digits.target),
-    )
+    grey = torch.from_numpy(digits.images).float()[:, None] * (255 / 16)  # 0 .. 16 -> 0 .. 255
+    large = torch.nn.functional.interpolate(grey, size=side, mode="bilinear")
+    images = large.round().to(torch.uint8).expand(-1, 3, -1, -1)  # [N, 3, H, W]
+    images = images.permute(0, 2, 3, 1).contiguous()
+    whole = Memory(images, torch.from_numpy(digits.target))
     train, test = train_test_split(
-        np.arange(len(labels)), test_size=0.2, stratify=digits.target, random_state=0
+        np.arange(len(whole.labels)), test_size=0.2, stratify=digits.target, random_state=0
     )
-    return Memory(images[train], labels[train]), Memory(images[test], labels[test])
+    return Found(whole.subset(train), whole.subset(test), entry.title)
 
 
-def load(args, world):
-    """The data set that `args` (dataset, data_root, dataset_dir, image_size) names.
-
-    Raises:
-        UseError: data missing, incomplete or unreadable; the message says what was expected where.
-    """
-    name, size, crop, flip = args.dataset, 32, 4, True
-    where, classes = "", None
-    if name in ("CIFAR10", "CIFAR100"):
-        train, test, source, where = _cifar(name, args.data_root, world)
-        count = int(name[5:])
-    elif name == "DIGITS":
-        (train, test), source, count, crop, flip = _digits(), "scikit-learn digits", 10, 2, False
-    else:
-        root = Path(args.dataset_dir)
-        size = 224 if name == "IMAGENET" else args.image_size
-        if size is None:
-            raise UseError(
-                "--dataset FOLDER needs --image_size, the side of the square input in pixels"
-            )
-        paths, labels, classes = find_files(root / "train")
-        if name == "IMAGENET" and len(classes) > 1000:
-            raise UseError(
-                f"{root}/train holds {len(classes)} classes, ImageNet has 1000: use --dataset FOLDER "
-                "--image_size 224"
-            )
-        test_folder = next(
-            (root / part for part in ("val", "test") if (root / part).is_dir()), root / "val"
+def read_image_folder(entry, options, side, world):
+    """<dataset_dir>/train/<class>/* and val/ or test/."""
+    root = Path(options.dataset_dir)
+    paths, labels, classes = find_files(root / "train")
+    if entry.classes and len(classes) > entry.classes:
+        raise UseError(
+            f"{root}/train holds {len(classes)} classes, {entry.title} has {entry.classes}: "
+            f"use --dataset FOLDER --image_size {side}"
         )
-        test_paths, test_labels, _ = find_files(test_folder, classes)
-        source, where, count = f"{name} ({root})", str(root), len(classes)
-        if name == "IMAGENET" and count != 1000:
-            world.say(
-                f"warning: {root}/train holds {count} classes, ImageNet has 1000; the network keeps 1000 outputs"
-            )
-            source, count = f"IMAGENET stand-in of {count} classes ({root})", 1000
-        if size <= IN_MEMORY:
-            train, test = (
-                read_folder(paths, labels, size),
-                read_folder(test_paths, test_labels, size),
-            )
-            crop = size // 8
-        else:
-            train, test = Files(paths, labels), Files(test_paths, test_labels)
-    mean, std = STATISTICS.get(name, STATISTICS["IMAGENET"])
-    if name not in STATISTICS and isinstance(train, Memory):
-        pixels = train.images.flatten(0, 2).double() / 255
-        mean, std = tuple(pixels.mean(0).tolist()), tuple(pixels.std(0).clamp(min=1e-3).tolist())
-    about = {
-        "name": name,
-        "source": source,
-        "where": where,
-        "num_classes": count,
-        "image_size": size,
-        "train": describe_part(train),
-        "test": describe_part(test),
-    }
-    if name == "FOLDER":
-        about["classes"] = classes
-    return Data(train, test, about, mean, std, crop, flip)
-
-
-def loaders(data, args, world, loader=None):
-    """(training, choosing, test) loaders; the best epoch is chosen on the second, which is the test set itself when
-    `val_fraction` is 0.
-
-    loader: class of the loaders; default: what fits the part.
-    Raises:
-        UseError: a batch is smaller than the number of processes.
-    """
-    train, choose = data.train, data.test
-    if args.val_fraction:
-        order = torch.randperm(
-            len(train.labels), generator=torch.Generator().manual_seed(args.seed)
+    # without either folder the error names val/
+    held = [root / part for part in ("val", "test") if (root / part).is_dir()]
+    test_paths, test_labels, _ = find_files([*held, root / "val"][0], classes)
+    train, test = read_parts((paths, labels), (test_paths, test_labels), side)
+    source = f"{entry.name} ({root})"
+    # a part of ImageNet is good for a trial of its commands
+    if entry.classes and len(classes) != entry.classes:
+        world.say(
+            f"warning: {root}/train holds {len(classes)} classes, {entry.title} has "
+            f"{entry.classes}; the network keeps {entry.classes} outputs"
         )
-        held = round(args.val_fraction * len(order))
-        if not 0 < held < len(order):
-            raise UseError(
-                f"--val_fraction {args.val_fraction} of {len(order)} training images holds back {held}: "
-                "at least one image is needed on either side"
-            )
-        train, choose = data.train.subset(order[held:]), data.train.subset(order[:held])
-    for name, count in (
-        ("--batch_size", args.batch_size),
-        ("the training part", len(train.labels)),
-    ):
-        if count < world.size:
-            raise UseError(
-                f"{name} is {count}, smaller than the {world.size} processes that share it: "
-                f"at least {world.size} images are needed"
-            )
-
-    def make(part, training):
-        limit = args.limit_train_batches if training else args.limit_eval_batches
-        in_memory = isinstance(part, Memory) and not (training and data.transforms)
-        cls = loader or (MemoryLoader if in_memory else FileLoader)
-        batch = args.batch_size if training else getattr(args, "val_batch_size", args.batch_size)
-        return cls(part, data, world, batch, training, limit, args.seed, args.workers)
-
-    test = make(data.test, False)
-    return make(train, True), make(choose, False) if args.val_fraction else test, test
+        source = f"{entry.name} stand-in of {len(classes)} classes ({root})"
+    return Found(train, test, source, str(root), classes)

@@ -1,184 +1,298 @@
-"""Batches. Order and augmentation depend on (seed, epoch, step) alone, for the whole batch of all processes, so a
-resumed run and a run on another number of processes see the same images.
+"""Batches of images.
+
+Order and augmentation depend on (seed, epoch, step) alone, for the whole batch of all processes, so
+a resumed run and a run on another number of processes see the same images.
 """
 
 import random
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from PIL import Image
+from torch.nn import functional as F
 
 from engine.errors import UseError
+from engine.settings import machine_option, natural, number, option, positive
+
+from .images import Memory, decode
+
+AUGMENTATION, DECODING = 1, 2  # which of the generators of a (seed, epoch, ...) is meant
+
+
+@dataclass(frozen=True)
+class BatchOptions:
+    """batches"""
+
+    batch_size: int = option(
+        64, "images per step, all processes together", positive, spellings=("-b",)
+    )
+    val_batch_size: int | None = option(
+        None,
+        "images per step in evaluation; default: --batch_size",
+        positive,
+        spellings=("-vb",),
+    )
+    workers: int = machine_option(
+        4,
+        "image-decoding processes per training process (sets up to 64 pixels are held in memory "
+        "and need none)",
+        natural,
+        spellings=("-j",),
+    )
+    val_fraction: float = option(
+        0.0,
+        "share of the training images held back to choose the best epoch on; 0 chooses on the "
+        "test set, as published",
+        number(float, low=0, high=0.9),
+    )
+    limit_train_batches: int = option(0, "training batches per epoch, 0: all", natural)
+    limit_eval_batches: int = option(0, "evaluation batches, 0: all", natural)
 
 
 def seeded(*key):
-    """Generator of a tuple of small integers."""
+    """Generator of a tuple of small integers: an FNV-like hash of them is the seed."""
     value = 0x9E3779B97F4A7C15
     for part in key:
-        value = (value ^ (part + 0x632BE59BD9B4E019)) * 0x100000001B3 % (1 << 63)
+        mixed = value ^ (part + 0x632BE59BD9B4E019)
+        value = mixed * 0x100000001B3 % (1 << 63)
     return torch.Generator().manual_seed(value)
 
 
 class Loader:
-    """Iterates (images, labels, n): this process's share of each batch, and the size n of the whole batch.
+    """Iterates (images, labels, n): this process's share of each batch, and the size n of the
+    batch.
 
-    Images are float32 [b, 3, H, W], channels_last, on the device. Training batches are shuffled; a last batch with
-    fewer images than processes is left out of training. Evaluation visits every image exactly once, in one fixed mixed
-    order, so that a few batches are a sample of all classes; a process without a share of the last batch skips it.
+    Images are float32 [b, 3, H, W], channels_last, on the device. Training batches are shuffled; a
+    last batch with fewer images than processes is left out of training. Evaluation visits every
+    image exactly once, in one fixed mixed order, so that a few batches are a sample of all classes;
+    a process without a share of the last batch skips it.
+
+    Args:
+        part: `Memory` or `Files`. data: the `Data` it is of. options: `BatchOptions`. seed: of
+            order and augmentation. world: `engine.dist.World`. training: shuffle and augment.
     """
 
-    def __init__(self, part, data, world, batch_size, training, limit, seed, workers):
-        self.part, self.data, self.world, self.training, self.seed = (
-            part,
-            data,
-            world,
-            training,
-            seed,
-        )
-        self.batch_size, self.workers, count = batch_size, workers, len(part.labels)
-        self.batches = -(-count // batch_size)
-        if (
-            training
-            and 0 < count % batch_size < (batch_size if data.drop_last else world.size)
-            and self.batches > 1
-        ):
+    def __init__(self, part, data, options, seed, world, training):
+        self.part, self.data, self.world = part, data, world
+        self.seed, self.workers, self.training = seed, options.workers, training
+        self.batch_size, limit = options.batch_size, options.limit_train_batches
+        if not training:
+            self.batch_size = options.val_batch_size or options.batch_size
+            limit = options.limit_eval_batches
+
+        count = len(part.labels)
+        self.batches = -(-count // self.batch_size)  # rounded up
+        # every process must get an image of a training batch
+        smallest = self.batch_size if data.drop_last else world.size
+        rest = count % self.batch_size
+        if training and 0 < rest < smallest and self.batches > 1:
             self.batches -= 1
-        self.batches = min(self.batches, limit) if limit else self.batches
-        self.images = min(self.batches * batch_size, count)
+        if limit:
+            self.batches = min(self.batches, limit)
+        self.images = min(self.batches * self.batch_size, count)
 
     def __len__(self):
         return self.batches
 
     def shares(self, epoch, start=0):
-        """Yield (step, indices of this process, its positions in the batch, batch size)."""
+        """Yield (step, indices of this process [b], their places in the batch [b], batch size)."""
         count = len(self.part.labels)
-        order = torch.randperm(
-            count, generator=seeded(self.seed, epoch) if self.training else seeded(0)
-        )
-        if (
-            self.training and self.data.repeats > 1
-        ):  # each image several times, augmented anew, and fewer images
+        # evaluation has one order for all seeds
+        key = (self.seed, epoch) if self.training else (0,)
+        order = torch.randperm(count, generator=seeded(*key))
+        if self.training and self.data.repeats > 1:
+            # each image several times, augmented anew, and correspondingly fewer images
             order = order[: -(-count // self.data.repeats)].repeat_interleave(self.data.repeats)
         for step in range(start, self.batches):
             batch = order[step * self.batch_size : (step + 1) * self.batch_size]
-            at = torch.tensor_split(torch.arange(len(batch)), self.world.size)[self.world.rank]
-            if len(at):
-                yield step, batch[at], at, len(batch)
+            places = torch.arange(len(batch)).tensor_split(self.world.size)[self.world.rank]
+            if len(places):
+                yield step, batch[places], places, len(batch)
 
 
 class MemoryLoader(Loader):
-    """Loader of images in memory; crop and flip are one gather on the device, different for every image."""
+    """Loader of images in memory; crop and flip are one gather on the device, different for every
+    image.
+    """
 
     def __init__(self, *args):
         super().__init__(*args)
-        device, pad = self.world.device, self.data.crop if self.training else 0
-        self.store = torch.nn.functional.pad(self.part.images, (0, 0, pad, pad, pad, pad)).to(
-            device
-        )
+        device = self.world.device
+        # the whole padded set lies on the device: 0.2 GB for CIFAR
+        pad = self.data.crop if self.training else 0
+        self.store = F.pad(self.part.images, (0, 0, pad, pad, pad, pad)).to(device)
         self.labels = self.part.labels.to(device)
         self.mean = torch.tensor(self.data.mean, device=device) * 255
         self.scale = 1 / (torch.tensor(self.data.std, device=device) * 255)
         self.side = torch.arange(self.part.images.shape[1], device=device)
 
     def pixels(self, index, top, left, flip):
-        """Normalised crops [b, 3, H, W] (channels_last) of the stored images at `index`, each with its own offset."""
-        rows = top[:, None] + self.side
+        """Normalised crops [b, 3, H, W] (channels_last) of the stored images at `index` [b].
+
+        top, left, flip [b]: where each crop begins, and whether it is mirrored.
+        """
+        rows = top[:, None] + self.side  # [b, H]
         columns = left[:, None] + torch.where(flip[:, None], self.side.flip(0), self.side)
         images = self.store[index[:, None, None], rows[:, :, None], columns[:, None, :]]
         return images.float().sub_(self.mean).mul_(self.scale).permute(0, 3, 1, 2)
 
+    def _draw(self, epoch, step, places, whole_batch):
+        """(top, left, flip) of this process's images, out of those of the whole batch."""
+        if not self.training:
+            offsets = torch.zeros(2, len(places), dtype=torch.long)
+            return *offsets, torch.zeros(len(places), dtype=torch.bool)
+        # drawn for the whole batch, so that the number of processes changes nothing
+        draw = seeded(self.seed, epoch, step, AUGMENTATION)
+        offsets = torch.randint(0, 2 * self.data.crop + 1, (2, whole_batch), generator=draw)
+        flip = torch.rand(whole_batch, generator=draw) < 0.5
+        return *offsets[:, places], flip[places] & self.data.flip
+
     def epoch(self, epoch, start=0):
-        for step, index, at, n in self.shares(epoch, start):
-            if self.training:
-                draw = seeded(self.seed, epoch, step, 1)
-                offsets = torch.randint(0, 2 * self.data.crop + 1, (2, n), generator=draw)[:, at]
-                flip = (torch.rand(n, generator=draw) < 0.5)[at] & self.data.flip
-            else:
-                offsets, flip = (
-                    torch.zeros(2, len(at), dtype=torch.long),
-                    torch.zeros(len(at), dtype=torch.bool),
-                )
-            index, (top, left), flip = map(self.world.send, (index, offsets, flip))
-            yield self.pixels(index, top, left, flip), self.labels[index], n
+        """Iterate over the epoch from step `start` on."""
+        for step, index, places, whole_batch in self.shares(epoch, start):
+            draws = self._draw(epoch, step, places, whole_batch)
+            index, top, left, flip = map(self.world.send, (index, *draws))
+            yield self.pixels(index, top, left, flip), self.labels[index], whole_batch
+
+
+@contextmanager
+def drawn_from(seed):
+    """Seed the generators that transforms draw from, and leave them as they were."""
+    python, numpy = random.getstate(), np.random.get_state()
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(seed)  # the GPU's stays
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
 
 
 class _Decoded(torch.utils.data.Dataset):
-    """Images through transforms, drawn per image from (seed, epoch, index, copy)."""
+    """Images through transforms, drawn per image from (seed, epoch, index, copy of it).
+
+    Its keys are (index, epoch, place in the epoch's order).
+    """
 
     def __init__(self, loader):
-        from torchvision.transforms import v2
-
-        size, data = loader.data.about["image_size"], loader.data
-        self.part, self.seed, self.data = loader.part, loader.seed, data
-        if data.transforms:
-            self.transform = data.transforms(loader.training)
-            return
-        shape = (
-            [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
-            if loader.training
-            else [v2.Resize(round(size * 256 / 224), antialias=True), v2.CenterCrop(size)]
-        )
-        self.transform = v2.Compose(
-            [*shape, v2.ToDtype(torch.float32, scale=True), v2.Normalize(data.mean, data.std)]
-        )
+        self.part, self.seed, self.data = loader.part, loader.seed, loader.data
+        if self.data.transforms:
+            self.transform = self.data.transforms(loader.training)
+        else:
+            self.transform = published_transform(self.data, loader.training)
 
     def __len__(self):
         return len(self.part.labels)
 
-    def __getitem__(self, key):
-        from .images import decode
+    def _image(self, index):
+        """uint8 [H, W, 3]"""
+        if isinstance(self.part, Memory):
+            return self.part.images[index].numpy()
+        return decode(self.part.paths[index])
 
-        index, epoch, copy = key
-        image = (
-            self.part.images[index].numpy()
-            if hasattr(self.part, "images")
-            else decode(self.part.paths[index])
-        )
-        image = (
-            Image.fromarray(image)
-            if self.data.transforms
-            else torch.from_numpy(image.copy()).permute(2, 0, 1)
-        )
-        seed = seeded(self.seed, epoch, index, 2, *[copy] * (copy > 0)).initial_seed()
-        states = random.getstate(), np.random.get_state()
-        random.seed(seed)
-        np.random.seed(seed % 2**32)
-        try:
-            with torch.random.fork_rng(devices=[]):
-                torch.default_generator.manual_seed(seed)  # the GPU's stays
-                return self.transform(image), self.part.labels[index]
-        finally:
-            random.setstate(states[0])
-            np.random.set_state(states[1])
+    def __getitem__(self, key):
+        index, epoch, place = key
+        image = self._image(index)
+        if self.data.transforms:
+            image = Image.fromarray(image)
+        else:
+            image = torch.from_numpy(image.copy()).permute(2, 0, 1)
+        # copies of an image follow one another; the first has the key of one that is shown once
+        copy = place % self.data.repeats
+        copies = [copy] if copy else []
+        draw = seeded(self.seed, epoch, index, DECODING, *copies)
+        with drawn_from(draw.initial_seed()):
+            return self.transform(image), self.part.labels[index]
+
+
+def published_transform(data, training):
+    """ImageNet's published augmentation: random resized crop and flip; in evaluation resize and
+    centre crop.
+    """
+    from torchvision.transforms import v2
+
+    size = data.about["image_size"]
+    if training:
+        shape = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+    else:
+        shape = [v2.Resize(round(size * 256 / 224), antialias=True), v2.CenterCrop(size)]
+    scaled = v2.ToDtype(torch.float32, scale=True)
+    return v2.Compose([*shape, scaled, v2.Normalize(data.mean, data.std)])
 
 
 class FileLoader(Loader):
     """Loader of image files, decoded by worker processes."""
 
     def epoch(self, epoch, start=0):
+        """Iterate over the epoch from step `start` on."""
         shares = list(self.shares(epoch, start))
+        keys = []
+        for step, index, places, _ in shares:
+            places = places + step * self.batch_size  # in the epoch's order
+            pairs = zip(index.tolist(), places.tolist())
+            keys.append([(i, epoch, place) for i, place in pairs])
         device = self.world.device
         batches = torch.utils.data.DataLoader(
             _Decoded(self),
-            batch_sampler=[
-                [
-                    (i, epoch, (step * self.batch_size + a) % self.data.repeats)
-                    for i, a in zip(index.tolist(), at.tolist())
-                ]
-                for step, index, at, _ in shares
-            ],
+            batch_sampler=keys,
             num_workers=min(self.workers, len(shares)),
             pin_memory=device.type == "cuda",
+            # without one it draws from the generator of the dropout masks
             generator=torch.Generator(),
-        )  # without one it draws from the generator of the dropout masks
+        )
         try:
-            for (images, labels), (_, _, _, n) in zip(batches, shares, strict=True):
-                yield (
-                    images.to(device, non_blocking=True, memory_format=torch.channels_last),
-                    labels.to(device, non_blocking=True),
-                    n,
-                )
-        except UseError as error:  # from a worker process it comes with the text of its traceback
+            for (images, labels), (*_, whole_batch) in zip(batches, shares, strict=True):
+                images = images.to(device, non_blocking=True, memory_format=torch.channels_last)
+                yield images, labels.to(device, non_blocking=True), whole_batch
+        except UseError as error:
+            # from a worker process it comes with the text of its traceback
+            last = str(error).strip().splitlines()[-1]
+            raise UseError(last.rpartition("UseError: ")[2]) from None
+
+
+def _hold_back(part, fraction, seed):
+    """(what is left, what is held back) of the training part."""
+    order = torch.randperm(len(part.labels), generator=torch.Generator().manual_seed(seed))
+    held = round(fraction * len(order))
+    if not 0 < held < len(order):
+        raise UseError(
+            f"--val_fraction {fraction} of {len(order)} training images holds back {held}: "
+            "at least one image is needed on either side"
+        )
+    return part.subset(order[held:]), part.subset(order[:held])
+
+
+def loaders(data, options, seed, world, kind=None):
+    """(training, choosing, test) loaders.
+
+    The best epoch is chosen on the second, which is the test loader itself without --val_fraction.
+
+    Args:
+        data: `Data`. options: `BatchOptions`. seed: of order and augmentation.
+        kind: class of the loaders; default: what fits the part.
+    Raises:
+        UseError: a batch is smaller than the number of processes.
+    """
+    train, held = data.train, None
+    if options.val_fraction:
+        train, held = _hold_back(train, options.val_fraction, seed)
+    sizes = {"--batch_size": options.batch_size, "the training part": len(train.labels)}
+    for name, count in sizes.items():
+        if count < world.size:
             raise UseError(
-                str(error).strip().splitlines()[-1].rpartition("UseError: ")[2]
-            ) from None
+                f"{name} is {count}, smaller than the {world.size} processes that share it: "
+                f"at least {world.size} images are needed"
+            )
+
+    def make(part, training):
+        # further augmentation than crop and flip runs in worker processes
+        in_memory = isinstance(part, Memory) and not (training and data.transforms)
+        cls = kind or (MemoryLoader if in_memory else FileLoader)
+        return cls(part, data, options, seed, world, training)
+
+    test = make(data.test, False)
+    return make(train, True), make(held, False) if held else test, test

@@ -1,95 +1,85 @@
-"""Accuracy, operations, rates per layer, lane and step, and energy of a trained VGGSNN on the test recordings.
+"""Accuracy, operations, rates per layer, lane and step, and energy of a trained VGGSNN on the test
+recordings.
 
-python3 main_test.py --multi_channel 1 --num_channels 4 --T_prime 80       the checkpoint that the training wrote for these
+python3 main_test.py --multi_channel 1 --num_channels 4 --T_prime 80
+                                              the checkpoint that the training wrote for these
 python3 main_test.py --checkpoint trained_models/vggsnn_dvscifar10_first900_T80_C4.pth
 """
 
 import sys
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+# the script may be started in its own folder, as published
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
 
-from analysis.firing import measured
-from cli import parser as cli
-from cli import run
+from analysis.measure import Measure, whole_report
+from cli import events
+from cli.options import EnergyOptions, NetworkOptions, NeuronOptions
+from cli.parser import Parser, refuse_idle
 from engine import checkpoint
 from engine.dist import launch
 from engine.errors import guard
-from inputs import images as data
-from inputs.events import recordings as dvs
-from neuromorphic_tasks.main_training_parallel import (
-    add_setting,
-    build,
-    check_recordings,
-    load_weights,
-    result,
-    settled,
-)
+from engine.loop import ComputeOptions, RunOptions
+from engine.settings import group
+from inputs.events.options import CodingOptions
+
+
+@dataclass(frozen=True)
+class MeasureSettings(events.EventSettings):
+    """Options of main_test.py; S and T_F have other defaults than in the training, as published."""
+
+    network: NetworkOptions = group(
+        only=("width_mult", "pretrained_snn"),
+        pretrained_snn={
+            "help": "trained weights, ours (with the settings of the training; of a run folder "
+            "the best ones) or the published code's; default: what the training wrote for these "
+            "options",
+            "spellings": ("--checkpoint",),
+        },
+    )
+    # the published defaults
+    coding: CodingOptions = group(T_prime=5, prepared=events.PREPARED)
+    neuron: NeuronOptions = group(
+        only=("multi_channel", "num_channels", "neuron_backend"), multi_channel=1, num_channels=2
+    )
+    compute: ComputeOptions = group(only=("seed", "amp"), seed=1000)
+    run: RunOptions = group(
+        only=("output_dir",), output_dir={"help": "folder of the results of the training"}
+    )
+    measure: EnergyOptions = group(
+        only=("output",),
+        output={"help": "path without suffix of the results, else beside the checkpoint"},
+    )
 
 
 def get_parser():
-    parser = cli.Parser(
-        prog="main_test.py",
-        description="Accuracy, operations, rates and energy of a trained VGGSNN.",
-    )
-    group = add_setting(parser, 1, 2, 5)
-    group.add_argument(
-        "--checkpoint",
-        default="",
-        help="trained weights, ours (their settings hold; of a run folder "
-        "its best) or the published code's; default: what the training wrote for these options",
-    )
-    group.add_argument(
-        "--output_dir", default="./trained_models", help="folder in which that is looked for"
-    )
-    group.add_argument(
-        "--output",
-        default="",
-        help="path without suffix of the results, else beside the checkpoint",
-    )
-    group.add_argument("--debug", action="store_true", help="show tracebacks")
-    cli.add_distributed(parser)
-    parser.set_defaults(compile="none", surrogate_edge="published")
-    return parser
+    """Its command line."""
+    about = "Accuracy, operations, rates and energy of a trained VGGSNN."
+    return Parser("main_test.py", about, MeasureSettings)
 
 
-def work(args, world):
-    path = args.checkpoint or result(args)
-    args, content = settled(args, path, "--checkpoint")
-    run.say_backend(args, world)
-    found = dvs.load(args)
-    check_recordings(content, found.about, path)
-    net = build(args, found.about)
-    load_weights(net, path)
-    test = data.loaders(found, args, world, dvs.EventLoader)[2]
-    return measured(
-        run.place(net, world),
-        test,
-        world,
-        args,
-        found.about,
-        checkpoint.beside(path, "_test", args.output),
-    )
+def work(asked, world):
+    """Measure the network, as one of the processes of `world`; returns the summary."""
+    # without a name, what the training wrote for these options
+    path = asked.network.pretrained_snn or str(events.result(asked))
+    asked = replace(asked, network=replace(asked.network, pretrained_snn=path))
+    asked, trained_on = events.settled(asked)
+    task, net = events.start(asked, trained_on, None, world)
+    measure = Measure(task.test, world, task.about, asked.compute.amp)
+    return whole_report(net, measure, checkpoint.beside(path, "_test", asked.measure.output))
 
 
 def main(argv=None):
-    args = get_parser().parse(argv)
-    cli.refuse_idle(
-        args,
-        [
-            (
-                ["val_fraction", "limit_train_batches"],
-                False,
-                "the test set is measured, nothing is trained",
-            ),
-            (
-                ["num_channels"],
-                args.multi_channel,
-                "plain LIF has one lane, give --multi_channel 1",
-            ),
-        ],
-    )
-    return launch(work, args)
+    """Run the command line argv (None: this process's)."""
+    asked = get_parser().parse(argv)
+    idle = ["val_fraction", "limit_train_batches"]
+    reason = "the test set is measured, nothing is trained"
+    refuse_idle(asked.given, [(idle, False, reason), events.lanes_rule(asked)])
+    job = partial(work, asked)
+    return launch(job, asked.device, asked.compute.amp, asked.common.debug)
 
 
 if __name__ == "__main__":

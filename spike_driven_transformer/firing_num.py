@@ -1,74 +1,111 @@
-"""Accuracy, nonzero and firing rates per layer, lane and step, and energy of a trained transformer on its whole test set.
+"""Accuracy, nonzero and firing rates per layer, lane and step, and energy of a trained transformer
+on its whole test set.
 
 python firing_num.py --resume output/sdt_2_512_cifar10_t4_mlif_c3.pth
-python firing_num.py -c conf/cifar10/2_512_300E_t4_c3.yml --resume published_weights.pth.tar    (weights without settings)
+
+Weights without settings need a configuration:
+
+python firing_num.py -c conf/cifar10/2_512_300E_t4_c3.yml --resume published_weights.pth.tar
 """
 
 import sys
-from argparse import Namespace
+from functools import partial
 from pathlib import Path
 
+# a script that is started in its own folder does not find the project's
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from analysis.firing import measured
-from cli import parser as cli
+from analysis.measure import Measure, whole_report
 from cli import run
-from engine import checkpoint
+from cli.parser import Parser, refuse_idle
+from cli.transformer import TransformerParser, TransformerSettings, build, load_data
+from engine import checkpoint, settings
 from engine.dist import launch
 from engine.errors import UseError, guard
-from spike_driven_transformer.train import build, get_parser, load_data, load_weights, with_config
 
-DATA = (
-    "dataset",
-    "data_dir",
-    "img_size",
-    "mean",
-    "std",
-    "interpolation",
-    "crop_pct",
-    "val_fraction",
-)
+# options of the test images; a checkpoint's own settings answer what the command line does not
+IMAGES = {"dataset", "data_root", "image_size", "mean", "std", "interpolation", "crop_pct"}
+
+# groups that only train.py obeys, but for IMAGES and --amp; and single options like them
+TRAINING = ("augment", "mixing", "training", "timm", "schedule", "loss", "compute")
+IDLE = {
+    "initial_checkpoint",
+    "sync_bn",
+    "limit_train_batches",
+    "save_freq",
+    "test_only",
+    "dont_save",
+}
 
 
-def work(args, world):
-    content = checkpoint.load(args.resume)
-    if content["format"] != "published":
-        if content["kind"] != "sdt":
-            raise UseError(f"{args.resume} holds no transformer: use energy.py")
-        stored = {k: v for k, v in content["settings"].items() if k in DATA and k not in args.given}
-        args = Namespace(**{**vars(args), **stored})
-        net, (data, loaders) = checkpoint.rebuild(content), load_data(args, world)
-    elif args.config:
-        data, loaders = load_data(args, world)
-        net = build(args, data.about)
-        load_weights(net, args.resume)
+def idle():
+    """Names of the options that do nothing here."""
+    groups = settings.groups(TransformerSettings)
+    training = {option.name for name in TRAINING for option in groups[name][1]}
+    return (training | IDLE) - IMAGES - {"amp"}
+
+
+def filled(asked, stored):
+    """The settings, with what a checkpoint's stored ones say of IMAGES that are not given."""
+    # stored keys may be further spellings of a name: data_dir, img_size
+    names = settings.stored_name(TransformerSettings)
+    values = settings.flat(asked)
+    for key, value in stored.items():
+        name = names.get(key)
+        if name in IMAGES - asked.given:
+            values[name] = value
+    return settings.make(TransformerSettings, values)
+
+
+def load(asked, path, world):
+    """(network, `Data`, test loader) of a checkpoint of train.py, or of weights alone.
+
+    Raises:
+        UseError: it is neither, or the network has not the classes of the data set.
+    """
+    content = checkpoint.load(path)
+    published = content["format"] == "published"
+    if published and not asked.experiment.config:
+        raise UseError(f"{path} holds weights without settings: give their -c configuration")
+    if not published and content["kind"] != "sdt":
+        raise UseError(f"{path} holds no transformer: use energy.py")
+    data, loaders = load_data(filled(asked, content.get("settings", {})), world)
+    if published:
+        net = build(asked, data.about)
+        checkpoint.load_named(net, path)
     else:
-        raise UseError(f"{args.resume} holds weights without settings: give their -c configuration")
-    if net.head.out_features != data.about["num_classes"]:
+        net = checkpoint.rebuild(content)
+
+    classes, about = net.head.out_features, data.about
+    if classes != about["num_classes"]:
         raise UseError(
-            f"{args.resume} has {net.head.out_features} classes, {data.about['source']} has "
-            f"{data.about['num_classes']}: check --dataset"
+            f"{path} has {classes} classes, {about['source']} has {about['num_classes']}: "
+            "check --dataset"
         )
-    stem = checkpoint.beside(args.resume, "_firing", args.experiment)
-    return measured(run.place(net, world), loaders[2], world, args, data.about, stem)
+    return net, data, loaders[2]
+
+
+def work(asked, world):
+    """Measure the network, as one of the processes of `world`; returns the summary."""
+    path = asked.run.resume
+    net, data, test = load(asked, path, world)
+    measure = Measure(test, world, data.about, asked.compute.amp)
+    stem = checkpoint.beside(path, "_firing", asked.experiment.experiment)
+    return whole_report(run.place(net, world), measure, stem)
 
 
 def main(argv=None):
-    parser = get_parser("firing_num.py")
-    args = parser.parse(with_config(parser, argv))
-    idle = {
-        a.dest
-        for group in parser._action_groups
-        if group.title in ("augmentation", "training")
-        for a in group._group_actions
-    } | {"limit_train_batches", "save_freq", "test_only", "dont_save"}
-    own = Namespace(
-        given=parser.parse(argv).given
-    )  # a configuration may well hold the recipe of the training
-    cli.refuse_idle(own, [(idle - {*DATA, "amp"}, False, "a trained network is measured")])
-    if not args.resume:
+    """Run the command line argv (None: this process's)."""
+    about = "Accuracy, firing rates and energy of a trained transformer."
+    parser = TransformerParser("firing_num.py", about, TransformerSettings)
+    asked = parser.parse(argv)
+    # a configuration may well hold the recipe of the training, so these are the words of argv alone
+    given = Parser.parse(parser, argv).given
+    refuse_idle(given, [(idle(), False, "a trained network is measured")])
+    if not asked.run.resume:
         raise UseError("give --resume, the checkpoint to measure")
-    return launch(work, args)
+    job = partial(work, asked)
+    return launch(job, asked.device, asked.compute.amp, asked.common.debug)
 
 
 if __name__ == "__main__":

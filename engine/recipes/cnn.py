@@ -1,40 +1,92 @@
-"""What a training step is beside forward and backward: optimizer, schedule, loss. Here that of the published CNNs."""
+"""The recipe of the published CNNs: SGD or Adam, a schedule of drops or a cosine, cross-entropy,
+distillation.
+"""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch.nn import functional as F
 
+from ..settings import (
+    boolean,
+    fractions,
+    number,
+    option,
+    pair,
+    positive,
+    rate,
+    share,
+    strictly_positive,
+)
+from .base import Recipe, mean_readout
+
 THRESHOLDS = ("theta", "scale")  # parameters that --thr_lr governs
 
 
-def make_optimizer(net, args):
-    """SGD with momentum or Adam. With `thr_lr` > 0 thetas (and scales) form a group of their own at that rate."""
-    thr_lr = getattr(args, "thr_lr", 0)
-    named = [(n, p) for n, p in net.named_parameters() if p.requires_grad]
-    thresholds = [p for n, p in named if thr_lr and n.rpartition(".")[2] in THRESHOLDS]
-    kept = {id(p) for p in thresholds}
-    groups = [
-        {
-            "params": [p for _, p in named if id(p) not in kept],
-            "lr": args.learning_rate,
-            "scheduled": True,
-        }
-    ]
-    if thresholds:
-        groups.append({"params": thresholds, "lr": thr_lr, "scheduled": False})
-    if args.optimizer == "SGD":
-        return torch.optim.SGD(
-            groups, momentum=args.momentum, weight_decay=args.weight_decay, fused=True
-        )
-    betas = tuple(getattr(args, "betas", (0.9, 0.999)))
-    return torch.optim.Adam(
-        groups,
-        betas=betas,
-        weight_decay=args.weight_decay,
-        amsgrad=getattr(args, "amsgrad", True),
-        fused=True,
+@dataclass(frozen=True)
+class TrainingOptions:
+    """training"""
+
+    epochs: int = option(300, "epochs to train", positive)
+    learning_rate: float = option(1e-3, "initial learning rate", rate, spellings=("-lr", "--lr"))
+    lr_schedule: str = option(
+        "step",
+        "step: drops at --lr_interval, as published; cosine: to 0 over the epochs, in every step",
+        choices=("step", "cosine"),
     )
+    lr_interval: tuple = option(
+        (0.45, 0.70, 0.90),
+        "fractions of the epochs, in (0, 1], at which the learning rate drops",
+        fractions,
+    )
+    lr_reduce: float = option(10, "divisor of the learning rate at each drop", strictly_positive)
+    thr_lr: float = option(
+        0.0, "constant learning rate of the thresholds, 0: that of the weights", rate
+    )
+    optimizer: str = option("SGD", "SGD with momentum, or Adam", choices=("SGD", "Adam"))
+    weight_decay: float = option(5e-4, "L2 penalty on the parameters", rate)
+    momentum: float = option(0.9, "momentum of SGD; Adam does not use one", rate)
+    amsgrad: bool = option(True, "Adam's AMSGrad variant: true or false", boolean)
+    betas: tuple = option((0.9, 0.999), "Adam's two averaging factors", pair)
+    warm_up: bool = option(False, "raise the learning rate linearly at the start")
+    warm_up_epochs: int = option(5, "length of the warm-up", positive, unit="epochs")
+    warm_up_lr: float = option(1e-6, "learning rate that the warm-up starts from", rate)
+    label_smoothing: float = option(
+        0.0,
+        "share of the target that label smoothing spreads over all classes",
+        number(float, low=0, high=1),
+        spellings=("--smoothing",),
+    )
+    distill: str = option(
+        "", "checkpoint of a teacher whose softened outputs the loss follows, too"
+    )
+    distill_weight: float = option(0.5, "share of the teacher's part in the loss", share)
+    distill_temperature: float = option(
+        4.0, "temperature that softens the outputs of teacher and network", strictly_positive
+    )
+
+
+def make_optimizer(net, options):
+    """SGD with momentum or Adam.
+
+    With `thr_lr` > 0 thetas (and output scales) form a group of their own, at that constant rate.
+    """
+    # a rate of 0 means one group, as published
+    weights, thresholds = [], []
+    for name, parameter in net.named_parameters():
+        apart = options.thr_lr and name.rpartition(".")[2] in THRESHOLDS
+        if parameter.requires_grad:
+            (thresholds if apart else weights).append(parameter)
+    groups = [{"params": weights, "lr": options.learning_rate, "scheduled": True}]
+    if thresholds:
+        groups.append({"params": thresholds, "lr": options.thr_lr, "scheduled": False})
+
+    # fused: one pass over all parameters instead of several for each
+    common = {"weight_decay": options.weight_decay, "fused": True}
+    if options.optimizer == "SGD":
+        return torch.optim.SGD(groups, momentum=options.momentum, **common)
+    return torch.optim.Adam(groups, betas=options.betas, amsgrad=options.amsgrad, **common)
 
 
 def cosine(epoch, epochs, rate):
@@ -42,99 +94,66 @@ def cosine(epoch, epochs, rate):
     return rate * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
 
 
-def learning_rate(epoch, args):
+def learning_rate(epoch, options):
     """Learning rate at `epoch`, counted from 1: 2.5 is the middle of the second epoch.
 
-    'step' (published): divided by lr_reduce from epoch int(f * epochs) on, for every f in lr_interval, whole epochs alone.
-    'cosine': half a cosine from learning_rate to 0, step by step. Before either, with `warm_up`, linear from warm_up_lr
-    over warm_up_epochs epochs.
+    'step' (published): divided by lr_reduce from epoch int(f * epochs) on, for every f in
+    lr_interval, in whole epochs. 'cosine': half a cosine from learning_rate to 0, step by step.
+    Before either, with `warm_up`, linear from warm_up_lr over warm_up_epochs epochs.
     """
-    warm, smooth = args.warm_up_epochs if args.warm_up else 0, args.lr_schedule == "cosine"
-    epoch = epoch if smooth else int(epoch)
+    top, smooth = options.learning_rate, options.lr_schedule == "cosine"
+    if not smooth:
+        epoch = int(epoch)
+    # the warm-up's first step has warm_up_lr, the first one after it the full rate
+    warm = options.warm_up_epochs if options.warm_up else 0
     if epoch - 1 < warm:
-        return args.warm_up_lr + (args.learning_rate - args.warm_up_lr) * (epoch - 1) / warm
+        return options.warm_up_lr + (top - options.warm_up_lr) * (epoch - 1) / warm
     if smooth:
-        return cosine(epoch - warm, args.epochs - warm, args.learning_rate)
-    drops = sum(1 <= int(f * args.epochs) <= epoch for f in args.lr_interval)
-    return args.learning_rate / args.lr_reduce**drops
+        return cosine(epoch - warm, options.epochs - warm, top)
+    # truncated, as published: 0.7 of 90 epochs is epoch 62
+    drops = sum(1 <= int(f * options.epochs) <= epoch for f in options.lr_interval)
+    return top / options.lr_reduce**drops
 
 
-def set_learning_rate(optimizer, epoch, args):
-    """Apply the schedule of `epoch` (the threshold group keeps its rate, as published); return the rate."""
-    rate = learning_rate(epoch, args)
-    for group in optimizer.param_groups:
-        if group["scheduled"]:
-            group["lr"] = rate
-    return rate
+class CNNRecipe(Recipe):
+    """The published recipe of ANN, LQ-ANN and SNN.
 
-
-def whole(out):
-    """[B, classes] of a readout, averaged if it is one for every timestep [T, B, classes]."""
-    return out.mean(0) if out.dim() == 3 else out
-
-
-class Recipe:
-    """The published CNN recipe; another recipe overrides what it does otherwise.
-
-    epochs: how many to train. teacher: a trained network whose softened outputs the loss follows, too (Hinton et al. 2015):
-    `(1 - w) * CE + w * t^2 * KL(softmax(teacher / t) || softmax(out / t))`. price: () -> what the forward that has just run
-    adds to the loss of an image, 0-dim, or None. State that a resumed run needs, beside the optimizer's, goes through
-    `state_dict`.
+    Args:
+        options: `TrainingOptions`.
+        teacher: a trained network in eval mode whose softened outputs the loss follows, too
+            (Hinton et al. 2015), with w = distill_weight and t = distill_temperature:
+            `(1 - w) * CE + w * t^2 * KL(softmax(teacher / t) || softmax(out / t))`.
     """
 
-    def __init__(self, args, teacher=None, price=None):
-        self.args, self.epochs, self.teacher, self.price = args, args.epochs, teacher, price
+    def __init__(self, options, teacher=None):
+        super().__init__(options.epochs)
+        self.options, self.teacher = options, teacher
 
     def optimizer(self, net):
-        return make_optimizer(net, self.args)
+        return make_optimizer(net, self.options)
 
     def set_rate(self, optimizer, epoch):
-        """Apply the schedule before a step; epoch: counted from 1, with the fraction of it that is done. Returns the rate."""
-        return set_learning_rate(optimizer, epoch, self.args)
+        rate = learning_rate(epoch, self.options)
+        for group in optimizer.param_groups:
+            # the group of thresholds keeps its own rate, as published
+            if group["scheduled"]:
+                group["lr"] = rate
+        return rate
 
     def targets(self, images, labels, epoch):
-        """The images, which may be mixed, and what the loss compares with; runs inside the step's autocast."""
         if self.teacher is None:
             return images, (labels, None)
         with torch.no_grad():
-            return images, (labels, whole(self.teacher(images).float()))
+            return images, (labels, mean_readout(self.teacher(images).float()))
 
     def loss(self, out, targets):
-        """Loss summed over the images of out [B, classes]."""
-        (labels, wanted), args = targets, self.args
-        loss = F.cross_entropy(out, labels, reduction="sum", label_smoothing=args.label_smoothing)
-        if wanted is not None:
-            w, t = args.distill_weight, args.distill_temperature
-            follow = F.kl_div(
-                F.log_softmax(out / t, 1),
-                F.log_softmax(wanted / t, 1),
-                reduction="sum",
-                log_target=True,
-            )
-            loss = (1 - w) * loss + w * t**2 * follow
-        return loss if self.price is None else loss + len(out) * self.price()
-
-    def before_step(self, net, optimizer, scaler):
-        """Between backward and the optimizer's step."""
-
-    def after_step(self, net):
-        """After the optimizer's step."""
-
-    def trained(self, net):
-        """The network that is evaluated and stored."""
-        return net
-
-    def state_dict(self):
-        return {}
-
-    def load_state_dict(self, state):
-        pass
-
-
-def tet_loss(out, targets, lamb=0.0, means=1.0, smoothing=0.0):
-    """TET (temporal efficient training) of the readouts of T steps, out [T, B, classes], summed over the B images:
-    (1 - lamb) * mean_t CE(y_t, targets) + lamb * MSE(y_t, means)."""
-    flat = out.flatten(0, 1)
-    repeated = targets.repeat(len(out), *[1] * (targets.dim() - 1))
-    entropy = F.cross_entropy(flat, repeated, reduction="sum", label_smoothing=smoothing) / len(out)
-    return (1 - lamb) * entropy + lamb * (out - means).square().mean() * out.shape[1]
+        labels, wanted = targets
+        smoothing = self.options.label_smoothing
+        loss = F.cross_entropy(out, labels, reduction="sum", label_smoothing=smoothing)
+        if wanted is None:
+            return loss
+        # t^2 keeps the size of the teacher's gradient whatever the temperature
+        w, t = self.options.distill_weight, self.options.distill_temperature
+        ours, theirs = F.log_softmax(out / t, 1), F.log_softmax(wanted / t, 1)
+        follow = F.kl_div(ours, theirs, reduction="sum", log_target=True)
+        return (1 - w) * loss + w * t**2 * follow

@@ -1,52 +1,166 @@
-"""The transformer's training recipe, from timm's parts: optimizer, schedule, mixing, smoothing, clipping, average; TET loss."""
+"""The transformer's training recipe, from timm's parts: optimizer, schedule, mixing, smoothing,
+clipping, average of the weights; cross-entropy or TET loss (docs/method.md, sections 3 and 5).
+"""
+
+from contextlib import contextmanager
+from dataclasses import asdict, astuple, dataclass
 
 from timm.data import Mixup
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad
+from torch.nn import functional as F
 
-from engine.recipes.cnn import Recipe, tet_loss
+from ..errors import UseError
+from ..settings import finite, natural, option, rate, share, strictly_positive
+from .base import Recipe
+from .tet import tet_loss
+
+
+@dataclass(frozen=True)
+class TimmOptions:
+    """optimizer"""
+
+    # None leaves the value to timm, which has one for each optimizer
+    opt: str = option("sgd", "timm's name of the optimizer: adamw, lamb, sgd ...")
+    opt_eps: float | None = option(
+        None, "epsilon of the optimizer; None: timm's", strictly_positive
+    )
+    opt_betas: tuple | None = option(
+        None, "averaging factors of the optimizer; None: timm's", share, nargs="+"
+    )
+    clip_grad: float | None = option(None, "bound of the gradients; None: none", strictly_positive)
+    clip_mode: str = option(
+        "norm",
+        "what --clip_grad bounds: the norm of all gradients, every value, or norms relative to "
+        "those of the weights (agc)",
+        choices=("norm", "value", "agc"),
+    )
+
+    # the average takes the place of the trained network in evaluation and in the result
+    model_ema: bool = option(False, "evaluate and keep a moving average of the weights")
+    model_ema_decay: float = option(
+        0.9998, "share of the moving average that is kept at each step", share
+    )
+
+
+@dataclass(frozen=True)
+class ScheduleOptions:
+    """schedule"""
+
+    # the names are those of timm's `create_scheduler_v2`, which receives all of them
+    sched: str = option(
+        "step",
+        "schedule of the learning rate, set once per epoch",
+        choices=("cosine", "step", "tanh", "poly"),
+    )
+    # the rise takes the place of the first epochs, it does not shift the schedule
+    warmup_epochs: int = option(
+        3, "length of the linear rise of the learning rate", natural, unit="epochs"
+    )
+    warmup_lr: float = option(1e-4, "learning rate that the rise starts from", rate)
+    # --epochs does not count the end
+    cooldown_epochs: int = option(10, "length of the end at --min_lr", natural, unit="epochs")
+    min_lr: float = option(1e-5, "lowest learning rate", rate)
+    decay_epochs: float = option(
+        30, "time between two drops of --sched step", strictly_positive, unit="epochs"
+    )
+    decay_rate: float = option(
+        0.1,
+        "factor of a drop of --sched step, or power of --sched poly",
+        strictly_positive,
+        spellings=("--dr",),
+    )
+
+
+@dataclass(frozen=True)
+class MixingOptions:
+    """mixing of images"""
+
+    # Two images become one, and so do their labels: blended (mixup), or with a patch of the other
+    # (cutmix). All options but the last are the arguments of timm's `Mixup`, in order.
+    mixup: float = option(0.0, "alpha of the beta distribution of mixup, 0: none", rate)
+    cutmix: float = option(0.0, "alpha of the beta distribution of cutmix, 0: none", rate)
+    cutmix_minmax: tuple | None = option(
+        None,
+        "smallest and largest side of a patch of cutmix as shares of the side of the image, in "
+        "the place of --cutmix",
+        finite,
+        nargs=2,
+    )
+    mixup_prob: float = option(1.0, "share of the batches that are mixed", share)
+    mixup_switch_prob: float = option(
+        0.5, "share of cutmix in the mixed batches where mixup is on, too", share
+    )
+    mixup_mode: str = option(
+        "batch",
+        "what is mixed by one draw: the batch, each pair of images, or each image (elem)",
+        choices=("batch", "pair", "elem"),
+    )
+    mixup_off_epoch: int = option(0, "last epoch that mixes, 0: all do", natural)
+
+    @property
+    def on(self):
+        """Whether images are mixed at all."""
+        return bool(self.mixup or self.cutmix or self.cutmix_minmax)
+
+
+@contextmanager
+def timms_errors():
+    """timm refuses values by errors of many kinds; all of them are the command line's."""
+    try:
+        yield
+    except (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        kind = type(error).__name__
+        raise UseError(f"timm refuses one of the options ({kind}: {error})") from None
+
+
+def make_optimizer(net, training, timm):
+    """timm's optimizer of the options; biases and norms have no weight decay."""
+    named = {"eps": timm.opt_eps, "betas": timm.opt_betas}
+    return create_optimizer_v2(
+        net,
+        timm.opt,
+        training.learning_rate,
+        training.weight_decay,
+        training.momentum,
+        **{name: value for name, value in named.items() if value},
+    )
 
 
 class TimmRecipe(Recipe):
-    """Recipe of `net` by timm's option names; `epochs` includes the cool-down. timm's errors are raised here, in the making."""
+    """The recipe of the transformer; `epochs` includes the cool-down.
 
-    def __init__(self, args, num_classes, net):
-        super().__init__(args)
-        self.epochs = args.epochs + (args.cooldown_epochs if args.sched != "step" else 0)
-        self.mixup = None
-        if args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax:
-            self.mixup = Mixup(
-                args.mixup,
-                args.cutmix,
-                args.cutmix_minmax,
-                args.mixup_prob,
-                args.mixup_switch_prob,
-                args.mixup_mode,
-                label_smoothing=args.smoothing,
-                num_classes=num_classes,
-            )
-        self.average = ModelEmaV3(net, decay=args.model_ema_decay) if args.model_ema else None
-        more = {"eps": args.opt_eps, "betas": args.opt_betas and tuple(args.opt_betas)}
-        self.made = create_optimizer_v2(
-            net,
-            opt=args.opt,
-            lr=args.lr,
-            weight_decay=args.weight_decay,
-            momentum=args.momentum,
-            **{k: v for k, v in more.items() if v is not None},
-        )
+    Args:
+        training: `TrainingOptions`, of which epochs, learning_rate, weight_decay, momentum and
+            label_smoothing count.
+        timm: `TimmOptions`. schedule: `ScheduleOptions`. mixing: `MixingOptions`.
+        loss: `TETOptions`.
+        num_classes: of the data set. net: what is trained, on the device.
+    Raises:
+        UseError: timm refuses a value.
+    """
+
+    @timms_errors()
+    def __init__(self, training, timm, schedule, mixing, loss, num_classes, net):
+        # --sched step goes on dropping, the others end at the lowest rate
+        cooldown = 0 if schedule.sched == "step" else schedule.cooldown_epochs
+        super().__init__(training.epochs + cooldown)
+        self.timm = timm
+        self.tet = loss
+        # made now, since timm checks values in the making
+        self.made = make_optimizer(net, training, timm)
         self.scheduler, _ = create_scheduler_v2(
-            self.made,
-            sched=args.sched,
-            num_epochs=args.epochs,
-            decay_epochs=args.decay_epochs,
-            decay_rate=args.decay_rate,
-            cooldown_epochs=args.cooldown_epochs,
-            min_lr=args.min_lr,
-            warmup_lr=args.warmup_lr,
-            warmup_epochs=args.warmup_epochs,
+            self.made, num_epochs=training.epochs, **asdict(schedule)
         )
+        self.average = ModelEmaV3(net, decay=timm.model_ema_decay) if timm.model_ema else None
+
+        self.smoothing = training.label_smoothing
+        *arguments, last = astuple(mixing)
+        self.last_mixed = last or self.epochs
+        self.mixup = None
+        if mixing.on:
+            self.mixup = Mixup(*arguments, label_smoothing=self.smoothing, num_classes=num_classes)
 
     def optimizer(self, net):
         return self.made
@@ -56,41 +170,36 @@ class TimmRecipe(Recipe):
         return optimizer.param_groups[0]["lr"]
 
     def targets(self, images, labels, epoch):
-        if self.mixup is None:
+        if not self.mixup:
             return images, labels
-        self.mixup.mixup_enabled = (
-            not self.args.mixup_off_epoch or epoch <= self.args.mixup_off_epoch
-        )
+        # beyond the last epoch that mixes, `Mixup` smooths the labels and leaves the images
+        self.mixup.mixup_enabled = epoch <= self.last_mixed
         return self.mixup(images, labels)
 
     def loss(self, out, targets):
-        args = self.args
-        smoothing = (
-            0.0 if targets.dim() == 2 else args.smoothing
-        )  # mixed targets are smooth already
-        return tet_loss(
-            out if out.dim() == 3 else out[None],
-            targets,
-            args.TET_lamb if args.TET else 0.0,
-            args.TET_means,
-            smoothing,
-        )
+        # labels [B] are smoothed here, the probabilities [B, classes] of `Mixup` already are
+        smoothing = self.smoothing if targets.dim() == 1 else 0.0
+        if self.tet.TET:
+            return tet_loss(out, targets, self.tet, smoothing)
+        return F.cross_entropy(out, targets, reduction="sum", label_smoothing=smoothing)
 
     def before_step(self, net, optimizer, scaler):
-        if self.args.clip_grad is not None:
-            scaler.unscale_(optimizer)
-            dispatch_clip_grad(net.parameters(), self.args.clip_grad, mode=self.args.clip_mode)
+        bound = self.timm.clip_grad
+        if bound:
+            scaler.unscale_(optimizer)  # true gradients are bounded, not those that fp16 scales
+            dispatch_clip_grad(net.parameters(), bound, mode=self.timm.clip_mode)
 
     def after_step(self, net):
-        if self.average is not None:
+        if self.average:
             self.average.update(net)
 
     def trained(self, net):
-        return net if self.average is None else self.average.module
+        return self.average.module if self.average else net
 
+    # a resumed run needs the average, too; it has no other state than the optimizer's
     def state_dict(self):
-        return {} if self.average is None else {"average": self.average.module.state_dict()}
+        return {"average": self.average.module.state_dict()} if self.average else {}
 
     def load_state_dict(self, state):
-        if self.average is not None:
+        if self.average:
             self.average.module.load_state_dict(state["average"])

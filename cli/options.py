@@ -1,0 +1,164 @@
+"""Groups of options that no room below obeys: network, neuron, quantiser, conversion."""
+
+from dataclasses import dataclass
+
+import models
+from analysis.energy import MODELS
+from engine.dist import DeviceOptions
+from engine.loop import ComputeOptions, RunOptions
+from engine.recipes.cnn import TrainingOptions
+from engine.settings import (
+    Settings,
+    group,
+    machine_option,
+    number,
+    option,
+    positive,
+    rate,
+    share,
+    strictly_positive,
+    width,
+)
+from inputs.loader import BatchOptions
+from inputs.table import DataOptions
+
+# the published spelling of the networks that the CNN scripts train
+ARCHITECTURES = tuple(name.upper() for name in models.CNNS)
+SWITCH = {"type": int, "choices": (0, 1)}
+
+
+@dataclass(frozen=True)
+class NetworkOptions:
+    """network"""
+
+    architecture: str = option(
+        "VGG16", "network", str.upper, choices=ARCHITECTURES, spellings=("-a",)
+    )
+    width_mult: float = option(1.0, "factor of the width of every layer", width)
+    dropout: float = option(
+        0.2,
+        "dropout after activations; the head of VGG16 has 0.5 on small images",
+        number(float, low=0, high=0.99),
+    )
+    kernel_size: int = option(
+        3, "side of the convolutions, odd; VGG16 only", positive, unit="pixels"
+    )
+    bn: bool = option(False, "batch norm after each convolution")
+    bias: bool = option(False, "biases in the convolutions (the linear layers have none)")
+    pretrained_ann: str = option("", "checkpoint to start from (ANN)")
+    pretrained_snn: str = option("", "SNN checkpoint to start from")
+
+
+@dataclass(frozen=True)
+class NeuronOptions:
+    """neuron"""
+
+    multi_channel: int = option(0, "1: M-LIF, 0: plain LIF (one lane)", **SWITCH)
+    num_channels: int = option(1, "spike lanes S", number(int, low=1, high=8))
+    hardware_opt: int = option(1, "0, 1: one-hot; 2: multi-hot", int, choices=(0, 1, 2))
+    timesteps: int = option(20, "simulated timesteps T", positive)
+    leak: float = option(1.0, "initial leak, 1: none; learned", share)
+    default_threshold: float = option(
+        1.0,
+        "initial threshold of the layers that the conversion leaves alone",
+        strictly_positive,
+    )
+    reset_to_zero: int = option(0, "1: hard reset, 0: subtract", **SWITCH)
+    input_encoding: int = option(1, "1: analog image, 0: Bernoulli rate", **SWITCH)
+    activation: str = option("Linear", "surrogate: the linear triangle", choices=("Linear",))
+    surrogate_gamma: float = option(
+        0.3, "height of the triangular surrogate (damping)", strictly_positive
+    )
+    surrogate_edge: str = option(
+        "published",
+        "weight of the inner boundaries in the surrogate: 1/2 of the paper, or 3/2 of the "
+        "published code",
+        choices=("paper", "published"),
+    )
+    neuron_backend: str = machine_option(
+        "auto",
+        "what runs the neuron (python -m models.neuron tells what can)",
+        choices=models.BACKENDS,
+    )
+    fixed_neuron: bool = option(False, "keep the initial thresholds, leaks and output scales")
+    rate_penalty: float = option(
+        0.0,
+        "weight of the mean firing rate in the loss: fewer spikes, so less energy, for some "
+        "accuracy",
+        rate,
+    )
+
+    @property
+    def levels(self):
+        """S of the neurons; plain LIF has one lane."""
+        return self.num_channels if self.multi_channel else 1
+
+
+@dataclass(frozen=True)
+class EnergyOptions:
+    """measurement"""
+
+    checkpoint: str = option(
+        "", "checkpoint of ann_ddp.py, absorb_bn.py or snn_ddp.py", positional=True, nargs="?"
+    )
+    energy_model: str = option(
+        "paper", "prices of the table; files hold all models", choices=tuple(MODELS)
+    )
+    output: str = option(
+        "", "path without suffix of the .json and .csv, else beside the checkpoint"
+    )
+
+
+@dataclass(frozen=True)
+class QuantOptions:
+    """quantiser"""
+
+    quant_act: bool = option(False, "quantise every activation: train the LQ-ANN")
+    act_bits: int = option(
+        1, "resolution: 2^bits - 1 powers of two and zero ('log')", positive, unit="bits"
+    )
+    quant_id: str = option("log", "levels", choices=models.quantize.SCHEMES)
+    quant_scale_max: float = option(
+        99.7,
+        "upper end of the range: percentile of the activations of a layer",
+        number(float, above=0, high=100),
+        unit="percent",
+    )
+    quant_num_batches: int = option(10, "training batches that set the range", positive)
+
+
+@dataclass(frozen=True)
+class ConversionOptions:
+    """conversion"""
+
+    conversion: str = option(
+        "published",
+        "published: balanced thresholds; matched: thresholds and output scales fitted per layer",
+        choices=("published", "matched"),
+    )
+    scaling_factor: float = option(0.3, "factor of balanced thresholds", strictly_positive)
+    balance: str | None = option(
+        None,
+        "layers to balance; default: ResNet20 stem (as published), VGG16 all",
+        choices=("all", "stem"),
+    )
+    balance_steps: int = option(100, "timesteps of the threshold search", positive)
+
+
+@dataclass(frozen=True)
+class TrainingSettings(Settings):
+    """What every training command has."""
+
+    batches: BatchOptions = group()
+    compute: ComputeOptions = group()
+    run: RunOptions = group()
+    device: DeviceOptions = group()
+
+
+@dataclass(frozen=True)
+class CNNSettings(TrainingSettings):
+    """What the training commands of the CNNs have."""
+
+    network: NetworkOptions = group()
+    data: DataOptions = group()
+    training: TrainingOptions = group()

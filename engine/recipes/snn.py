@@ -1,0 +1,57 @@
+"""The recipe of a converted spiking network: bounds on thresholds and leaks, a price on spikes,
+folded output scales.
+"""
+
+import torch
+
+from models import convert
+from models.rates import FiringRate
+
+from ..errors import RunError
+from .cnn import CNNRecipe
+
+THETA_MIN = 1e-4  # thresholds and output scales are kept above it
+
+
+class SpikingRecipe(CNNRecipe):
+    """The CNNs' recipe, for a network with `Spiking` activations.
+
+    Args:
+        net: the network that is trained; its firing is watched if there is a penalty.
+        rate_penalty: weight of the mean firing rate in the loss of an image.
+        images: function that gives images [B, 3, H, W] on which folded output scales are proved.
+    """
+
+    def __init__(self, options, net, rate_penalty=0.0, images=None, teacher=None):
+        super().__init__(options, teacher)
+        self.rate_penalty, self.images = rate_penalty, images
+        self.firing = FiringRate(net) if rate_penalty else None
+        sites = net.sites()
+        self.scaled = net.act.scale
+        self.leaks = [site.leak for site in sites]
+        self.positive = [site.theta for site in sites]
+        if self.scaled:
+            self.positive += [site.scale for site in sites]
+
+    def loss(self, out, targets):
+        loss = super().loss(out, targets)
+        if self.firing is None:
+            return loss
+        return loss + len(out) * (self.rate_penalty * self.firing())
+
+    @torch.no_grad()
+    def after_step(self, net):
+        # a leak over 1 would amplify, a threshold below 0 would fire on nothing
+        torch._foreach_clamp_max_(self.leaks, 1.0)
+        torch._foreach_clamp_min_(self.positive, THETA_MIN)
+
+    def export(self, net):
+        """The network with its output scales folded into weights, proved equal; see `Recipe`."""
+        if not self.scaled:
+            return net
+        try:
+            return convert.fold_scales(net, self.images())
+        except convert.ConversionError as error:
+            raise RunError(
+                f"{error}: lower --thr_lr or --learning_rate, last.pth holds the state before"
+            ) from None

@@ -1,0 +1,180 @@
+"""Every data set's facts, one entry each, and the data set that the options name."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from engine.errors import UseError
+from engine.settings import machine_option, option, positive
+
+from .images import (
+    Data,
+    Memory,
+    describe_part,
+    read_cifar,
+    read_digits,
+    read_image_folder,
+)
+
+
+@dataclass(frozen=True)
+class DataSet:
+    """What is known of a data set before its files are read.
+
+    name: as --dataset has it. title: as people and results have it. read: the reader, see
+    `images`. classes: how many, None: as many as it has folders. side: of its images in pixels,
+    None: --image_size. mean, std: per channel, of pixels in [0, 1], None: those of its training
+    images (of large images, which stay on disk, ImageNet's). crop: zero padding of the random crop
+    in pixels, None: an eighth of the side. flip: mirror half of the training images. looks_in: the
+    option that names its folder. files: folder of torchvision's files. images: of an epoch.
+    """
+
+    name: str
+    title: str
+    read: Callable
+    classes: int | None = None
+    side: int | None = None
+    mean: tuple | None = None
+    std: tuple | None = None
+    crop: int | None = None
+    flip: bool = True
+    looks_in: str | None = None
+    files: str = ""
+    images: int = 0
+
+
+# the published statistics, not measured anew: results depend on them
+CIFAR10 = DataSet(
+    "CIFAR10",
+    "CIFAR-10",
+    read_cifar,
+    classes=10,
+    side=32,
+    mean=(0.4914, 0.4822, 0.4465),
+    std=(0.2023, 0.1994, 0.2010),
+    crop=4,
+    looks_in="data_root",
+    files="cifar-10-batches-py",
+    images=50_000,
+)
+CIFAR100 = DataSet(
+    "CIFAR100",
+    "CIFAR-100",
+    read_cifar,
+    classes=100,
+    side=32,
+    mean=(0.5071, 0.4867, 0.4408),
+    std=(0.2675, 0.2565, 0.2761),
+    crop=4,
+    looks_in="data_root",
+    files="cifar-100-python",
+    images=50_000,
+)
+IMAGENET = DataSet(
+    "IMAGENET",
+    "ImageNet",
+    read_image_folder,
+    classes=1000,
+    side=224,
+    mean=(0.485, 0.456, 0.406),
+    std=(0.229, 0.224, 0.225),
+    looks_in="dataset_dir",
+    images=1_281_167,
+)
+# digits are told apart by which way they face, and fill their frame: no flip, a small crop
+DIGITS = DataSet(
+    "DIGITS", "scikit-learn digits", read_digits, classes=10, side=32, crop=2, flip=False
+)
+FOLDER = DataSet("FOLDER", "FOLDER", read_image_folder, looks_in="dataset_dir")
+
+# a new data set is an entry here, and a reader if its files are of a new kind
+TABLE = {entry.name: entry for entry in (CIFAR10, CIFAR100, IMAGENET, DIGITS, FOLDER)}
+
+
+def data_set_name(text):
+    """Type of --dataset: any case, and the published transformer's `torch/cifar10`."""
+    return text.upper().removeprefix("TORCH/")
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    """data"""
+
+    dataset: str = option(
+        "CIFAR10",
+        "data set; DIGITS comes with scikit-learn, FOLDER is your own image folder",
+        data_set_name,
+        choices=tuple(TABLE),
+        spellings=("-d",),
+    )
+    data_root: str = machine_option(
+        "./data",
+        "folder of CIFAR10 or CIFAR100 (torchvision files or cifar10-jpeg/{train,test}/<class>/*); "
+        "downloaded to if neither is there",
+        spellings=("--data_dir",),
+    )
+    dataset_dir: str = machine_option(
+        "./data", "IMAGENET, FOLDER: folder with train/ and val/ (or test/)"
+    )
+    image_size: int | None = option(
+        None,
+        "FOLDER: side of the square input",
+        positive,
+        unit="pixels",
+        spellings=("--img_size",),
+    )
+
+
+def data_rules(options):
+    """Options that do nothing with this data set (see `cli.parser.refuse_idle`)."""
+    entry = TABLE[options.dataset]
+    name, looks_in = entry.name, entry.looks_in
+    fixed = f"{name} has a fixed size, only --dataset FOLDER takes one"
+    elsewhere = f"{name} is not looked for under --data_root"
+    return [
+        (["image_size"], entry.side is None, fixed),
+        (["data_root"], looks_in == "data_root", elsewhere),
+        # published commands give --dataset_dir with every data set: CIFAR's may, too
+        (["dataset_dir"], looks_in, f"{name} needs no folder"),
+    ]
+
+
+def load(options, world):
+    """The `Data` that `DataOptions` name.
+
+    Raises:
+        UseError: data missing, incomplete or unreadable; the message says what was expected where.
+    """
+    entry = TABLE[options.dataset]
+    side = entry.side or options.image_size
+    if side is None:
+        raise UseError(
+            f"--dataset {entry.name} needs --image_size, the side of the square input in pixels"
+        )
+    found = entry.read(entry, options, side, world)
+    mean, std = _statistics(entry, found.train)
+    about = {
+        "name": entry.name,
+        "source": found.source,
+        "where": found.where,
+        "num_classes": entry.classes or len(found.classes),
+        "image_size": side,
+        "train": describe_part(found.train),
+        "test": describe_part(found.test),
+    }
+    # of an own folder nothing else says what the outputs mean
+    if entry.classes is None:
+        about["classes"] = found.classes
+    crop = side // 8 if entry.crop is None else entry.crop
+    return Data(found.train, found.test, about, mean, std, crop, entry.flip)
+
+
+def _statistics(entry, train):
+    """Mean and standard deviation per channel, of pixels in [0, 1]."""
+    if entry.mean is not None:
+        return entry.mean, entry.std
+    if not isinstance(train, Memory):
+        return IMAGENET.mean, IMAGENET.std
+    pixels = train.images.flatten(0, 2).double() / 255  # [N*H*W, 3]
+    # a constant channel must not be divided by zero
+    deviation = pixels.std(0).clamp(min=1e-3)
+    return tuple(pixels.mean(0).tolist()), tuple(deviation.tolist())
