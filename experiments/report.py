@@ -1,20 +1,16 @@
-"""Collect finished runs into a results folder: one JSON per run, a Markdown table, a figure.
+"""The results folder of finished runs: one JSON per run, a Markdown table, a figure."""
 
-python -m experiments.report results/cifar10_resnet20_w0.25 "ANN=trained_models/ann/ann_..._20261123-142300" "SNN=..."
-"""
-
-import re
-import shlex
 from pathlib import Path
 
 from analysis import figures
-from cli import parser as cli
-from engine.errors import UseError, guard
-from engine.files import write_atomic
+from engine.errors import UseError
+from engine.files import write_text
 from engine.log import read_json, read_lines, write_json
 
 from .chain import same_data
+from .stage import slug
 
+# The script of every kind of trained network.
 SCRIPTS = {
     "ann": "ann_ddp.py",
     "lq": "ann_ddp.py",
@@ -22,6 +18,15 @@ SCRIPTS = {
     "sdt": "spike_driven_transformer/train.py",
     "vggsnn": "neuromorphic_tasks/main_training_parallel.py",
 }
+# What a run folder must hold, and what to do where it does not.
+FILES = {
+    "summary.json": "the run is not finished, go on with --resume",
+    "energy.json": "the run was not measured, train with --energy",
+}
+HEAD = """\
+| stage | accuracy | gap (points) | right after conversion | energy (uJ) | of the first \
+| lane rates | minutes |
+|---|---|---|---|---|---|---|---|"""
 
 
 def read(label, run):
@@ -31,15 +36,11 @@ def read(label, run):
         UseError: the run is unfinished, or was not measured (--energy).
     """
     run = Path(run)
-    if not (run / "summary.json").is_file():
-        raise UseError(
-            f"{run} holds no summary.json: the run is not finished, go on with --resume {run}"
-        )
-    summary, config = (read_json(run / f"{name}.json") for name in ("summary", "config"))
-    if "energy_uj" not in summary:
-        raise UseError(f"{run} was not measured: train with --energy")
-    energy = read_json(run / "energy.json")
-    log = read_lines(run / "log.jsonl")
+    for name, hint in FILES.items():
+        if not (run / name).is_file():
+            raise UseError(f"{run} holds no {name}: {hint}")
+    summary = read_json(run / "summary.json")
+    config = read_json(run / "config.json")
     return {
         "stage": label,
         "script": SCRIPTS[summary["kind"]],
@@ -47,84 +48,77 @@ def read(label, run):
         "settings": config["settings"],
         "versions": config["versions"],
         "summary": summary,
-        "energy": energy,
-        "log": log,
-        "run": str(run),
+        "energy": read_json(run / "energy.json"),
+        "log": read_lines(run / "log.jsonl"),
     }
 
 
-def table(results):
-    """The runs as Markdown; the gap is to the first run's accuracy."""
-    lines = [
-        "| stage | accuracy | gap (points) | right after conversion | energy (uJ) | of the first | lane rates | minutes |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    first = results[0]["summary"]
-    for result in results:
-        s = result["summary"]
-        after = f"{s['converted_accuracy']:.2%}" if "converted_accuracy" in s else "-"
-        lanes = " / ".join(f"{rate:.3f}" for rate in s["lane_rates"]) or "-"
-        gap = 100 * (first["test_accuracy"] - s["test_accuracy"])
-        lines.append(
-            f"| {result['stage']} | {s['test_accuracy']:.2%} | {gap:.2f} | {after} "
-            f"| {s['energy_uj']:.2f} | 1/{first['energy_uj'] / s['energy_uj']:.1f} | {lanes} "
-            f"| {s['seconds'] / 60:.0f} |"
-        )
-    return "\n".join(lines)
+def _line(result, first):
+    """A run's line of the table; the gap is to the accuracy of the summary `first`."""
+    summary = result["summary"]
+    # what is not converted has no such accuracy
+    after = f"{summary['converted_accuracy']:.2%}" if "converted_accuracy" in summary else "-"
+    gap = 100 * (first["test_accuracy"] - summary["test_accuracy"])
+    cells = (
+        result["stage"],
+        f"{summary['test_accuracy']:.2%}",
+        f"{gap:.2f}",
+        after,
+        f"{summary['energy_uj']:.2f}",
+        f"1/{first['energy_uj'] / summary['energy_uj']:.1f}",
+        " / ".join(f"{rate:.3f}" for rate in summary["lane_rates"]) or "-",
+        f"{summary['seconds'] / 60:.0f}",
+    )
+    return f"| {' | '.join(cells)} |"
 
 
-def main(argv=None):
-    parser = cli.Parser(prog="python -m experiments.report", description=__doc__.splitlines()[0])
-    parser.add_argument("folder", help="results folder to write")
-    parser.add_argument(
-        "runs", nargs="+", metavar="LABEL=RUN", help="label and run folder, the ANN first"
-    )
-    parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse(argv)
-    for pair in args.runs:
-        if not re.match("[^=]*[A-Za-z0-9][^=]*=.", pair):
-            raise UseError(f"expected LABEL=RUN, a label and a run folder, got {pair!r}")
-    results = [read(*pair.partition("=")[::2]) for pair in args.runs]
-    folder, names = (
-        Path(args.folder),
-        ["".join(c if c.isalnum() else "_" for c in r["stage"].lower()) for r in results],
-    )
-    for name in names:
-        if names.count(name) > 1:
+def title_of(summary):
+    """Network, size and data of a run."""
+    network = summary["network"]
+    # a transformer is named by its blocks and channels
+    if "dim" in network:
+        size = f"{network['depth']}-{network['dim']}"
+    else:
+        size = f"width x{network['width_mult']:g}"
+    return f"{network['name']}, {size}, {summary['data']}"
+
+
+def write(folder, runs):
+    """Write the results folder of [(label, run folder)], the ANN first; returns its table.
+
+    Raises:
+        UseError: a run is not finished or not measured, or they are of different data.
+    """
+    results = {}
+    stages = []  # as the figure takes them
+    for label, run in runs:
+        name = slug(label)
+        if name in results:
             raise UseError(
-                f"the labels give {names.count(name)} runs the file {name}.json: give each a LABEL=RUN of its own"
+                f"the labels give 2 runs the file {name}.json: give each a LABEL=RUN of its own"
             )
-    same_data({r["stage"]: {part: r["data"][part] for part in ("train", "test")} for r in results})
-    for name, result in zip(names, results, strict=True):
-        write_json(folder / f"{name}.json", {k: v for k, v in result.items() if k != "run"})
-    stages = [
-        {
-            "stage": r["stage"],
-            "accuracy": r["summary"]["test_accuracy"],
-            "energy_uj": r["summary"]["energy_uj"],
-            "run": r["run"],
-        }
-        for r in results
-    ]
-    lanes = next(
-        (r["energy"]["lane_rates_per_layer"] for r in results if r["energy"]["lane_rates"]),
-        {"-": [0.0]},
-    )
-    network = results[0]["summary"]["network"]
-    size = (
-        f"{network['depth']}-{network['dim']}"
-        if "dim" in network
-        else f"width x{network['width_mult']:g}"
-    )
-    title = f"{network['name']}, {size}, {results[0]['summary']['data']}"
-    figures.chain(title, stages, lanes, folder / "chain.png")
-    text = f"{title}\n\n{table(results)}\n"
-    write_atomic(folder / "table.md", lambda temporary: temporary.write_text(text))
-    print(
-        text
-        + f"\nwritten to {folder}; made by: python -m experiments.report {shlex.join([args.folder, *args.runs])}"
-    )
+        results[name] = read(label, run)
+        summary = results[name]["summary"]
+        stages.append(
+            {
+                "stage": label,
+                "accuracy": summary["test_accuracy"],
+                "energy_uj": summary["energy_uj"],
+                "run": run,
+            }
+        )
+    same_data({result["stage"]: result["data"] for result in results.values()})
 
-
-if __name__ == "__main__":
-    guard(main)
+    shown = {"-": [0.0]}
+    # the figure has room for one network: the first one that spikes
+    for result in reversed(results.values()):
+        shown = result["energy"]["lane_rates_per_layer"] or shown
+    first = next(iter(results.values()))["summary"]
+    title = title_of(first)
+    figures.chain(title, stages, shown, folder / "chain.png")
+    lines = [_line(result, first) for result in results.values()]
+    text = "\n".join([title, "", HEAD, *lines, ""])
+    for name, result in results.items():
+        write_json(folder / f"{name}.json", result)
+    write_text(folder / "table.md", text)
+    return text

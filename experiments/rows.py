@@ -1,46 +1,48 @@
-"""The rows of the published tables, and the stages that make each of them by the public scripts."""
+"""The rows of the published tables, and the stages that make each of them by the public scripts.
 
+rows.csv holds the rows, one a line; published_commands.txt the command lines of the published CNNs;
+recipes.yml the chains.
+"""
+
+import csv
 import difflib
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 
 from engine.errors import UseError
+from engine.settings import flat
+from inputs.table import TABLE
 
-from .chain import Stage, options, words
+from . import declared
+from .stage import Stage, options
 
-COMMANDS = Path(__file__).with_name("published_commands.txt")
-SCHEDULES = ("published", "fast", "smoke")
-DATA = "./data"  # default of --data_root; that of the recordings is their own script's
-CONFS = "spike_driven_transformer/conf"
-FAST = {"CIFAR10": (60, 40), "CIFAR100": (60, 40)}  # epochs of the ANN and of the SNN
-SNN = {
-    "multi_channel": 1,
-    "hardware_opt": 1,
-    "input_encoding": 1,
-    "optimizer": "Adam",
-    "weight_decay": 0,
-    "learning_rate": 1e-3,
-    "warm_up_epochs": 1,
-    "conversion": "matched",
-    "distill": "{ann}",
-}  # see results/questions
+FOLDER = Path(__file__).parent
+# Training images of an epoch; of the recordings the first 900 of each of the ten classes.
+IMAGES = {name: entry.images for name, entry in TABLE.items()}
+IMAGES["DVS-CIFAR10"] = 9_000
+METHODS = ("ANN", "M-LIF")
 
 
 @dataclass(frozen=True)
 class Row:
-    """A row of the published tables: accuracy in %, energy in uJ; steps: T, of DVS-CIFAR10 the packed frames Q_F."""
+    """A row of the published tables.
+
+    levels: lanes S; 0 of an ANN. steps: T, of recordings the packed frames Q_F. frames: T_F of
+    recordings, else 0. accuracy: in %. energy: in uJ per image. macs: of one image and step.
+    """
 
     name: str
     dataset: str
     network: str
     method: str
-    levels: int | None
+    levels: int
     steps: int
+    frames: int
     accuracy: float
     energy: float
-    macs: int = 0  # of one image and step
-    frames: int = 0  # T_F, of DVS-CIFAR10
+    macs: int
 
     @property
     def group(self):
@@ -50,231 +52,67 @@ class Row:
     @property
     def ann(self):
         """The row of the ANN that this row is compared with, or None."""
-        return next(
-            (r for r in ROWS if r.group == self.group and r.method == "ANN" and r is not self), None
-        )
+        # an ANN is compared with nothing
+        if self.method == "ANN":
+            return None
+        group = [row for row in table().values() if row.group == self.group]
+        return next((row for row in group if row.method == "ANN"), None)
+
+    @property
+    def recipe(self):
+        """The declared chain of the network."""
+        return recipes()[self.network]
 
     @property
     def cnn(self):
         return self.network in ("ResNet20", "VGG16")
 
 
-def _static():
-    macs = {
-        ("ResNet20", "CIFAR10"): 215_699_456,
-        ("ResNet20", "CIFAR100"): 215_883_776,
-        ("VGG16", "CIFAR10"): 338_403_328,
-        ("VGG16", "CIFAR100"): 338_771_968,
-        ("VGG16", "IMAGENET"): 15_470_264_320,
-    }
-    cnn = [
-        ("CIFAR10", "ResNet20", 94.31, 997, 93.19, 55.5),
-        ("CIFAR10", "VGG16", 94.43, 1560, 93.34, 52.4),
-        ("CIFAR100", "ResNet20", 67.10, 997, 63.80, 71.0),
-        ("CIFAR100", "VGG16", 74.50, 1560, 72.59, 66.0),
-        ("IMAGENET", "VGG16", 72.56, 71200, 71.05, 3370),
-    ]
-    for dataset, network, *numbers in cnn:
-        name, size = f"{dataset}-{network}".lower(), macs[network, dataset]
-        yield Row(f"{name}-ann", dataset, network, "ANN", None, 1, *numbers[:2], size)
-        yield Row(f"{name}-mlif", dataset, network, "M-LIF", 3, 1, *numbers[2:], size)
-    for dataset, numbers in (
-        ("CIFAR10", ((4, 95.9, 1470), (2, 95.5, 484), (1, 95.4, 259))),
-        ("CIFAR100", ((4, 78.9, 1680), (2, 78.3, 820), (1, 78.2, 478))),
-    ):
-        for steps, accuracy, energy in numbers:
-            yield Row(
-                f"{dataset.lower()}-transformer-t{steps}",
-                dataset,
-                "Transformer-2-512",
-                "M-LIF",
-                3,
-                steps,
-                accuracy,
-                energy,
-                1_234_899_968,
-            )
-    yield Row(
-        "imagenet-transformer-t1",
-        "IMAGENET",
-        "Transformer-8-512",
-        "M-LIF",
-        3,
-        1,
-        75.33,
-        3640,
-        8_256_671_744,
-    )
+# ---- the table ----
 
 
-def _dynamic():
-    for levels, frames, steps, accuracy, energy in (
-        (4, 80, 10, 84.7, 350),
-        (3, 40, 10, 84.3, 340),
-        (4, 40, 5, 83.3, 180),
-        (3, 20, 5, 83.0, 170),
-        (4, 20, 3, 82.5, 110),
-        (3, 10, 3, 79.8, 90),
-    ):
-        yield Row(
-            f"dvscifar10-vggsnn-s{levels}-q{steps}",
-            "DVS-CIFAR10",
-            "VGGSNN",
-            "M-LIF",
-            levels,
-            steps,
-            accuracy,
-            energy,
-            660_943_872,
-            frames,
-        )
+def read(path):
+    """{name: row} of a file such as rows.csv.
 
-
-ROWS = (*_static(), *_dynamic())
-
-
-def published(script, dataset, architecture):
-    """The options of a published CNN command, without those that CIFAR does not use and its input's name."""
-    for line in COMMANDS.read_text().splitlines():
-        _, file, *tokens = shlex.split(line)
-        found = options(tokens)
-        if (file, found["dataset"], found["architecture"]) == (
-            f"{script}.py",
-            dataset,
-            architecture.upper(),
-        ):
-            break  # the first is no LQ-ANN
-    found.pop("pretrained_ann", None)
-    if dataset != "IMAGENET":
-        found.pop("dataset_dir", None)
-    if found.get("optimizer") == "Adam":
-        found.pop("momentum")
+    Raises:
+        UseError: a line is no row; the message names the line and what was expected.
+    """
+    kinds = {column.name: column.type for column in fields(Row)}
+    known = {"dataset": IMAGES, "network": recipes(), "method": METHODS}
+    found = {}
+    with open(path, newline="", encoding="utf-8") as file:
+        # the first line names the columns
+        for number, line in enumerate(csv.DictReader(file), 2):
+            where = f"{path}, line {number}"
+            # a surplus cell has no name, a missing one no value
+            if list(line) != list(kinds) or None in line.values():
+                raise UseError(f"{where}: expected the values {','.join(kinds)}")
+            for name, values in known.items():
+                if line[name] not in values:
+                    expected = ", ".join(values)
+                    raise UseError(f"{where}: {name} is {line[name]!r}, expected {expected}")
+            try:
+                # an empty number is one that the row does not have
+                cells = [kind(line[name] or 0) for name, kind in kinds.items()]
+            except ValueError as error:
+                raise UseError(f"{where}: expected a number, {error}") from None
+            row = Row(*cells)
+            if row.name in found:
+                raise UseError(f"{where}: there is a row {row.name} already")
+            found[row.name] = row
     return found
 
 
-def faster(args):
-    """The options for speed that are not their scripts' defaults."""
-    return {
-        name: getattr(args, name) for name in ("amp", "compile") if getattr(args, name) != "none"
-    }
+@cache
+def recipes():
+    """{network: its declared chain, with schedules}."""
+    return declared.read(FOLDER / "recipes.yml")
 
 
-def _cnn(row, args, seed):
-    architecture = row.network.upper()
-    data = {"dataset_dir" if row.dataset == "IMAGENET" else "data_root": args.data_root}
-    common = {
-        **data,
-        "width_mult": args.width_mult,
-        "seed": seed,
-        "device": args.device,
-        "energy": True,
-        **faster(args),
-    }
-    ann, fuse, snn = (
-        published(script, row.dataset, architecture)
-        for script in ("ann_ddp", "absorb_bn", "snn_ddp")
-    )
-    if args.schedule != "published":
-        shared = {
-            "dataset": row.dataset,
-            "architecture": architecture,
-            "bias": True,
-            "batch_size": 128,
-            "dropout": 0,
-            "lr_schedule": "cosine",
-            "warm_up": True,
-        }
-        epochs = FAST[row.dataset] if args.schedule == "fast" else (3, 2)
-        ann = {
-            **shared,
-            "bn": True,
-            "epochs": epochs[0],
-            "learning_rate": 0.05,
-            "warm_up_epochs": 2,
-            "label_smoothing": 0.1,
-        }
-        snn = {**shared, **SNN, "epochs": epochs[1]}
-    stages = [Stage("ann", "ann_ddp", words({**ann, **common}))]
-    if row.method == "ANN":
-        return stages
-    stages.append(
-        Stage(
-            "ann_fused",
-            "absorb_bn",
-            words({**fuse, "width_mult": args.width_mult, "pretrained_ann": "{ann}"}),
-        )
-    )
-    printed = {**snn, **common, "pretrained_ann": "{ann_fused}"}
-    wanted = {**printed, "num_channels": str(row.levels), "timesteps": str(row.steps)}
-    if (
-        args.schedule == "published" and wanted != printed
-    ):  # the recipe's neuron is not the table's: both run
-        stages.append(Stage("snn_as_printed", "snn_ddp", words(printed)))
-    return [*stages, Stage("snn", "snn_ddp", words(wanted))]
-
-
-def _transformer(row, args, seed):
-    size = "8_512_300E" if row.dataset == "IMAGENET" else "2_512_300E"
-    found = {
-        "config": f"{CONFS}/{row.dataset.lower()}/{size}_t{row.steps}_c{row.levels}.yml",
-        "model": "sdt",
-        "spike_mode": "fast_mlif" if row.dataset == "IMAGENET" else "mlif",
-        "data_dir": args.data_root,
-        "seed": seed,
-        "device": args.device,
-        "energy": True,
-        **faster(args),
-    }
-    if args.schedule == "smoke":
-        found |= {
-            "epochs": 1,
-            "cooldown_epochs": 0,
-            "warmup_epochs": 0,
-            "limit_train_batches": 2,
-            "limit_eval_batches": 2,
-        }
-    return [Stage(f"t{row.steps}", "spike_driven_transformer.train", words(found))]
-
-
-def _vggsnn(row, args, seed):
-    found = {
-        "multi_channel": 1,
-        "num_channels": row.levels,
-        "T_prime": row.frames,
-        "seed": seed,
-        "device": args.device,
-        "energy": True,
-        "width_mult": args.width_mult,
-        **faster(args),
-    }
-    if args.data_root != DATA:
-        found["prepared"] = args.data_root
-    if args.schedule == "smoke":
-        found |= {"epochs": 1, "limit_train_batches": 2, "limit_eval_batches": 2}
-    return [
-        Stage(
-            f"s{row.levels}_q{row.steps}", "neuromorphic_tasks.main_training_parallel", words(found)
-        )
-    ]
-
-
-def stages(row, args, seed):
-    """The stages of a row; the last one is the row's network.
-
-    args: schedule, width_mult, data_root, amp, compile, device.
-    Raises:
-        UseError: the row has no such schedule, or no such width.
-    """
-    if args.schedule == "fast" and not (row.cnn and row.dataset in FAST):
-        raise UseError(
-            f"{row.name} has no fast schedule, only VGG16 and ResNet20 on CIFAR10 and CIFAR100 have one: "
-            "--schedule published or smoke"
-        )
-    if row.network.startswith("Transformer"):
-        if args.width_mult != 1:
-            raise UseError(f"--width_mult: {row.name} has one width")
-        return _transformer(row, args, seed)
-    return _cnn(row, args, seed) if row.cnn else _vggsnn(row, args, seed)
+@cache
+def table():
+    """{name: row} of all rows."""
+    return read(FOLDER / "rows.csv")
 
 
 def find(name):
@@ -283,8 +121,106 @@ def find(name):
     Raises:
         UseError: there is none; the nearest is named.
     """
-    names = [row.name for row in ROWS]
-    if name not in names:
-        near = difflib.get_close_matches(name.lower(), names, 1, 0)
+    rows = table()
+    if name not in rows:
+        # without a cutoff there is always one
+        near = difflib.get_close_matches(name.lower(), rows, n=1, cutoff=0)
         raise UseError(f"there is no row {name!r}: did you mean {near[0]}? (--list shows all)")
-    return ROWS[names.index(name)]
+    return rows[name]
+
+
+# ---- the stages of a row ----
+
+
+def published(script, row):
+    """The options of the published command of a CNN, but for the names of files and folders.
+
+    Raises:
+        UseError: no such command was published.
+    """
+    wanted = (f"{script}.py", row.dataset, row.network.upper())
+    for line in (FOLDER / "published_commands.txt").read_text().splitlines():
+        _, file, *tokens = shlex.split(line)
+        found = options(tokens)
+        # the first one is no LQ-ANN
+        if (file, found["dataset"], found["architecture"]) == wanted:
+            break
+    else:
+        raise UseError(f"no command of {script}.py for {row.network} on {row.dataset} is published")
+    idle = ["pretrained_ann", "dataset_dir"]
+    # Adam would only note that it does not use one
+    if found.get("optimizer") == "Adam":
+        idle.append("momentum")
+    return {name: found[name] for name in found if name not in idle}
+
+
+def values(row, asked, seed):
+    """What stands for `{name}` in a recipe."""
+    found = {**flat(asked), **vars(row)}
+    # what is a default of the scripts stays out of recipes
+    for name in ("amp", "compile"):
+        if found[name] == "none":
+            found[name] = None
+    # without a folder the scripts look where their data are put
+    folder = found["data_root"] if "data_root" in asked.given else None
+    large = row.dataset == "IMAGENET"
+    return {
+        **found,
+        "seed": seed,
+        "architecture": row.network.upper(),
+        "data_set": row.dataset.lower(),
+        "folder": folder,
+        "data_root": None if large else folder,
+        "dataset_dir": folder if large else None,
+    }
+
+
+def stages(row, asked, seed):
+    """The stages of a row; the last one is the row's network. asked: `options.RowSettings`.
+
+    Raises:
+        UseError: the row has no such schedule, or no such width.
+    """
+    schedule = asked.row.schedule
+    if schedule == "fast" and not (row.cnn and row.dataset.startswith("CIFAR")):
+        raise UseError(
+            f"{row.name} has no fast schedule, only VGG16 and ResNet20 on CIFAR10 and CIFAR100 "
+            "have one: --schedule published or smoke"
+        )
+    recipe = declared.filled(row.recipe, values(row, asked, seed))
+    found = declared.stages(recipe)
+    if row.method == "ANN":
+        found = found[:1]
+    last = found[-1]
+    if asked.network.width_mult != 1 and "width_mult" not in last.given:
+        raise UseError(f"--width_mult: {row.name} has one width")
+
+    short = recipe.get(schedule, {})
+    for stage in found:
+        own = short.get(stage.script, {})
+        if row.cnn and not own:
+            own = published(stage.script, row)
+        printed = {**stage.given, **own}
+        stage.given = {**own, **stage.given}
+    # where the neuron of the printed recipe is not that of the table, both run
+    if schedule == "published" and printed != last.given:
+        found.insert(-1, Stage("snn_as_printed", last.script, printed))
+    return found
+
+
+# ---- what a row takes ----
+
+
+def epochs(row):
+    """Epochs of the published schedule, of each network that is trained."""
+    if not row.cnn:
+        return [row.recipe["epochs"]]
+    scripts = ["ann_ddp"] if row.method == "ANN" else ["ann_ddp", "snn_ddp"]
+    return [int(published(script, row)["epochs"]) for script in scripts]
+
+
+def operations(row):
+    """Operations of the published schedule: 2 a MAC, and the backward costs twice the forward."""
+    # the published CNNs are trained at T = 1
+    steps = 1 if row.cnn else row.steps
+    return 6 * row.macs * steps * IMAGES[row.dataset] * sum(epochs(row))

@@ -1,0 +1,212 @@
+"""What paired runs say of a question: differences, their test, and the page that shows them.
+
+Accuracies are those after the last epoch, on the test set, so nothing is chosen on it. A difference
+counts when a paired t-test over the seeds says so at 5 %: of three seeds, when it exceeds 4.3 times
+its standard error.
+"""
+
+import math
+import statistics
+from pathlib import Path
+
+from scipy import stats
+
+from analysis import figures
+from engine.files import write_text
+from engine.log import versions, write_json
+from engine.settings import flat
+
+from .chain import same_data
+from .results import of_any_machine
+from .verdict import number, spread
+
+EARLY = (1, 5, 10)  # epochs whose accuracy a page shows, too
+CONFIDENCE = 0.975  # quantile of a two-sided test at 5 %
+SIZE = "{architecture} at width x{width_mult:g}, {data}"
+PAGE = f"""\
+# {{text}}
+
+{SIZE}; seeds {{seeds}}; ANN {{ann_epochs}} epochs ({{ann}} %), \
+then {{trained}}. Accuracy in % after the last \
+epoch, mean ± standard deviation; difference to the first row paired by seed, ± its standard \
+error; energy of the best epoch's network.
+
+| variant | after conversion | after epoch {{early}} | accuracy | difference (points) \
+| energy (uJ) | |
+|---|---|---|---|---|---|---|
+{{rows}}
+
+Command (it goes on where it stopped):
+
+```sh
+python -m experiments.questions {{name}} --architecture {{architecture}} \
+--width_mult {{width_mult:g}} --ann_epochs {{ann_epochs}} --epochs {{epochs}} \
+--learning_rate {{learning_rate:g}} --amp {{amp}} --seeds {{words}}{{compiled}}
+```
+"""
+
+
+def paired(values, reference):
+    """(mean difference, its standard error) of paired values.
+
+    The error of a single pair is infinite.
+    """
+    differences = [a - b for a, b in zip(values, reference, strict=True)]
+    mean = statistics.mean(differences)
+    count = len(differences)
+    if count == 1:
+        return mean, math.inf
+    return mean, statistics.stdev(differences) / math.sqrt(count)
+
+
+def judge(difference, error, count):
+    """What a paired difference of `count` pairs says by a t-test at 5 %; one pair says nothing."""
+    if count < 2:
+        return "one seed"
+    quantile = stats.t.ppf(CONFIDENCE, count - 1)  # 4.3 of three seeds
+    if abs(difference) <= quantile * error:
+        return "not told apart"
+    return "better" if difference > 0 else "worse"
+
+
+def collect(question, chains):
+    """{variant: [summary with its learning curve, per seed]} of what is finished for all seeds.
+
+    chains: {seed: the question's chain}.
+    Raises:
+        UseError: a stage was made with another recipe than the chain's, or on other data.
+    """
+    runs = {}
+    data = {}
+    for variant, name in question.stages.items():
+        found = []
+        for seed, chain in chains.items():
+            stage = chain.stages[name]
+            if stage.summary is None:
+                continue
+            # what is only reported was not checked on the way
+            stage.check(recipe=stage.recipe)
+            data[f"{variant}, seed {seed}"] = stage.data
+            found.append(_of_run(stage, seed))
+        # pairs need every seed
+        if len(found) == len(chains):
+            runs[variant] = found
+    if data:
+        same_data(data)
+    return runs
+
+
+def _of_run(stage, seed):
+    """What a page keeps of a finished stage."""
+    ann = stage.chain.stages["ann"]
+    return {
+        **of_any_machine(stage.summary),
+        "seed": seed,
+        "curve": [line["test_accuracy"] for line in stage.log],
+        "ann_accuracy": ann.summary["last_accuracy"],
+        "recipe": stage.recipe,
+        "commit": stage.record["commit"],
+    }
+
+
+def column(runs, name):
+    """The values of one key, a seed each; accuracies in %."""
+    # summaries hold fractions
+    unit = 100 if name.endswith("accuracy") else 1
+    return [unit * run[name] for run in runs if name in run]
+
+
+def _row(variant, runs, first, early):
+    """A variant's line; first: the runs of the reference. early: epochs."""
+    # an LQ-ANN is not converted
+    after = column(runs, "converted_accuracy")
+    accuracy = column(runs, "last_accuracy")
+    curves = []
+    for epoch in early:
+        mean = statistics.mean(run["curve"][epoch - 1] for run in runs)
+        curves.append(f"{100 * mean:.2f}")
+
+    shown = ""
+    told = "reference"
+    if runs is not first:
+        difference, error = paired(accuracy, column(first, "last_accuracy"))
+        shown = f"{difference:+.2f}"
+        if len(runs) > 1:
+            shown += f" ± {error:.2f}"
+        told = judge(difference, error, len(runs))
+    cells = (
+        variant,
+        number(spread(after)) if after else "",
+        ", ".join(curves),
+        number(spread(accuracy)),
+        shown,
+        f"{statistics.mean(column(runs, 'energy_uj')):.2f}",
+        told,
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def page(asked, question, runs):
+    """The question's Markdown page; runs: see `collect`."""
+    first = runs[question.reference]
+    trained = len(first[0]["curve"])  # epochs of the reference
+    early = [epoch for epoch in EARLY if epoch < trained]
+    rows = []
+    for variant in question.stages:
+        if variant in runs:
+            rows.append(_row(variant, runs[variant], first, early))
+        else:
+            rows.append(f"| {variant} | | | not measured | | | |")
+    about = {
+        "name": question.name,
+        "text": question.text,
+        "data": first[0]["data"],
+        "ann": number(spread(column(first, "ann_accuracy"))),
+        "trained": trained,
+        "early": ", ".join(map(str, early)),
+        "rows": "\n".join(rows),
+        "seeds": ", ".join(map(str, asked.experiment.seeds)),
+        "words": " ".join(map(str, asked.experiment.seeds)),
+        "compiled": "" if asked.compute.compile == "none" else " --compile",
+    }
+    return PAGE.format(**flat(asked) | about)
+
+
+def draw(asked, runs, first, path):
+    """Accuracy against energy, a curve over T for every S; first: the runs of the reference."""
+    points = {}
+    for found in runs.values():
+        recipe = found[0]["recipe"]
+        place = (int(recipe["num_channels"]), int(recipe["timesteps"]))  # (S, T)
+        energies = column(found, "energy_uj")
+        points[place] = list(zip(column(found, "last_accuracy"), energies))
+    # its energy follows from its shape, so it is that of every seed
+    ann = (statistics.mean(column(first, "ann_accuracy")), first[0]["ann_energy_uj"])
+    count = len(asked.experiment.seeds)
+    size = SIZE.format(**flat(asked), data=first[0]["data"])
+    title = f"{size}, {asked.training.epochs} epochs, {count} seed{'s' * (count > 1)}"
+    figures.tradeoff(title, points, ann, path)
+
+
+def report(asked, question, chains):
+    """Write the question's page and numbers; returns the page.
+
+    Nothing is written while the reference is not finished for every seed.
+    """
+    runs = collect(question, chains)
+    first = runs.get(question.reference)
+    if first is None:
+        return f"{question.name}: not finished for every seed"
+    target = Path(asked.experiment.results) / question.name
+    content = {
+        "question": question.text,
+        "versions": versions(),
+        "runs": runs,
+    }
+    write_json(target.with_suffix(".json"), content)
+    if question.figure:
+        draw(asked, runs, first, target)
+    # the page comes last, since it names the others
+    text = page(asked, question, runs)
+    write_text(target.with_suffix(".md"), text)
+    return text

@@ -1,0 +1,113 @@
+"""Options of the commands that run chains of the public scripts."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from cli.options import NetworkOptions
+from engine.dist import DeviceOptions, fast_amp
+from engine.errors import UseError
+from engine.loop import ComputeOptions, RunOptions
+from engine.settings import Settings, group, option, seed
+from inputs.table import DataOptions
+
+SCHEDULES = ("published", "fast", "smoke")  # from the most telling to the least
+
+
+def seed_list(text):
+    """Type of comma-separated seeds."""
+    return tuple(map(seed, text.split(",")))
+
+
+def output(default):
+    """The group of a command that writes below one folder."""
+    return group(
+        only=("output_dir",),
+        output_dir={"default": default, "help": "folder of everything that is run"},
+    )
+
+
+@dataclass(frozen=True)
+class ExperimentOptions:
+    """experiment"""
+
+    list: bool = option(False, "show what there is to run")
+    report: bool = option(False, "write the tables and figures of what is finished, run nothing")
+    seeds: tuple = option((0,), "comma-separated; several give mean and spread", seed_list)
+    results: str = option("", "folder of the results; default: a folder of results/")
+
+
+@dataclass(frozen=True)
+class RowOptions:
+    """row"""
+
+    row: str = option("", "name of the row", positional=True, nargs="?")
+    schedule: str = option(
+        "published",
+        "published: as printed; fast: fewer epochs, cosine, matched conversion (CIFAR CNNs); "
+        "smoke: minutes, to see the chain work",
+        choices=SCHEDULES,
+    )
+    dry_run: bool = option(False, "show the commands of the row (without a row: of all)")
+    replace: bool = option(False, "replace a result of other code or other arguments")
+    launcher: str = option(
+        "",
+        "what starts the training scripts instead of python, such as 'torchrun --nproc_per_node=4'",
+    )
+
+
+@dataclass(frozen=True)
+class ExperimentSettings(Settings):
+    """What every command that runs chains has."""
+
+    experiment: ExperimentOptions = group()
+    network: NetworkOptions = group(only=("width_mult",))
+    data: DataOptions = group(
+        only=("data_root",),
+        data_root={
+            "help": "folder of the data set, of DVS-CIFAR10 of the prepared recordings; default: "
+            "where the scripts look"
+        },
+    )
+    compute: ComputeOptions = group(
+        only=("amp", "compile"),
+        # None: `settled` chooses
+        amp={"default": None, "help": "autocast type; default: bf16 where that is faster"},
+    )
+    device: DeviceOptions = group(only=("device",))
+    run: RunOptions = output("runs")
+
+
+@dataclass(frozen=True)
+class RowSettings(ExperimentSettings):
+    """Options of reproduce.py."""
+
+    row: RowOptions = group()
+    # the row and the schedule choose, see `reproduce.of_row`
+    network: NetworkOptions = group(
+        only=("width_mult",),
+        width_mult={"default": None, "help": "factor of every width; default: 1, of smoke 0.25"},
+    )
+    run: RunOptions = output("runs/reproduce")
+
+
+def settled(asked, amp=None):
+    """The settings with the autocast type chosen, and with a folder of data that holds anywhere.
+
+    amp: the type where none is asked for; default: the faster one of the device.
+    Raises:
+        UseError: a seed is named twice.
+    """
+    data = asked.data
+    compute = asked.compute
+    seeds = asked.experiment.seeds
+    # a seed that counts twice would make the spread too small
+    if len(set(seeds)) < len(seeds):
+        raise UseError("--seeds names a seed twice")
+    # stages run in the project's folder, where the default means what it means to the scripts
+    if "data_root" in asked.given:
+        folder = Path(data.data_root).resolve()
+        data = replace(data, data_root=str(folder))
+    # the scripts would not choose, and recipes name it
+    chosen = compute.amp or amp or fast_amp(asked.device.device)
+    compute = replace(compute, amp=chosen)
+    return replace(asked, data=data, compute=compute)

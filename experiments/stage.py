@@ -1,0 +1,301 @@
+"""A stage of a chain: a command of a public script, what it is made of, what there is of it."""
+
+import hashlib
+import importlib
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from cli.parser import refuse_idle
+from engine import checkpoint, settings
+from engine.errors import RunError, UseError
+from engine.log import read_json, read_lines, write_json
+
+from .arithmetic import ARITHMETIC, ROOT, commit, version
+
+# What a stage must agree in with what was made before, and how a difference is told.
+IDENTITY = {
+    "recipe": "with other arguments",
+    "code": "by other code",
+    "inputs": "from another network",
+}
+SHORT = 64  # characters of a value that an error can show
+
+
+def words(options):
+    """Command-line words of {name: value}.
+
+    True is a flag, a list several words; None leaves the option out.
+    """
+    found = []
+    for name, value in options.items():
+        if value is None:
+            continue
+        found.append(f"--{name}")
+        if isinstance(value, list):
+            found += map(str, value)
+        elif value is not True:
+            found.append(str(value))
+    return found
+
+
+def options(tokens):
+    """{name: value} of command-line words; several words are one value, True is a flag."""
+    found = {}
+    name = None
+    for token in tokens:
+        # a negative number is a value
+        if re.match(r"--?[A-Za-z]", token):
+            name, _, value = token.lstrip("-").partition("=")
+            found[name] = value or True
+        elif found[name] is True:
+            found[name] = token
+        else:
+            found[name] += f" {token}"
+    return found
+
+
+def slug(label):
+    """Name of a file or folder for a label."""
+    return re.sub(r"\W", "_", label.lower())
+
+
+@cache
+def of_machine(script):
+    """Every spelling of the script's options that belong to a machine."""
+    kind = importlib.import_module(script).get_parser().kind
+    found = set()
+    # recipes are written in any spelling
+    for option in settings.options(kind).values():
+        if option.governs == settings.MACHINE:
+            found.update(option.keys)
+    return found
+
+
+def portable(script, given):
+    """{option: value} of those of a script that do not belong to a machine."""
+    machine = of_machine(script)
+    return {name: given[name] for name in given if name not in machine}
+
+
+def digest_weights(path):
+    """Digest of a checkpoint's weights."""
+    digest = hashlib.sha256()
+    weights = checkpoint.load(path)["model"]
+    for name in sorted(weights):
+        digest.update(name.encode())
+        # bytes, since NumPy does not know every type of number
+        content = weights[name].contiguous().flatten().view(torch.uint8)
+        digest.update(content.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def first_difference(old, new):
+    """The first key in which two dictionaries differ, and both values."""
+    differing = [key for key in old | new if old.get(key) != new.get(key)]
+    name = min(differing)
+    before = old.get(name)
+    if len(str(before)) >= SHORT:
+        return name
+    return f"{name} {before} for {new.get(name)}"
+
+
+@dataclass
+class Stage:
+    """A command of a chain.
+
+    name: of the stage, and of its folder. script: module of the public script, such as 'snn_ddp' or
+    'spike_driven_transformer.train'. given: {option: value}; the value `{ann}` stands for the
+    checkpoint of the stage 'ann'. chain: the `Chain` that it belongs to.
+    """
+
+    name: str
+    script: str
+    given: dict
+    chain: object = None
+
+    # ---- what it is ----
+
+    @property
+    def module(self):
+        return importlib.import_module(self.script)
+
+    @property
+    def file(self):
+        """The script's file, from the project's folder."""
+        return self.script.replace(".", "/") + ".py"
+
+    @property
+    def trains(self):
+        # fusing has neither epochs nor a run folder
+        return self.script != "absorb_bn"
+
+    @property
+    def folder(self):
+        return self.chain.folder / self.name
+
+    @property
+    def recipe(self):
+        """{option: value} as text, but for what belongs to a machine."""
+        return portable(self.script, options(words(self.given)))
+
+    @property
+    def inputs(self):
+        """{word: checkpoint} of the stages whose results the stage starts from."""
+        found = {}
+        for stage in self.chain.stages.values():
+            word = f"{{{stage.name}}}"
+            if word in self.given.values():
+                found[word] = stage.checkpoint
+        return found
+
+    @property
+    def words(self):
+        """The stage's command line, with file names in the place of `{stage}`."""
+        files = self.inputs
+        found = [str(files.get(word, word)) for word in words(self.given)]
+        # what does not train writes beside its input
+        if self.trains:
+            found += ["--output_dir", str(self.folder)]
+        return found
+
+    def parsed(self):
+        """The stage's settings as its own script reads and checks them."""
+        asked = self.module.get_parser().parse(self.words)
+        refuse_idle(asked.given, self.module.rules(asked))
+        return asked
+
+    @property
+    def checkpoint(self):
+        """File of the stage's result."""
+        return Path(self.module.result(self.parsed()))
+
+    @property
+    def command(self):
+        """The stage's command line as a user types it."""
+        return shlex.join(["python3", self.file, *self.words])
+
+    # ---- what there is of it ----
+
+    @property
+    def run_folder(self):
+        """Newest run folder of the stage that can be resumed, or None."""
+        base = self.checkpoint.with_suffix("")
+        # the names end with the date, which begins with the millennium
+        states = base.parent.glob(f"{base.name}_2*/last.pth")
+        return max((path.parent for path in states), default=None)
+
+    @property
+    def summary(self):
+        """The finished stage's summary, or None."""
+        if not self.trains:
+            path = self.checkpoint
+            return {"checkpoint": str(path)} if path.is_file() else None
+        run = self.run_folder
+        # a run writes its summary when it ends
+        if run and (run / "summary.json").is_file():
+            return read_json(run / "summary.json")
+        return None
+
+    @property
+    def log(self):
+        """The lines of a finished stage's log, one an epoch."""
+        return read_lines(self.run_folder / "log.jsonl")
+
+    @property
+    def data(self):
+        """What the data of a finished stage are: {"train": {"images", "sha256"}, "test", ...}."""
+        return read_json(self.run_folder / "config.json")["data"]
+
+    @property
+    def record(self):
+        """What was noted when the stage was begun, or None.
+
+        {"recipe", "inputs", "code", "commit", "command"}, as the code of today would note it.
+        """
+        path = self.folder / "stage.json"
+        if not path.is_file():
+            return None
+        content = read_json(path)
+        content["recipe"] = portable(self.script, content["recipe"])
+        content["code"] = version(content["code"])
+        return content
+
+    def check(self, **now):
+        """Refuse a stage that was made otherwise than by `now`, of the keys of `IDENTITY`."""
+        old = self.record
+        for key, value in now.items():
+            if old[key] == value:
+                continue
+            told = IDENTITY[key]
+            if isinstance(value, dict):
+                told += f", {first_difference(old[key], value)}"
+            raise UseError(
+                f"{self.folder} was made {told} (commit {old['commit']}): "
+                "results never mix, give another --output_dir or remove that folder"
+            )
+
+    # ---- running ----
+
+    def run(self, lock):
+        """Run or resume the stage under its chain's lock; returns its summary.
+
+        Raises:
+            UseError: the stage was begun with another recipe, code or input.
+            RunError: its script failed.
+        """
+        weights = {word: digest_weights(path) for word, path in self.inputs.items()}
+        now = {"recipe": self.recipe, "code": ARITHMETIC, "inputs": weights}
+        summary = None
+        run = None
+        # without a record, what lies there is of unknown making
+        if self.record:
+            summary = self.summary
+            run = self.run_folder if self.trains else None
+        if run or summary:
+            self.check(**now)
+        if summary:
+            self.chain.say(f"{self.name}: done before")
+            return summary
+
+        command = self.command
+        if run:
+            self.chain.say(f"{self.name}: resumed: {command}")
+            self._start(["--resume", str(run), *self.of_machine], lock)
+        else:
+            self.chain.say(f"{self.name}: {command}")
+            # noted before it starts, so that a stage that is killed is known, too
+            about = {**now, "command": command, "commit": commit()}
+            write_json(self.folder / "stage.json", about)
+            self._start(self.words, lock)
+        return self.summary
+
+    @property
+    def of_machine(self):
+        """Words of the options that a resumed run may change."""
+        recipe = self.recipe
+        return words({name: self.given[name] for name in self.given if name not in recipe})
+
+    def _start(self, words, lock):
+        """Run the script to its end."""
+        python = [sys.executable]
+        if self.trains and self.chain.launcher:
+            python = self.chain.launcher
+        done = subprocess.run(
+            [*python, str(ROOT / self.file), *words],
+            cwd=ROOT,
+            check=False,
+            pass_fds=(lock,),
+        )
+        # the script has said what is wrong
+        if done.returncode:
+            raise RunError(
+                f"{self.name} ended with status {done.returncode}: mend what it says and run "
+                "this again, it goes on where it stopped"
+            )

@@ -1,0 +1,122 @@
+"""The published rows with what is measured of them: a list, a table of the README, a figure."""
+
+from pathlib import Path
+
+from analysis import figures
+from analysis.pricing import E_MAC
+from engine.errors import UseError
+from engine.files import write_text
+
+from . import rows
+from .results import results_of
+from .verdict import number, outcome, where
+
+# The README's table lies between these lines.
+START = "<!-- rows: written by reproduce.py --report -->"
+END = "<!-- end of rows -->"
+HEAD = """\
+| row | neuron | published accuracy, energy | measured accuracy | measured energy | on |
+|---|---|---|---|---|---|"""
+LISTED = "{:<28}{:<18}{:>22}   {:<38}{}"
+LISTED_HEAD = ("row", "neuron", "published", "published schedule", "measured so far")
+HINT = "reproduce.py <row> --dry-run shows a row's commands, reproduce.py <row> runs them"
+
+
+def measured(row, folder):
+    """[(accuracy, energy, where)] as text of what is measured of a row."""
+    found = []
+    for result in results_of(row, folder):
+        values = outcome(result)
+        # with their spread, if there are several seeds
+        accuracy = f"{number(values['accuracy'])} %"
+        energy = f"{number(values['energy'], '{:.4g}')} uJ"
+        if "gap" in values:
+            accuracy += f", gap {number(values['gap'])}"
+            energy += f", 1/{values['ratio'][0]:.1f}"
+        found.append((accuracy, energy, where(result)))
+    return found
+
+
+def ann_energy(row, form):
+    """Text of the energy of an ANN, which follows from its shape; '' of other rows."""
+    # that of an SNN follows from its spikes
+    if row.method != "ANN":
+        return ""
+    return f"{form.format(1e-6 * E_MAC * row.macs)} uJ at full width"
+
+
+def needs(row):
+    """What it takes to measure a row that is not measured."""
+    # there is a copy of CIFAR10 here
+    if row.dataset == "CIFAR10":
+        return "not measured: needs a GPU"
+    title = row.dataset.replace("IMAGENET", "ImageNet")
+    return f"not measured: needs {title} and a GPU"
+
+
+def cost(row):
+    """Training cost of the published schedule: epochs, and 10^15 operations."""
+    counts = " + ".join(map(str, rows.epochs(row)))
+    return f"{counts} epochs, {1e-15 * rows.operations(row):,.0f} PFLOP"
+
+
+def neuron(row):
+    """The row's neuron: lanes and steps."""
+    if row.method == "ANN":
+        return "ANN"
+    steps = f"T_F={row.frames} Q_F={row.steps}" if row.frames else f"T={row.steps}"
+    return f"S={row.levels} {steps}"
+
+
+def listing(folder):
+    """All rows as lines of text."""
+    lines = [LISTED.format(*LISTED_HEAD)]
+    for row in rows.table().values():
+        found = [" ".join(parts) for parts in measured(row, folder)]
+        known = "; ".join(found) or needs(row)
+        # known without any training
+        energy = ann_energy(row, "{:.4g}")
+        if energy:
+            known = f"energy {energy}; {known}"
+        published = f"{row.accuracy:>9.2f} %{row.energy:>9.4g} uJ"
+        cells = (
+            row.name,
+            neuron(row),
+            published,
+            cost(row),
+            known,
+        )
+        lines.append(LISTED.format(*cells))
+    return "\n".join([*lines, HINT])
+
+
+def table(folder):
+    """All rows as Markdown."""
+    lines = [HEAD]
+    for row in rows.table().values():
+        head = f"| `{row.name}` | {neuron(row)} | {row.accuracy:g} %, {row.energy:g} uJ"
+        known = ann_energy(row, "{:.1f}")
+        # a line for each result
+        for accuracy, energy, place in measured(row, folder) or [(needs(row), "", "")]:
+            energies = "; ".join(text for text in (energy, known) if text)
+            lines.append(f"{head} | {accuracy} | {energies} | {place} |")
+    return "\n".join(lines)
+
+
+def report(folder, readme):
+    """Write the table between its lines in the README, and the figure; returns the table."""
+    text = readme.read_text()
+    if START not in text or END not in text:
+        raise UseError(f"{readme} has no place for the table: it needs the lines {START} and {END}")
+    before, _, rest = text.partition(START)
+    _, _, after = rest.partition(END)
+    shown = table(folder)
+    write_text(readme, f"{before}{START}\n{shown}\n{END}{after}")
+
+    published = list(rows.table().values())
+    points = []
+    for row in published:
+        for result in results_of(row, folder):
+            points.append((row, outcome(result), where(result)))
+    figures.rows(published, points, Path(folder) / "rows.png")
+    return shown
