@@ -1,80 +1,127 @@
-"""Timing that others can trust: alternating rounds, a synchronised device, medians with quartiles."""
+"""Timing that others can trust: alternating rounds, a synchronised device, medians, quartiles."""
 
+import argparse
 import json
 import os
 import platform
-import statistics
 import time
 from pathlib import Path
 
 import torch
 
+from engine.files import write_text
+
+
+def option_parser(name, title):
+    """Parser of `python -m benchmarks.<name>` with the options that all tables share."""
+    parser = argparse.ArgumentParser(prog=f"python -m benchmarks.{name}", description=title)
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--repeats", type=int, default=9)
+    parser.add_argument(
+        "--no_compile",
+        action="store_true",
+        help="leave out what torch.compile has to compile",
+    )
+    parser.add_argument(
+        "--out",
+        default=f"runs/bench/{name}",
+        help="stem of the files that are written",
+    )
+    return parser
+
+
+def is_missing(device):
+    """Say that nothing is measured where there is no such device."""
+    missing = device.type == "cuda" and not torch.cuda.is_available()
+    if missing:
+        print("not measured: no CUDA GPU here")
+    return missing
+
 
 def machine(device):
-    """{"machine": ..., "torch": ..., "threads": ...} of the device that is measured."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        lines = info.read_text().splitlines()
-        name = next(
-            (line.split(":")[1].strip() for line in lines if line.startswith("model name")), name
-        )
-    where = (
-        torch.cuda.get_device_name(device)
-        if device.type == "cuda"
-        else f"{name}, {torch.get_num_threads()} threads"
-    )
+    """{"machine": ..., "torch": ..., "threads": ..., "load": ...} of the device."""
+    threads = torch.get_num_threads()
+    name = f"{_processor()}, {threads} threads"
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
     return {
-        "machine": where,
+        "machine": name,
         "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
+        "threads": threads,
+        "load": os.getloadavg()[0],  # of the last minute
     }
 
 
-def alternate(runs, repeats, device, warmup=2, queued=False):
-    """{name: [seconds]} of every function in `runs`; each round runs all of them once, the first rounds warm up.
+def _processor():
+    info = Path("/proc/cpuinfo")
+    # What the processor is sold as; `platform` has only its architecture on Linux.
+    lines = info.read_text().splitlines() if info.exists() else []
+    for line in lines:
+        if line.startswith("model name"):
+            return line.split(":")[1].strip()
+    return platform.processor() or platform.machine()
 
-    queued: a GPU is kept busy for about 10 ms first, in which the host queues the run, so that kernels alone are timed.
+
+def alternate(runs, repeats, device, warmup=2, queued=False):
+    """{name: [seconds]} of every function in `runs`.
+
+    Each round runs all of them once, so that whatever else the machine does meets them all; the
+    first rounds warm up.
+
+    queued: a GPU is kept busy first, while the host queues the run: kernels alone are timed.
     """
+    # A GPU works on after a call returns: its own clock tells how long the kernels took.
+    clock = _event_seconds if device.type == "cuda" else _clock_seconds
     seconds = {name: [] for name in runs}
     for repeat in range(repeats + warmup):
         for name, run in runs.items():
-            if device.type == "cuda":
-                begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-                if queued:
-                    torch.cuda._sleep(20_000_000)
-                begin.record()
-                run()
-                end.record()
-                torch.cuda.synchronize(device)
-                taken = begin.elapsed_time(end) / 1e3
-            else:
-                start = time.perf_counter()
-                run()
-                taken = time.perf_counter() - start
+            taken = clock(run, queued)
             if repeat >= warmup:
                 seconds[name].append(taken)
     return seconds
 
 
+def _clock_seconds(run, queued):
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def _event_seconds(run, queued):
+    begin = torch.cuda.Event(enable_timing=True)
+    end = torch.cuda.Event(enable_timing=True)
+    if queued:
+        torch.cuda._sleep(20_000_000)  # cycles, about 10 ms
+    begin.record()
+    run()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end) / 1e3  # milliseconds
+
+
 def summary(values):
-    """(median, lower quartile, upper quartile)"""
-    if len(values) < 2:
-        return values[0], values[0], values[0]
-    low, middle, high = statistics.quantiles(values, n=4, method="inclusive")
-    return middle, low, high
+    """[median, lower quartile, upper quartile]"""
+    wide = torch.tensor(values, dtype=torch.float64)
+    return [wide.quantile(share).item() for share in (0.5, 0.25, 0.75)]
+
+
+def milliseconds(seconds):
+    """{"ms": median, "low_ms": lower quartile, "high_ms": upper quartile}"""
+    middle, low, high = summary(seconds)
+    return {
+        "ms": middle * 1e3,
+        "low_ms": low * 1e3,
+        "high_ms": high * 1e3,
+    }
 
 
 def ratio(of, to):
-    """(median, lower quartile, upper quartile) of the rounds' ratios."""
-    return summary([a / b for a, b in zip(of, to, strict=True)])
+    """[median, lower quartile, upper quartile] of the rounds' ratios."""
+    rounds = zip(of, to, strict=True)
+    return summary([a / b for a, b in rounds])
 
 
-def write(path, content):
-    """JSON, written beside and renamed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_suffix(".part")
-    beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-    beside.replace(path)
+def write(path, where, rows):
+    """The JSON file of a table: {**where, "rows": rows}."""
+    content = {**where, "rows": rows}
+    write_text(path, json.dumps(content, indent=1) + "\n")

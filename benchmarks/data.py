@@ -1,4 +1,6 @@
-"""Images per second of the in-memory data path: CIFAR-sized images, random crop and flip per image, normalised.
+"""Images per second of the in-memory data path.
+
+CIFAR-sized images, random crop and flip of each, normalised.
 
 python -m benchmarks.data            (part of `make bench`)
 """
@@ -12,14 +14,15 @@ import torch
 from engine.dist import World
 from inputs import images as data
 
+EPOCHS = 5
+
 
 def main():
     images = torch.randint(0, 256, (50_000, 32, 32, 3), dtype=torch.uint8)
     part = data.Memory(images, torch.zeros(len(images), dtype=torch.long))
+    test = data.Memory(images[:1000], part.labels[:1000])
     mean, std = data.STATISTICS["CIFAR10"]
-    content = data.Data(
-        part, data.Memory(images[:1000], part.labels[:1000]), {"image_size": 32}, mean, std, 4, True
-    )
+    content = data.Data(part, test, {"image_size": 32}, mean, std, 4, True)
     for batch in (32, 128, 512):
         args = Namespace(
             batch_size=batch,
@@ -31,14 +34,14 @@ def main():
         )
         loader = data.loaders(content, args, World())[0]
         rates = []
-        for epoch in range(5):
+        for epoch in range(EPOCHS):
             start = time.perf_counter()
             for _ in loader.epoch(epoch):
                 pass
             rates.append(loader.images / (time.perf_counter() - start))
         print(
-            f"batch {batch:4d}: {statistics.median(rates):8,.0f} images/s, median of 5 epochs of 50,000 "
-            f"({torch.get_num_threads()} threads)"
+            f"batch {batch:4d}: {statistics.median(rates):8,.0f} images/s, "
+            f"median of {EPOCHS} epochs of 50,000 ({torch.get_num_threads()} threads)"
         )
 
 
