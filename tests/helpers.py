@@ -1,4 +1,4 @@
-"""Run the scripts as a user does: through a shell, in a folder of its own; and stand-ins for image folders."""
+"""Run the scripts as a user does, in a folder of its own; and stand-ins for image folders."""
 
 import os
 import subprocess
@@ -12,31 +12,33 @@ ROOT = Path(__file__).parents[1]
 GOLDEN = ROOT / "tests" / "golden"
 LAUNCHERS = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT", "GROUP_WORLD_SIZE")
 
+# Seconds that any child process may take. Generous: it ends what hangs, and a busy machine is no
+# fault of the program. MLIF_TEST_PATIENCE is a factor for slower machines.
+PATIENCE = 600 * float(os.environ.get("MLIF_TEST_PATIENCE", "1"))
+
 
 def environment(folder, **more):
     """This process's environment without launcher variables; `python3` is this interpreter."""
     env = {k: v for k, v in os.environ.items() if k not in LAUNCHERS and not k.startswith("SLURM_")}
-    return (
-        env
-        | {
-            "PATH": f"{folder / 'bin'}{os.pathsep}{env['PATH']}",
-            "CUDA_VISIBLE_DEVICES": "",
-            "TQDM_DISABLE": "1",
-            "OMP_NUM_THREADS": "1",
-        }
-        | {k: str(v) for k, v in more.items()}
-    )
+    env["PATH"] = f"{folder / 'bin'}{os.pathsep}{env['PATH']}"
+    env["CUDA_VISIBLE_DEVICES"] = ""
+    env["TQDM_DISABLE"] = "1"
+    env["OMP_NUM_THREADS"] = "1"
+    return env | {name: str(value) for name, value in more.items()}
 
 
-def command(line, folder, timeout=600, path=None, **env):
-    """The finished process of a shell command line in `folder`; `path`: the folder whose bin/ holds python3."""
+def command(line, folder, path=None, **env):
+    """The finished process of a shell command line in `folder`.
+
+    path: the folder whose bin/ holds python3.
+    """
     return subprocess.run(
         line,
         shell=True,
         cwd=folder,
         env=environment(path or folder, **env),
         text=True,
-        timeout=timeout,
+        timeout=PATIENCE,
         capture_output=True,
         stdin=subprocess.DEVNULL,
     )
@@ -55,24 +57,25 @@ def start(argv, folder, **env):
     )
 
 
-def read(argv, folder, status=0, timeout=120, **env):
+def end(process):
+    """(exit status, output, errors) of a process of `start`, once it has ended."""
+    try:
+        output, errors = process.communicate(timeout=PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        raise
+    return process.returncode, output, errors
+
+
+def read(argv, folder, status=0, **env):
     """Run a script to its end; its output, or, for a nonzero `status`, its one line of error."""
-    done = subprocess.run(
-        [sys.executable, *map(str, argv)],
-        cwd=folder,
-        env=environment(folder, **env),
-        text=True,
-        timeout=timeout,
-        capture_output=True,
-        stdin=subprocess.DEVNULL,
-    )
-    assert done.returncode == status, (
-        f"exit status {done.returncode}, expected {status}\n{done.stdout}\n{done.stderr}"
-    )
+    got, output, errors = end(start(argv, folder, **env))
+    assert got == status, f"exit status {got}, expected {status}\n{output}\n{errors}"
     if status == 0:
-        return done.stdout
-    lines = done.stderr.splitlines()
-    assert len(lines) == 1, done.stderr
+        return output
+    lines = errors.splitlines()
+    assert len(lines) == 1, errors
     return lines[0]
 
 
@@ -84,3 +87,15 @@ def image_folder(root, classes, count, size=(32, 32), suffix="png"):
     for i in range(count):
         pixels = rng.integers(0, 256, (*size, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / f"n{i % classes:04}" / f"{i}.{suffix}")
+
+
+def cifar_copy(root, name="cifar10", classes=10, train=24, test=12):
+    """A stand-in for a CIFAR image copy: noise images under <root>/<name>-jpeg."""
+    for part, count in (("train", train), ("test", test)):
+        image_folder(root / f"{name}-jpeg" / part, classes, count)
+
+
+def run_folder(output):
+    """The one run folder under an output folder, such as <output>/ann/ann_..._<date>_<time>."""
+    (folder,) = [path for path in output.glob("*/*") if path.is_dir()]
+    return folder

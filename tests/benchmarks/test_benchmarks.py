@@ -6,11 +6,12 @@ import sys
 import pytest
 import torch
 
-from benchmarks import neuron, step
+from benchmarks import common, neuron, step
 from models.neuron.backends import torch_fused
 
 
 def run(module, words, monkeypatch):
+    """Call a benchmark's main with a command line."""
     monkeypatch.setattr(sys, "argv", [module.__name__, *words.split()])
     module.main()
 
@@ -18,8 +19,7 @@ def run(module, words, monkeypatch):
 def test_neuron_table(tmp_path, monkeypatch, capsys):
     pytest.importorskip("spikingjelly")
     run(neuron, f"--elements 4000 --repeats 2 --no_compile --out {tmp_path}/n", monkeypatch)
-    content, said = json.loads((tmp_path / "n.json").read_text()), capsys.readouterr().out
-    names = {r["name"] for r in content["rows"]}
+    rows = json.loads((tmp_path / "n.json").read_text())["rows"]
     assert {
         "copy",
         "ours torch",
@@ -27,11 +27,36 @@ def test_neuron_table(tmp_path, monkeypatch, capsys):
         "SJ LIF sigmoid",
         "SJ ILIF (0..4)",
         "SJ FlexSN M-LIF",
-    } <= names
-    assert {(r["S"], r["T"]) for r in content["rows"]} == {(1, 1), (1, 4), (3, 1), (3, 4)}
-    assert (
-        tmp_path / "n.png"
-    ).stat().st_size > 1000 and "as fast as SpikingJelly's fastest LIF" in said
+    } <= {row["name"] for row in rows}
+    assert {(row["S"], row["T"]) for row in rows} == {(1, 1), (1, 4), (3, 1), (3, 4)}
+    assert (tmp_path / "n.png").stat().st_size > 1000
+    assert "as fast as SpikingJelly's fastest LIF" in capsys.readouterr().out
+
+
+def test_neuron_rows(tmp_path, monkeypatch):
+    """What later readers of the JSON file expect of a row, in order."""
+    words = f"--elements 4000 --levels 3 --steps 4 --backends torch --repeats 3 --out {tmp_path}/n"
+    run(neuron, f"{words} --no_peers --no_compile", monkeypatch)
+    content = json.loads((tmp_path / "n.json").read_text())
+    assert list(content) == ["machine", "torch", "threads", "load", "rows"]
+    copy, ours = content["rows"]
+    assert list(ours) == [
+        "name",
+        "S",
+        "T",
+        "dtype",
+        "elements",
+        "ms",
+        "low_ms",
+        "high_ms",
+        "moved_bytes",
+        "of_copy",
+        "seconds",
+    ]
+    assert (copy["name"], copy["moved_bytes"], copy["of_copy"]) == ("copy", 8, 1)
+    assert (ours["name"], ours["moved_bytes"], ours["elements"]) == ("ours torch", 20, 4000)
+    assert len(ours["seconds"]) == 3
+    assert ours["ms"] == sorted(ours["seconds"])[1] * 1e3
 
 
 def test_nothing_is_timed_after_a_red_parity_test(tmp_path, monkeypatch):
@@ -42,40 +67,52 @@ def test_nothing_is_timed_after_a_red_parity_test(tmp_path, monkeypatch):
         return gx * 1.001, *rest
 
     monkeypatch.setattr(torch_fused, "backward", bad)
+    words = f"--elements 4000 --backends torch --no_peers --no_compile --out {tmp_path}/n"
     with pytest.raises(SystemExit, match=r"parity is red: torch.*nothing is timed"):
-        run(
-            neuron,
-            f"--elements 4000 --backends torch --no_peers --no_compile --out {tmp_path}/n",
-            monkeypatch,
-        )
+        run(neuron, words, monkeypatch)
     assert not (tmp_path / "n.json").exists()
 
 
 def test_step_table(tmp_path, monkeypatch):
-    monkeypatch.setattr(
-        step, "peak", lambda settings: (2.0, 1.0)
-    )  # it starts a process for each network
-    run(
-        step,
-        f"--networks resnet20 --batch 2 --width 0.0625 --dim 16 --repeats 1 --no_compile --amp none --out {tmp_path}/s",
-        monkeypatch,
-    )
+    # Memory is measured in a process for each network.
+    monkeypatch.setattr(step, "peak", lambda settings: (2.0, 1.0))
+    sizes = "--batch 2 --width 0.0625 --dim 16 --repeats 1"
+    words = f"--networks resnet20 {sizes} --no_compile --amp none --out {tmp_path}/s"
+    run(step, words, monkeypatch)
     rows = json.loads((tmp_path / "s.json").read_text())["rows"]
-    assert [r["name"] for r in rows] == [
-        "ANN",
-        "SNN",
-        "LQ-ANN",
-        "S=1",
-        "S=4",
-        "T=1",
-        "T=4",
-        "T=4 --recompute",
-        "LIF",
-        "M-LIF",
-        "LIF",
-        "M-LIF",
-    ]
-    assert all(r["ms"] > 0 for r in rows) and rows[1]["peak_mib"] > 0
+    names = [row["name"] for row in rows]
+    assert names[:3] == ["ANN", "SNN", "LQ-ANN"]
+    assert names[3:5] == ["S=1", "S=4"]
+    assert names[5:8] == ["T=1", "T=4", "T=4 --recompute"]
+    assert names[8:] == ["LIF", "M-LIF", "LIF", "M-LIF"]
+    assert all(row["ms"] > 0 for row in rows)
+    assert rows[1]["peak_mib"] > 0
+    snn = rows[1]
+    assert (snn["kind"], snn["network"], snn["to"]) == ("snn", "resnet20", "ANN")
+
+
+def test_peak_memory_is_that_of_a_process_of_its_own():
+    small = {"kind": "snn", "name": "resnet20", "batch": 2, "width": 0.0625, "device": "cpu"}
+    whole, own = step.peak(small)
+    assert whole > 100  # MiB, what torch alone takes
+    assert 1 < own < whole / 2
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [([3.0], [3, 3, 3]), ([4.0, 1.0, 2.0, 3.0], [2.5, 1.75, 3.25])],
+)
+def test_summary(values, expected):
+    assert common.summary(values) == expected
+
+
+def test_rounds_alternate():
+    """Each round runs all contenders once; the first rounds are not timed."""
+    seen = []
+    runs = {name: lambda name=name: seen.append(name) for name in "ab"}
+    seconds = common.alternate(runs, 3, torch.device("cpu"), warmup=2)
+    assert seen == ["a", "b"] * 5
+    assert [len(taken) for taken in seconds.values()] == [3, 3]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -1,11 +1,11 @@
-"""What a user gets wrong: one line that says what was expected, what came and the way out; nothing on disk is damaged."""
+"""What a user gets wrong: one line that says what was expected, what came and the way out; nothing
+on disk is damaged.
+"""
 
 import argparse
 import os
 import re
 import shutil
-import subprocess
-import sys
 from urllib.error import URLError
 
 import pytest
@@ -16,19 +16,16 @@ import absorb_bn
 import ann_ddp
 import energy
 import snn_ddp
-from cli import run
 from engine import checkpoint
-from engine.dist import World
-from engine.errors import RunError, UseError, guard
-from engine.loop import Trainer
-from inputs import images as data
+from engine.errors import UseError, guard
+from engine.recipes.cnn import CNNRecipe
 from tests.conftest import digests
-from tests.helpers import ROOT, environment, image_folder
+from tests.helpers import ROOT, end, image_folder, start
 
 NET = "-a VGG16 --width_mult 0.0625 --bias --device cpu "
 SPIKING = (
-    NET
-    + "-multi_channel 1 -num_channels 3 --timesteps 1 --balance_steps 2 --batch_size 12 --epochs 1 "
+    f"{NET}-multi_channel 1 -num_channels 3 --timesteps 1 --balance_steps 2 --batch_size 12 "
+    "--epochs 1 "
 )
 MAIN = {"ann": ann_ddp.main, "snn": snn_ddp.main, "fuse": absorb_bn.main, "energy": energy.main}
 
@@ -42,7 +39,7 @@ class Foreign:
 
 @pytest.fixture(scope="module")
 def here(cifar, tmp_path_factory):
-    """A folder with data, a trained ANN, its fused form, an LQ-ANN, an SNN, a run folder of each, and damaged files."""
+    """A folder with data, a trained ANN, its fused form, an SNN, run folders, and damaged files."""
     root = tmp_path_factory.mktemp("here")
     common = f"--data_root {cifar} --output_dir {root} --batch_size 12 --epochs 1"
     guard(ann_ddp.main, f"{NET} --bn {common}".split())
@@ -53,6 +50,13 @@ def here(cifar, tmp_path_factory):
     guard(snn_ddp.main, f"{SPIKING} {common} --pretrained_ann {root}/fused.pth".split())
     next((root / "snn").glob("*.pth")).rename(root / "snn.pth")
     next(p for p in (root / "snn").iterdir() if p.is_dir()).rename(root / "snn_run")
+    damaged(root)
+    data(root)
+    return root
+
+
+def damaged(root):
+    """Files that are no checkpoints, or not whole ones."""
     good = (root / "ann.pth").read_bytes()
     (root / "cut.pth").write_bytes(good[: len(good) // 2])
     (root / "empty.pth").write_bytes(b"")
@@ -64,6 +68,10 @@ def here(cifar, tmp_path_factory):
     torch.save({"layer1.weight": torch.zeros(3, 3)}, root / "foreign.pth")
     torch.save({"act.maximum": torch.zeros(4)}, root / "odd.pth")
     torch.save(torch.zeros(3), root / "tensor.pth")
+
+
+def data(root):
+    """Image folders, good and bad."""
     for part, count in (("train", 6), ("val", 3)):
         image_folder(root / "three" / part, 3, count)
     for folder in ("hollow/train/a", "no_val/train/a", "no_run"):
@@ -72,7 +80,6 @@ def here(cifar, tmp_path_factory):
     image_folder(root / "thousand/train", 1001, 1)
     image_folder(root / "more/train", 3, 6)
     image_folder(root / "more/val", 4, 4)
-    return root
 
 
 @pytest.fixture(autouse=True)
@@ -262,7 +269,9 @@ CASES = [  # script, arguments ({h}: the folder, {c}: --data_root with CIFAR), w
     ("ann", "-a VGG19", "VGG19", "VGG16", "RESNET20"),
     ("ann", "--lerning_rate 0.1", "--lerning_rate", "did you mean --learning_rate?"),
     ("snn", "-num_chanels 3", "-num_chanels", "did you mean --num_channels?"),
+    ("snn", "-hardwareopt 2", "-hardwareopt", "did you mean --hardware_opt?"),
     ("fuse", "--zzz", "--zzz", "--help lists the options"),
+    ("snn", "--optimizer Adam --betas 0.9,1", "--betas", "< 1, got 1"),
     ("ann", "--data_root {c} --kernel_size 4", "kernel_size must be odd, got 4"),
     ("ann", "-a RESNET20 --kernel_size 5", "--kernel_size does nothing here: only VGG16"),
     (
@@ -370,36 +379,33 @@ def test_one_line(here, cifar, fails, monkeypatch, script, argv, words):
         *(w.format(h=here, c=cifar) for w in words),
         keep=here,
     )
-    assert {
-        p
-        for p in set(here.rglob("*")) - before
-        if p.is_file() or p.name.startswith(("ann_", "snn_"))
-    } == set()
-    assert not (here / "mark").exists()
+    new = set(here.rglob("*")) - before
+    assert not [p for p in new if p.is_file() or p.name.startswith(("ann_", "snn_"))]
+    assert not (here / "mark").exists()  # nothing was unpickled
 
 
-def test_truncated_image_is_named(here, fails, tmp_path):
+@pytest.mark.parametrize(
+    "share, side, workers",
+    [(0.5, 32, 0), (0.03, 32, 0), (0, 32, 0), (0.5, 96, 0), (0, 96, 1)],
+    ids=["half", "head", "empty", "half, as files", "empty, in a worker"],
+)
+def test_truncated_image_is_named(share, side, workers, fails, tmp_path):
+    """Of small images, which are held in memory, and of large ones, which stay files."""
     image_folder(tmp_path / "train", 3, 6)
     image_folder(tmp_path / "val", 3, 3)
     bad = tmp_path / "train/n0001/4.jpg"
     Image.linear_gradient("L").convert("RGB").save(bad)
     whole = bad.read_bytes()
-    for size, side, workers in (
-        (len(whole) // 2, 32, 0),
-        (20, 32, 0),
-        (0, 32, 0),
-        (len(whole) // 2, 96, 0),
-        (0, 96, 1),
-    ):
-        bad.write_bytes(whole[:size])
-        line = fails(
-            ann_ddp.main,
-            f"--dataset FOLDER --dataset_dir {tmp_path} --image_size {side} --batch_size 6 {NET}"
-            f"--epochs 1 --workers {workers} --output_dir {tmp_path}/out",
-            f"{bad} cannot be read",
-            "replace it",
-        )
-        assert "worker process" not in line and line.count("error:") == 1
+    bad.write_bytes(whole[: int(share * len(whole))])
+    line = fails(
+        ann_ddp.main,
+        f"--dataset FOLDER --dataset_dir {tmp_path} --image_size {side} --batch_size 6 {NET}"
+        f"--epochs 1 --workers {workers} --output_dir {tmp_path}/out",
+        f"{bad} cannot be read",
+        "replace it",
+    )
+    assert "worker process" not in line
+    assert line.count("error:") == 1
 
 
 def test_wrong_image_size_is_named(cifar, fails, tmp_path):
@@ -411,63 +417,39 @@ def test_wrong_image_size_is_named(cifar, fails, tmp_path):
 
 @pytest.mark.parametrize("save_freq", [0, 1])
 def test_nan_loss_ends_the_run_and_keeps_the_good_state(cifar, fails, tmp_path, save_freq):
-    argv = f"--data_root {cifar} {NET} --bn --batch_size 8 --epochs 1 --output_dir {tmp_path} --save_freq {save_freq} "
+    argv = (
+        f"--data_root {cifar} {NET} --bn --batch_size 8 --epochs 1 --output_dir {tmp_path} "
+        f"--save_freq {save_freq} "
+    )
     guard(ann_ddp.main, f"{argv} -lr 0.001".split())
     stable = tmp_path / "ann/ann_vgg16_cifar10_w0.0625.pth"
     stable.rename(tmp_path / "kept.pth")
-    fails(
-        ann_ddp.main,
-        f"{argv} -lr 1e30",
-        "the loss is",
-        "at epoch 1",
-        "lower --learning_rate",
-        status=1,
-        keep=tmp_path,
-    )
+    before = set(tmp_path.glob("ann/*"))
+    words = ("the loss is", "at epoch 1", "lower --learning_rate")
+    fails(ann_ddp.main, f"{argv} -lr 1e30", *words, status=1, keep=tmp_path)
     assert not stable.exists()
-    run_folder = max(
-        (p for p in (tmp_path / "ann").iterdir() if p.is_dir()),
-        key=lambda p: (p.stat().st_ctime, p.name),
-    )
+
+    (run_folder,) = set(tmp_path.glob("ann/*")) - before
     content = checkpoint.load(run_folder / "last.pth")
-    assert content["training"]["epoch"] == 1 and all(
-        v.isfinite().all() for v in content["model"].values()
-    )
+    assert content["training"]["epoch"] == 1
+    assert all(v.isfinite().all() for v in content["model"].values())
     assert not list(run_folder.glob(".*"))
 
 
 def test_overflowed_weights_are_not_stored(cifar, fails, monkeypatch, tmp_path):
-    epoch = Trainer._train_epoch
+    """The second step makes them infinite."""
+    steps = iter((1, 2, 3))
 
-    def train(self):
-        def overflow():
-            if self.step == 1:
-                next(self.net.parameters()).data.fill_(float("inf"))
+    def overflow(self, net):
+        if next(steps) == 2:
+            next(net.parameters()).data.fill_(float("inf"))
 
-        self.after_step = overflow
-        epoch(self)
-
-    monkeypatch.setattr(Trainer, "_train_epoch", train)
-    fails(
-        ann_ddp.main,
-        f"--data_root {cifar} {NET} --batch_size 8 --epochs 1 --output_dir {tmp_path} --save_freq 1",
-        "the loss is nan",
-        status=1,
-    )
+    monkeypatch.setattr(CNNRecipe, "after_step", overflow)
+    argv = f"--data_root {cifar} {NET} --batch_size 8 --epochs 1 --output_dir {tmp_path}"
+    fails(ann_ddp.main, f"{argv} --save_freq 1", "the loss is nan", status=1)
     content = checkpoint.load(next(tmp_path.glob("ann/*/last.pth")))
-    assert content["training"]["step"] == 1 and all(
-        v.isfinite().all() for v in content["model"].values()
-    )
-
-
-def test_fewer_images_than_processes(here):
-    args = ann_ddp.get_parser().parse((THREE + "--batch_size 2").format(h=here).split())
-    content = data.load(args, World())
-    with pytest.raises(UseError, match="--batch_size is 2, smaller than the 4 processes"):
-        data.loaders(content, args, World(rank=0, size=4))
-    args.batch_size = 64
-    with pytest.raises(UseError, match="the training part is 6, smaller than the 8 processes"):
-        data.loaders(content, args, World(rank=0, size=8))
+    assert content["training"]["step"] == 1
+    assert all(v.isfinite().all() for v in content["model"].values())
 
 
 def test_resume_with_other_images(here, cifar, fails, tmp_path):
@@ -494,29 +476,10 @@ def test_unwritable_output(cifar, fails, tmp_path):
     )
 
 
-def test_failed_write_is_a_run_error(monkeypatch, tmp_path):
-    def full(content, path):
-        path.write_bytes(b"half")
-        raise RuntimeError("PytorchStreamWriter failed writing file")
-
-    monkeypatch.setattr(torch, "save", full)
-    with pytest.raises(RunError, match=re.escape(f"cannot write {tmp_path}/a.pth")):
-        checkpoint.save(tmp_path / "a.pth", {})
-
-
-def test_debug_shows_the_traceback(fails):
-    for flag in ("--debug", "-debug"):
-        with pytest.raises(UseError):
-            guard(ann_ddp.main, ["--act_bits", "2", flag])
-
-
-def test_narrow_strided_shortcut_runs_on_the_cpu(monkeypatch):
-    import models
-
-    monkeypatch.setattr(torch.backends.mkldnn, "enabled", True)
-    for width, kept in ((0.125, True), (0.0625, False)):
-        run.place(models.build("resnet20", models.ReLU(), width_mult=width), World())
-        assert torch.backends.mkldnn.enabled is kept
+@pytest.mark.parametrize("flag", ["--debug", "-debug"])
+def test_debug_shows_the_traceback(flag):
+    with pytest.raises(UseError):
+        guard(ann_ddp.main, ["--act_bits", "2", flag])
 
 
 SUBPROCESS = [
@@ -540,15 +503,12 @@ SUBPROCESS = [
 @pytest.mark.parametrize("script, argv, status, words", SUBPROCESS)
 def test_one_line_of_a_process(here, cifar, script, argv, status, words):
     before = digests(here)
-    done = subprocess.run(
-        [sys.executable, ROOT / script, *argv.format(h=here, c=cifar).split()],
-        cwd=here,
-        text=True,
-        capture_output=True,
-        timeout=120,
-        env=environment(here, TQDM_DISABLE="", OMP_NUM_THREADS=1),
-    )
-    lines = [line.strip() for line in re.split(r"[\r\n]+", done.stderr) if "error:" in line]
-    assert done.returncode == status and len(lines) == 1 and words in lines[0], done.stderr
-    assert "Traceback" not in done.stderr and lines[0].startswith(str(ROOT / script))
+    argv = [ROOT / script, *argv.format(h=here, c=cifar).split()]
+    got, _, errors = end(start(argv, here, TQDM_DISABLE=""))
+    lines = [line.strip() for line in re.split(r"[\r\n]+", errors) if "error:" in line]
+    assert got == status, errors
+    assert len(lines) == 1, errors
+    assert lines[0].startswith(str(ROOT / script))
+    assert words in lines[0]
+    assert "Traceback" not in errors
     assert before.items() <= digests(here).items()

@@ -1,54 +1,53 @@
-"""A run that is cut off and resumed ends bit for bit where the uninterrupted one ends; files are written whole or not."""
+"""A run that is cut off and resumed ends bit for bit where the uninterrupted one ends."""
 
 import json
-import random
 import signal
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 import absorb_bn
 import ann_ddp
 import snn_ddp
-from engine import checkpoint, log
-from engine.errors import RunError, guard
-from engine.loop import Trainer, rng_state, seed_all, set_rng_state
-from tests.helpers import image_folder, start
+from engine import checkpoint
+from engine.errors import guard
+from engine.loop import Trainer, seed_all
+from tests.helpers import PATIENCE, image_folder, run_folder, start
 
-COMMON = "--batch_size 8 --epochs 3 --save_freq 1 --print_freq 1 --workers 0 --device cpu "
-NARROW = "-a VGG16 --width_mult 0.0625 --bias "
-RESNET = "-a RESNET20 --width_mult 0.125 --bias "
-ANN = COMMON + NARROW + "--bn --dropout 0.2 -lr 0.01 --lr_interval 0.4,0.7 "
+COMMON = "--batch_size 8 --epochs 3 --save_freq 1 --print_freq 1 --workers 0 --device cpu"
+NARROW = "-a VGG16 --width_mult 0.0625 --bias"
+RESNET = "-a RESNET20 --width_mult 0.125 --bias"
+ANN = f"{COMMON} {NARROW} --bn --dropout 0.2 -lr 0.01 --lr_interval 0.4,0.7"
 LQ = (
-    COMMON
-    + RESNET
-    + "--bn --dropout 0.2 -lr 0.001 --optimizer Adam --quant_act --act_bits 2 --quant_num_batches 2 "
+    f"{COMMON} {RESNET} --bn --dropout 0.2 -lr 0.001 --optimizer Adam --quant_act --act_bits 2 "
+    "--quant_num_batches 2"
 )
 SNN = (
-    COMMON
-    + RESNET
-    + (
-        "--dropout 0.3 --optimizer Adam -lr 0.001 -thr_lr 0.01 --multi_channel 1 --num_channels 3 "
-        "--timesteps 2 --conversion matched --warm_up --warm_up_epochs 2 "
-    )
+    f"{COMMON} {RESNET} --dropout 0.3 --optimizer Adam -lr 0.001 -thr_lr 0.01 --multi_channel 1 "
+    "--num_channels 3 --timesteps 2 --conversion matched --warm_up --warm_up_epochs 2"
 )
 RATE = (
-    COMMON
-    + RESNET
-    + "--dropout 0.3 --timesteps 2 --input_encoding 0 --default_threshold 0.2 -lr 0.01 "
+    f"{COMMON} {RESNET} --dropout 0.3 --timesteps 2 --input_encoding 0 --default_threshold 0.2 "
+    "-lr 0.01"
 )
-TIMES = {"images_per_s", "seconds"}
+TIMES = {"images_per_s", "seconds"}  # of a line of the log
 
 
 class Cut(Exception):
     """The run is cut off here."""
 
 
+def train(main, argv, output):
+    """Run to the end; returns the run folder."""
+    main([*argv.split(), "--output_dir", str(output)])
+    return run_folder(output)
+
+
 @pytest.fixture(scope="module")
 def fused(cifar, tmp_path_factory):
+    """A trained ANN without batch norm."""
     root = tmp_path_factory.mktemp("fused")
     guard(ann_ddp.main, f"{COMMON} {RESNET} --bn --data_root {cifar} --output_dir {root}".split())
     guard(absorb_bn.main, ["--pretrained_ann", f"{root}/ann/ann_resnet20_cifar10_w0.125.pth"])
@@ -56,284 +55,201 @@ def fused(cifar, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def uninterrupted():
-    """uninterrupted(main, argv, folder): the finished run, made once for each command."""
+def commands(cifar, fused):
+    """{kind: (script, its command line)}"""
+    data = f"--data_root {cifar}"
+    return {
+        "ann": (ann_ddp.main, f"{ANN} {data}"),
+        "lq": (ann_ddp.main, f"{LQ} {data}"),
+        "snn": (snn_ddp.main, f"{SNN} {data} --pretrained_ann {fused}"),
+        "rate": (snn_ddp.main, f"{RATE} {data}"),
+    }
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(commands, tmp_path_factory):
+    """uninterrupted(kind): folder of the finished run, made once."""
     runs = {}
 
-    def run(main, argv, folder):
-        if argv not in runs:
-            main([*argv.split(), "--output_dir", str(folder)])
-            runs[argv] = run_folder(folder)
-        return runs[argv]
+    def run(kind):
+        if kind not in runs:
+            runs[kind] = train(*commands[kind], tmp_path_factory.mktemp(kind))
+        return runs[kind]
 
     return run
 
 
-def run_folder(output):
-    (folder,) = [p for p in output.glob("*/*") if p.is_dir()]
-    return folder
+@pytest.fixture
+def cut(monkeypatch, tmp_path):
+    """cut(main, argv, steps): folder of a run that is cut off after so many optimizer steps."""
 
+    def run(main, argv, steps):
+        count, step = iter(range(1, steps + 1)), Trainer._train_step
 
-def states(folder):
-    """Everything in last.pth and best.pth that a run determines, as a flat list; and the lines of log.jsonl."""
-    last, best = checkpoint.load(folder / "last.pth"), checkpoint.load(folder / "best.pth")
-    training = {k: v for k, v in last["training"].items() if k not in ("seconds", "stable")}
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    lines = [{k: v for k, v in line.items() if k not in TIMES} for line in lines]
-    return flat(
-        [last["model"], training, last["accuracy"], best["model"], best["accuracy"], best["epoch"]]
-    ), lines
-
-
-def flat(value, name=""):
-    if isinstance(value, dict):
-        return {k: v for key, part in value.items() for k, v in flat(part, f"{name}.{key}").items()}
-    if isinstance(value, (list, tuple)):
-        return flat(dict(enumerate(value)), name)
-    return {name: value}
-
-
-def assert_same(folder, other):
-    (got, lines), (want, expected) = states(folder), states(other)
-    assert got.keys() == want.keys()
-    differing = [
-        k
-        for k, v in want.items()
-        if not (torch.equal(v, got[k]) if torch.is_tensor(v) else v == got[k])
-    ]
-    assert differing == []
-    assert lines == expected and [line["epoch"] for line in lines] == [1, 2, 3]
-
-
-def cut_after(monkeypatch, steps):
-    """Training is cut off after so many optimizer steps."""
-    count, epoch = iter(range(1, steps + 1)), Trainer._train_epoch
-
-    def train(self):
-        hook = self.after_step
-
-        def after_step():
-            hook()
+        def stopping(self, *batch):
+            step(self, *batch)
             if next(count) == steps:
                 raise Cut
 
-        self.after_step = after_step
-        try:
-            epoch(self)
-        finally:
-            self.after_step = hook
+        with monkeypatch.context() as patch, pytest.raises(Cut):
+            patch.setattr(Trainer, "_train_step", stopping)
+            train(main, argv, tmp_path / "cut")
+        return run_folder(tmp_path / "cut")
 
-    monkeypatch.setattr(Trainer, "_train_epoch", train)
+    return run
 
 
-CASES = {
-    "ann": (ann_ddp.main, ANN),
-    "lq": (ann_ddp.main, LQ),
-    "snn": (snn_ddp.main, SNN),
-    "rate": (snn_ddp.main, RATE),
-}
+def flat(value, name=""):
+    """{path: value} of nested dictionaries and lists."""
+    if isinstance(value, (list, tuple)):
+        value = dict(enumerate(value))
+    if not isinstance(value, dict):
+        return {name: value}
+    return {k: v for key, part in value.items() for k, v in flat(part, f"{name}.{key}").items()}
+
+
+def states(folder):
+    """Everything in last.pth and best.pth that a run determines."""
+    last, best = checkpoint.load(folder / "last.pth"), checkpoint.load(folder / "best.pth")
+    training = {k: v for k, v in last["training"].items() if k not in ("seconds", "stable")}
+    of_last = [last["model"], training, last["accuracy"]]
+    return flat([*of_last, best["model"], best["accuracy"], best["epoch"]])
+
+
+def lines(folder):
+    """The lines of log.jsonl, without what depends on the machine's speed."""
+    read = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in TIMES} for line in read]
+
+
+def assert_same(folder, other):
+    got, want = states(folder), states(other)
+    assert got.keys() == want.keys()
+    same = {
+        k: torch.equal(v, got[k]) if torch.is_tensor(v) else v == got[k] for k, v in want.items()
+    }
+    assert [k for k, equal in same.items() if not equal] == []
+    assert lines(folder) == lines(other)
+    assert [line["epoch"] for line in lines(folder)] == [1, 2, 3]
+
+
+def assert_same_weights(a, b):
+    assert a["accuracy"] == b["accuracy"]
+    assert all(torch.equal(v, b["model"][k]) for k, v in a["model"].items())
 
 
 @pytest.mark.parametrize(
     "kind, steps",
     [("ann", 1), ("ann", 5), ("ann", 7), ("lq", 5), ("lq", 7), ("snn", 2), ("snn", 5), ("rate", 5)],
 )
-def test_resumed_equals_uninterrupted(
-    cifar, fused, uninterrupted, monkeypatch, tmp_path, kind, steps
-):
-    main, argv = CASES[kind]
-    argv = f"{argv} --data_root {cifar}" + (f" --pretrained_ann {fused}" if kind == "snn" else "")
-    whole = uninterrupted(main, argv, tmp_path / "whole")
-    with monkeypatch.context() as patch, pytest.raises(Cut):
-        cut_after(patch, steps)
-        main([*argv.split(), "--output_dir", str(tmp_path / "cut")])
-    folder = run_folder(tmp_path / "cut")
+def test_resumed_equals_uninterrupted(commands, uninterrupted, cut, kind, steps):
+    main, argv = commands[kind]
+    folder = cut(main, argv, steps)
     assert checkpoint.load(folder / "last.pth")["training"]["step"] == (steps - 1) % 3
     seed_all(12345)
     main(["--resume", str(folder)])
-    assert_same(folder, whole)
-    assert run_folder(tmp_path / "cut") == folder
-    stable, best = (
-        checkpoint.load(p) for p in (next((tmp_path / "cut").glob("*/*.pth")), folder / "best.pth")
-    )
-    assert stable["accuracy"] == best["accuracy"] and all(
-        torch.equal(v, stable["model"][k]) for k, v in best["model"].items()
-    )
+    assert_same(folder, uninterrupted(kind))
+    assert run_folder(folder.parents[1]) == folder
+    (stable,) = folder.parent.glob("*.pth")
+    assert_same_weights(checkpoint.load(folder / "best.pth"), checkpoint.load(stable))
 
 
-def test_cut_twice_between_log_and_checkpoint(cifar, fused, uninterrupted, monkeypatch, tmp_path):
-    argv = f"{ANN} --data_root {cifar}"
-    whole = uninterrupted(ann_ddp.main, argv, tmp_path / "whole")
+def test_cut_twice_between_log_and_checkpoint(commands, uninterrupted, monkeypatch, tmp_path):
+    """After the log's line of an epoch, before last.pth knows of it."""
+    main, argv = commands["ann"]
     save = Trainer.save_last
 
-    def at(epoch):
-        def cut(self):
+    def cut_before(epoch):
+        def stopping(self):
             if (self.epoch, self.step) == (epoch, 0):
                 raise Cut
             save(self)
 
-        return cut
+        return stopping
 
     with monkeypatch.context() as patch, pytest.raises(Cut):
-        patch.setattr(Trainer, "save_last", at(2))
-        ann_ddp.main([*argv.split(), "--output_dir", str(tmp_path / "cut")])
-    folder = run_folder(tmp_path / "cut")
+        patch.setattr(Trainer, "save_last", cut_before(2))
+        train(main, argv, tmp_path)
+    folder = run_folder(tmp_path)
     assert len((folder / "log.jsonl").read_text().splitlines()) == 1
     with open(folder / "log.jsonl", "a") as file:
         file.write('{"epoch": 2, "train_lo')  # a line that was being written
     with monkeypatch.context() as patch, pytest.raises(Cut):
-        patch.setattr(Trainer, "save_last", at(4))
-        ann_ddp.main(["--resume", str(folder / "last.pth")])
-    ann_ddp.main(["--resume", str(folder)])
-    assert_same(folder, whole)
+        patch.setattr(Trainer, "save_last", cut_before(4))
+        main(["--resume", str(folder / "last.pth")])
+    main(["--resume", str(folder)])
+    assert_same(folder, uninterrupted("ann"))
 
 
-def test_image_files_and_held_back_images(monkeypatch, tmp_path):
+def test_image_files_and_held_back_images(cut, tmp_path):
     """Decoded by workers, augmented by torchvision: the same after a cut inside an epoch."""
     for part, count in (("train", 24), ("val", 6)):
         image_folder(tmp_path / "images" / part, 3, count, (90, 100), "jpg")
-    argv = f"{COMMON} {NARROW} --bn --dataset FOLDER --dataset_dir {tmp_path}/images --image_size 80 --val_fraction 0.25"
-    argv = argv.replace("--batch_size 8", "--batch_size 6")
-    ann_ddp.main([*argv.split(), "--output_dir", str(tmp_path / "whole")])
-    with monkeypatch.context() as patch, pytest.raises(Cut):
-        cut_after(patch, 5)
-        ann_ddp.main([*argv.split(), "--output_dir", str(tmp_path / "cut")])
-    ann_ddp.main(["--resume", str(run_folder(tmp_path / "cut")), "--workers", "1"])
-    assert_same(run_folder(tmp_path / "cut"), run_folder(tmp_path / "whole"))
+    common = COMMON.replace("--batch_size 8", "--batch_size 6")
+    argv = (
+        f"{common} {NARROW} --bn --dataset FOLDER --dataset_dir {tmp_path}/images --image_size 80 "
+        "--val_fraction 0.25"
+    )
+    whole = train(ann_ddp.main, argv, tmp_path / "whole")
+    folder = cut(ann_ddp.main, argv, 5)
+    ann_ddp.main(["--resume", str(folder), "--workers", "1"])
+    assert_same(folder, whole)
 
 
 @pytest.mark.parametrize("wait", [0.0, 0.3])
-def test_killed_process(cifar, uninterrupted, tmp_path, wait):
+def test_killed_process(commands, uninterrupted, tmp_path, wait):
     """SIGKILL at a moment that nobody chose."""
-    argv = f"{ANN} --data_root {cifar}"
-    whole = uninterrupted(ann_ddp.main, argv, tmp_path / "whole")
+    main, argv = commands["ann"]
     script = Path(ann_ddp.__file__)
-    process = start(
-        [script, *argv.split(), "--output_dir", tmp_path / "cut"],
-        tmp_path,
-        OMP_NUM_THREADS=torch.get_num_threads(),
-    )
+    process = start([script, *argv.split(), "--output_dir", tmp_path / "cut"], tmp_path)
     try:
-        end = time.monotonic() + 60
-        while (
-            not list((tmp_path / "cut").glob("ann/*/log.jsonl"))
-            and time.monotonic() < end
-            and process.poll() is None
-        ):
+        late = time.monotonic() + PATIENCE
+        while not list((tmp_path / "cut").glob("ann/*/log.jsonl")) and process.poll() is None:
+            assert time.monotonic() < late
             time.sleep(0.01)
         time.sleep(wait)
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
     folder = run_folder(tmp_path / "cut")
-    ann_ddp.main(["--resume", str(folder)])
-    assert_same(folder, whole)
+    main(["--resume", str(folder)])
+    assert_same(folder, uninterrupted("ann"))
 
 
-def test_finished_run(cifar, uninterrupted, tmp_path, capsys):
-    """Trains nothing, says again what the run reached, and leaves weights and summary as they are."""
-    folder = uninterrupted(ann_ddp.main, f"{ANN} --data_root {cifar}", tmp_path / "whole")
-    before = {p: p.read_bytes() for p in folder.glob("*.pth")} | {
-        p: p.read_bytes() for p in folder.parent.glob("*.pth")
-    }
-    summary, lines = (
-        json.loads((folder / "summary.json").read_text()),
-        (folder / "log.jsonl").read_text(),
-    )
-    capsys.readouterr()
-    ann_ddp.main(["--resume", str(folder)])
-    assert (
-        f"best {summary['best_accuracy']:.2%} at epoch {summary['best_epoch']}"
-        in capsys.readouterr().out
-    )
-    again = json.loads((folder / "summary.json").read_text())
-    assert again == summary and again["last_accuracy"] is not None
-    assert {p: p.read_bytes() for p in before} == before and (
-        folder / "log.jsonl"
-    ).read_text() == lines
+@pytest.fixture
+def finished(uninterrupted):
+    """Folder of a finished run."""
+    return uninterrupted("ann")
 
 
-def test_resume_takes_free_options_and_repeated_ones(cifar, monkeypatch, tmp_path):
-    argv = f"{ANN} --data_root {cifar}".replace("--epochs 3", "--epochs 1")
-    with monkeypatch.context() as patch, pytest.raises(Cut):
-        cut_after(patch, 2)
-        ann_ddp.main([*argv.split(), "--output_dir", str(tmp_path)])
-    folder = run_folder(tmp_path)
-    ann_ddp.main(
-        [
-            "--resume",
-            str(folder),
-            "--epochs",
-            "1",
-            "-lr",
-            "0.01",
-            "--print_freq",
-            "7",
-            "--save_freq",
-            "0",
-        ]
-    )
+def test_a_finished_run_says_again_what_it_reached(finished, capsys):
+    summary = json.loads((finished / "summary.json").read_text())
+    ann_ddp.main(["--resume", str(finished)])
+    reached = f"best {summary['best_accuracy']:.2%} at epoch {summary['best_epoch']}"
+    assert reached in capsys.readouterr().out
+    assert json.loads((finished / "summary.json").read_text()) == summary
+    assert summary["last_accuracy"] is not None
+
+
+def test_a_finished_run_is_left_as_it_is(finished):
+    files = [*finished.glob("*.pth"), *finished.parent.glob("*.pth"), finished / "log.jsonl"]
+    before = {path: path.read_bytes() for path in files}
+    ann_ddp.main(["--resume", str(finished)])
+    assert {path: path.read_bytes() for path in files} == before
+
+
+def test_resume_takes_free_options_and_repeated_ones(commands, cut):
+    main, argv = commands["ann"]
+    folder = cut(main, argv.replace("--epochs 3", "--epochs 1"), 2)
+    main(f"--resume {folder} --epochs 1 -lr 0.01 --print_freq 7 --save_freq 0".split())
     assert (folder / "summary.json").exists()
 
 
-def draws():
-    return (
-        torch.rand(3).tolist(),
-        np.random.rand(3).tolist(),
-        np.random.randn(1).tolist(),
-        [random.random(), random.gauss()],
-    )
-
-
-def test_every_generator_is_restored(tmp_path):
-    seed_all(3)
-    draws()  # numpy and python now hold the second half of a pair of normal numbers
-    checkpoint.save(
-        tmp_path / "rng.pth",
-        {
-            "format": checkpoint.FORMAT,
-            **dict.fromkeys(checkpoint.FIELDS),
-            "rng": rng_state(torch.device("cpu")),
-        },
-    )
-    expected = draws()
-    seed_all(4)
-    assert all(a != b for a, b in zip(draws(), expected, strict=True))
-    set_rng_state(checkpoint.load(tmp_path / "rng.pth")["rng"], torch.device("cpu"))
-    assert draws() == expected
-
-
-def test_a_failed_write_leaves_the_old_file(monkeypatch, tmp_path):
-    path = tmp_path / "last.pth"
-    torch.save({"old": torch.ones(3)}, path)
-    old = path.read_bytes()
-
-    def half(error, file):
-        Path(file).write_bytes(b"half of it")
-        raise error
-
-    monkeypatch.setattr(torch, "save", half)
-    for error, raised in (
-        (RuntimeError("disk full"), RunError),
-        (OSError("disk full"), RunError),
-        (KeyboardInterrupt(), KeyboardInterrupt),
-    ):
-        with pytest.raises(raised):
-            checkpoint.save(path, error)
-        assert path.read_bytes() == old and list(tmp_path.iterdir()) == [path]
-    (tmp_path / "summary.json").write_text("{}")
-    with pytest.raises(ValueError):
-        circular = {}
-        circular["itself"] = circular
-        log.write_json(tmp_path / "summary.json", circular)
-    assert (tmp_path / "summary.json").read_text() == "{}" and len(list(tmp_path.iterdir())) == 2
-
-
 def test_a_failed_write_ends_the_run_in_one_line(
-    cifar, uninterrupted, monkeypatch, fails, tmp_path
+    commands, uninterrupted, monkeypatch, fails, tmp_path
 ):
-    argv = f"{ANN} --data_root {cifar}"
-    whole = uninterrupted(ann_ddp.main, argv, tmp_path / "whole")
+    """And the run goes on from the file before."""
+    main, argv = commands["ann"]
     save, calls = torch.save, iter(range(100))
 
     def failing(content, path):
@@ -344,8 +260,8 @@ def test_a_failed_write_ends_the_run_in_one_line(
 
     with monkeypatch.context() as patch:
         patch.setattr(torch, "save", failing)
-        fails(ann_ddp.main, f"{argv} --output_dir {tmp_path}/cut", "cannot write", "disk", status=1)
-    folder = run_folder(tmp_path / "cut")
+        fails(main, f"{argv} --output_dir {tmp_path}", "cannot write", "disk", status=1)
+    folder = run_folder(tmp_path)
     assert not list(tmp_path.rglob("*.tmp"))
-    ann_ddp.main(["--resume", str(folder)])
-    assert_same(folder, whole)
+    main(["--resume", str(folder)])
+    assert_same(folder, uninterrupted("ann"))

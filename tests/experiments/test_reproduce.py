@@ -1,6 +1,8 @@
-"""Rows, chains and questions: commands that parse, resumption, results that never mix, figures by hand."""
+"""reproduce.py: its commands, a row that is killed and goes on, results that never mix."""
 
+import contextlib
 import fcntl
+import io
 import json
 import os
 import shutil
@@ -8,231 +10,226 @@ import signal
 import subprocess
 import sys
 import time
-from argparse import Namespace
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
 
-import ann_ddp
-import energy
 import reproduce
 from engine.dist import fast_amp
-from engine.errors import RunError, UseError, guard
-from experiments import chain, questions, report, rows
-from tests.helpers import ROOT, environment
+from engine.errors import UseError, guard
+from experiments import results, rows, stage
+from tests.helpers import PATIENCE, ROOT, environment
 
 SMOKE = "cifar10-resnet20-mlif --schedule smoke --width_mult 0.03 --device cpu"
+CHAIN = "cifar10-resnet20-w0.03-smoke/seed0"
+RESULT = "cifar10-resnet20-mlif.w0.03.smoke.json"
 
 
-def arguments(**given):
-    return Namespace(
-        **{
-            "schedule": "published",
-            "width_mult": 1.0,
-            "data_root": "data",
-            "amp": "none",
-            "compile": "none",
-            "device": "cpu",
-            "launcher": "",
-            "output_dir": "runs",
-            "results": "results",
-        }
-        | given
-    )
+def arguments(folder, data):
+    """Command line of the smoke run whose files lie in `folder`."""
+    words = [*SMOKE.split(), "--data_root", str(data)]
+    return [*words, "--output_dir", str(folder / "runs"), "--results", str(folder / "out")]
 
 
-def test_every_row_has_commands_that_its_scripts_accept(capsys):
-    assert len(rows.ROWS) == 23 and sum(r.dataset != "DVS-CIFAR10" for r in rows.ROWS) == 17
-    reproduce.main(["--dry-run"])
-    lines = capsys.readouterr().out.splitlines()
-    assert [line[2:] for line in lines if line.startswith("# ")] == [row.name for row in rows.ROWS]
-    assert all(line.startswith(("# ", "python3 ")) for line in lines)
-    reproduce.main(["--dry-run", "--schedule", "fast"])  # says which rows have none
-    assert capsys.readouterr().out.count("# none: ") == 15
-    reproduce.main(["--list"])
-    text = capsys.readouterr().out
-    assert len(text.splitlines()) == 25
-    assert all(
-        part in text for part in ("energy 1557 uJ at full width", "energy 992.2 uJ", "7.116e+04")
-    )
+def told(argv):
+    """What reproduce.py prints."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        reproduce.main(argv)
+    return out.getvalue()
 
 
-@pytest.mark.parametrize("schedule", rows.SCHEDULES)
-@pytest.mark.parametrize("row", rows.ROWS, ids=lambda row: row.name)
-def test_schedules(row, schedule):
-    if schedule == "fast" and row not in [r for r in rows.ROWS if r.cnn and r.dataset in rows.FAST]:
-        with pytest.raises(rows.UseError, match="has no fast schedule"):
-            rows.stages(row, arguments(schedule=schedule), 0)
-        return
-    made = reproduce.make_chain(row, arguments(schedule=schedule), 0)
-    parsed = {name: made.parsed(stage) for name, stage in made.stages.items()}
-    if row.method == "M-LIF" and row.cnn:
-        assert (parsed["snn"].num_channels, parsed["snn"].timesteps) == (row.levels, row.steps)
-        assert parsed["snn"].pretrained_ann == str(made.checkpoint(made.stages["ann_fused"]))
-        assert ("snn_as_printed" in parsed) == (
-            row.name == "cifar10-vgg16-mlif" and schedule == "published"
-        )
+@dataclass
+class Killed:
+    """A row that was killed in its first stage and then run to its end."""
+
+    folder: Path
+    busy: str  # the error of a second process meanwhile
+    process: int
+    told: str  # by the run that went on
 
 
-def test_the_recipe_that_contradicts_its_row_runs_both_ways():
-    made = reproduce.make_chain(rows.find("cifar10-vgg16-mlif"), arguments(), 0)
-    printed, wanted = (made.parsed(made.stages[name]) for name in ("snn_as_printed", "snn"))
-    assert (printed.num_channels, printed.timesteps) == (1, 3) and (
-        wanted.num_channels,
-        wanted.timesteps,
-    ) == (3, 1)
-    different = {k for k in vars(printed) if getattr(printed, k) != getattr(wanted, k)}
-    assert different == {"num_channels", "timesteps", "output_dir"}
-
-
-def result(accuracy=0.93, energy=50.0, **more):
-    snn = {
-        "test_accuracy": accuracy,
-        "energy_uj": energy,
-        "ann_energy_uj": 1000.0,
-        "lane_rates": [0.1, 0.2],
-        "seconds": 1800,
-        "data": "somewhere",
-    }
-    return {
-        "schedule": "published",
-        "width_mult": 1.0,
-        "runs": {
-            "0": {
-                "result": "snn",
-                "stages": {"ann": {"test_accuracy": 0.94, "seconds": 1800}, "snn": snn},
-            }
-        },
-    } | more
-
-
-def test_outcome_and_verdict_by_hand():
-    row = rows.find("cifar10-resnet20-mlif")
-    found = reproduce.outcome(result())
-    assert {k: v[0] for k, v in found.items()} == pytest.approx(
-        {"accuracy": 93, "energy": 50, "rate": 0.3, "hours": 1, "gap": 1, "ratio": 20}
-    )
-    text = reproduce.verdict(row, result())
-    assert (
-        "verdict: accuracy (tolerance 0.5 points) reached, energy (tolerance 10%) reached" in text
-    )
-    assert "1.12" in text and "18.0" in text
-    text = reproduce.verdict(row, result(accuracy=0.92, energy=100.0))
-    assert "points) NOT reached" in text and "10%) NOT reached" in text
-    assert "verdict: gap reached, energy ratio reached" in reproduce.verdict(
-        row, result(width_mult=0.5)
-    )
-    text = reproduce.verdict(row, result(accuracy=0.92, energy=100.0, width_mult=0.5))
-    assert "verdict: gap NOT reached, energy ratio NOT reached" in text
-    several = result()
-    several["runs"]["1"] = result(accuracy=0.95)["runs"]["0"]
-    assert reproduce.outcome(several)["accuracy"] == pytest.approx((94, 2**0.5))
-    assert "94.00 ± 1.41" in reproduce.verdict(row, several) and "2 seeds" in reproduce.where(
-        several
-    )
-
-
-def test_the_readme_shows_the_table_of_the_results():
-    text = (ROOT / "README.md").read_text()
-    shown = text.partition(reproduce.START)[2].partition(reproduce.END)[0].strip()
-    assert shown == reproduce.table(ROOT / "results" / "rows"), "run: python reproduce.py --report"
-
-
-def test_report_needs_its_place(tmp_path, fails):
-    (tmp_path / "README.md").write_text("nothing\n")
-    args = arguments(results=str(tmp_path))
-    fails(
-        lambda _: reproduce.report(args, tmp_path / "README.md"),
-        "",
-        "has no place for the table",
-        keep=tmp_path,
-    )
-
-
-def test_a_killed_row_goes_on_and_results_never_mix(tmp_path, cifar, fails, monkeypatch, capsys):
-    argv = [
-        *SMOKE.split(),
-        "--data_root",
-        str(cifar),
-        "--output_dir",
-        str(tmp_path / "runs"),
-        "--results",
-        str(tmp_path / "out"),
-    ]
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory, cifar):
+    folder = tmp_path_factory.mktemp("killed")
+    argv = arguments(folder, cifar)
     process = subprocess.Popen(
         [sys.executable, ROOT / "reproduce.py", *argv],
-        env=environment(tmp_path),
+        env=environment(folder),
         text=True,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         start_new_session=True,
-        cwd=tmp_path,
+        cwd=folder,
     )
-    folder = tmp_path / "runs" / "cifar10-resnet20-w0.03-smoke" / "seed0"
-    deadline = time.monotonic() + 300
-    while not list(folder.glob("ann/ann/*/best.pth")):  # the first epoch is done
+    seed = folder / "runs" / CHAIN
+    deadline = time.monotonic() + PATIENCE
+    # the first epoch is done
+    while not list(seed.glob("ann/ann/*/best.pth")):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
-    fails(reproduce.main, argv, "is in use by process", str(process.pid), "--output_dir")
+    with pytest.raises(UseError) as error:
+        reproduce.main(argv)
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    with open(folder / "lock") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)  # until the script that it started is gone, too
-    reproduce.main(argv)
-    told = capsys.readouterr().out
-    assert "verdict: gap" in told and "gap to the ANN" in told
-    stored = json.loads((tmp_path / "out" / "cifar10-resnet20-mlif.w0.03.smoke.json").read_text())
-    assert [line["epoch"] for line in stored["runs"]["0"]["stages"]["ann"]["log"]] == [1, 2, 3]
-    assert len(list(folder.glob("ann/ann/*/last.pth"))) == 1  # resumed, not begun anew
-    reproduce.main(argv)
-    assert capsys.readouterr().out.count("done before") == 3
-    shutil.move(cifar, tmp_path / "moved")  # where the data lie is not part of a result
-    reproduce.main([*argv, "--data_root", str(tmp_path / "moved")])
-    shutil.move(tmp_path / "moved", cifar)
-    other = {"none": "bf16", "bf16": "none"}[fast_amp()]
-    fails(
-        reproduce.main,
-        [*argv, "--amp", other],
-        "holds a result of another recipe",
-        "never mix",
-        "--replace",
-        keep=tmp_path,
-    )
-    monkeypatch.setattr(reproduce, "code", lambda: "other")
-    fails(reproduce.main, argv, "holds a result of other code", "--replace", keep=tmp_path)
-    monkeypatch.setattr(chain, "code", lambda: "other")
-    fails(
-        reproduce.main,
-        [*argv, "--replace"],
-        "was made by other code",
-        "results never mix",
-        "remove that folder",
-    )
-    monkeypatch.undo()
-    (fused,) = folder.glob("ann/ann/*_fused.pth")
+    # until the script that it started is gone, too
+    with open(seed / "lock") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+    return Killed(folder, str(error.value), process.pid, told(argv))
+
+
+@pytest.fixture
+def finished(killed, tmp_path):
+    """A copy of the finished row, and the command line that made it."""
+    shutil.copytree(killed.folder, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+@pytest.fixture
+def argv(finished, cifar):
+    return arguments(finished, cifar)
+
+
+# ---- commands ----
+
+
+def test_a_dry_run_shows_the_commands_of_all_rows(capsys):
+    reproduce.main(["--dry-run"])
+    lines = capsys.readouterr().out.splitlines()
+    assert [line[2:] for line in lines if line.startswith("# ")] == list(rows.table())
+    assert all(line.startswith(("# ", "python3 ")) for line in lines)
+
+
+def test_a_dry_run_says_which_rows_have_no_such_schedule(capsys):
+    reproduce.main(["--dry_run", "--schedule", "fast"])
+    assert capsys.readouterr().out.count("# none: ") == 15
+
+
+def test_a_dry_run_of_a_row_shows_its_chain(capsys):
+    reproduce.main(["cifar10-resnet20-mlif", "--dry-run", "--schedule", "fast"])
+    lines = capsys.readouterr().out.splitlines()
+    scripts = [line.split()[1] for line in lines[1:]]
+    assert scripts == ["ann_ddp.py", "absorb_bn.py", "snn_ddp.py"]
+
+
+def test_without_an_amp_the_published_schedule_has_none(capsys):
+    reproduce.main(["cifar10-resnet20-ann", "--dry-run"])
+    assert "--amp" not in capsys.readouterr().out
+    reproduce.main(["cifar10-resnet20-ann", "--dry-run", "--schedule", "smoke", "--device", "cpu"])
+    chosen = capsys.readouterr().out
+    assert ("--amp bf16" in chosen) == (fast_amp("cpu") == "bf16")
+    assert "--width_mult 0.25" in chosen
+
+
+def test_a_folder_of_data_is_the_one_that_is_meant_here(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    reproduce.main(["cifar10-resnet20-ann", "--dry-run", "--data_root", "images"])
+    assert f"--data_root {tmp_path / 'images'}" in capsys.readouterr().out
+
+
+# ---- a row that is killed goes on ----
+
+
+def test_only_one_process_works_on_a_row(killed):
+    assert "is in use by process" in killed.busy
+    assert str(killed.process) in killed.busy
+    assert "--output_dir" in killed.busy
+
+
+def test_a_killed_row_goes_on_to_its_verdict(killed):
+    assert "ann: resumed: python3 ann_ddp.py" in killed.told
+    assert "verdict: gap" in killed.told
+    assert "gap to the ANN" in killed.told
+
+
+def test_a_killed_row_goes_on_at_its_epoch(killed):
+    stored = json.loads((killed.folder / "out" / RESULT).read_text())
+    log = stored["runs"]["0"]["stages"]["ann"]["log"]
+    assert [line["epoch"] for line in log] == [1, 2, 3]
+    # resumed, not begun anew
+    assert len(list((killed.folder / "runs" / CHAIN).glob("ann/ann/*/last.pth"))) == 1
+
+
+def test_a_finished_row_is_not_run_again(argv):
+    assert told(argv).count("done before") == 3
+
+
+def test_where_the_data_lie_is_no_part_of_a_result(argv, cifar, tmp_path):
+    shutil.copytree(cifar, tmp_path / "moved")
+    assert told([*argv, "--data_root", str(tmp_path / "moved")]).count("done before") == 3
+
+
+def test_a_result_names_the_version_of_its_arithmetic(killed):
+    stored = json.loads((killed.folder / "out" / RESULT).read_text())
+    noted = json.loads((killed.folder / "runs" / CHAIN / "ann" / "stage.json").read_text())
+    assert stored["code"] == noted["code"] == stage.ARITHMETIC
+    assert not set(results.LOCAL) & set(stored["runs"]["0"]["stages"]["snn"])
+
+
+def legacy(path):
+    """Give a file of the row the digest of the last version before versions."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"code": "cd7a7b142854f8f0"}))
+
+
+def test_a_chain_of_before_the_versions_goes_on(argv, finished):
+    legacy(finished / "out" / RESULT)
+    for path in (finished / "runs" / CHAIN).glob("*/stage.json"):
+        legacy(path)
+    assert told(argv).count("done before") == 3
+
+
+# ---- results never mix ----
+
+
+def test_another_recipe_is_refused(argv, finished, fails):
+    other = {"none": "bf16", "bf16": "none"}[fast_amp("cpu")]
+    words = ["holds a result of another recipe", "never mix", "--replace"]
+    fails(reproduce.main, [*argv, "--amp", other], *words, keep=finished)
+
+
+def test_fewer_seeds_do_not_replace_more(finished, fails):
+    words = f"{SMOKE} --results {finished}/out --seeds 1 --output_dir {finished}"
+    fails(reproduce.main, words, "another recipe (seeds 0;")
+
+
+def test_a_result_of_other_code_is_refused(argv, finished, fails, monkeypatch):
+    monkeypatch.setattr(results, "ARITHMETIC", 2)
+    words = ["holds a result of other code", "--replace"]
+    fails(reproduce.main, argv, *words, keep=finished)
+
+
+def test_a_stage_of_other_code_is_refused(argv, fails, monkeypatch):
+    monkeypatch.setattr(stage, "ARITHMETIC", 2)
+    words = ["was made by other code", "results never mix", "remove that folder"]
+    fails(reproduce.main, [*argv, "--replace"], *words)
+
+
+def test_a_stage_from_other_weights_is_refused(argv, finished, fails):
+    (fused,) = (finished / "runs" / CHAIN).glob("ann/ann/*_fused.pth")
     content = torch.load(fused, weights_only=True)
     content["model"]["head.weight"] *= 2
     torch.save(content, fused)
-    fails(
-        reproduce.main,
-        [*argv, "--replace"],
-        "snn was made from another network, {ann_fused}",
-        "remove that folder",
-    )
-    shutil.rmtree(
-        folder / "ann_fused"
-    )  # it is made anew, bit for bit, so that what was made of it still counts
-    reproduce.main(argv)
-    assert capsys.readouterr().out.count("done before") == 2
-    fails(
-        reproduce.main,
-        f"{SMOKE} --results {tmp_path}/out --seeds 1 --output_dir {tmp_path}",
-        "another recipe (seeds 0;",
-    )
-    (tmp_path / "out" / "cifar10-resnet20-mlif.w0.03.smoke.json").write_text("{}")
+    words = ["snn was made from another network, {ann_fused}", "remove that folder"]
+    fails(reproduce.main, [*argv, "--replace"], *words)
+
+
+def test_what_is_made_anew_bit_for_bit_still_counts(argv, finished):
+    shutil.rmtree(finished / "runs" / CHAIN / "ann_fused")
+    assert told(argv).count("done before") == 2
+
+
+def test_a_file_that_is_no_result_is_not_replaced(argv, finished, fails):
+    (finished / "out" / RESULT).write_text("{}")
     fails(reproduce.main, argv, "is no result of reproduce.py")
-    next(folder.glob("ann/ann/*/summary.json")).write_text("{")
+
+
+def test_a_damaged_summary_is_told(argv, finished, fails):
+    next((finished / "runs" / CHAIN).glob("ann/ann/*/summary.json")).write_text("{")
     fails(reproduce.main, [*argv, "--replace"], "summary.json is missing or damaged")
+
+
+# ---- bad input ----
 
 
 @pytest.mark.parametrize(
@@ -244,170 +241,32 @@ def test_a_killed_row_goes_on_and_results_never_mix(tmp_path, cifar, fails, monk
         ("cifar10-transformer-t1 --width_mult 0.5", ["has one width"]),
         ("cifar10-resnet20-ann --schedule fats", ["fats", "published"]),
         ("cifar10-resnet20-ann --seeds 0,x", ["--seeds"]),
+        ("cifar10-resnet20-ann --seeds 0,0", ["names a seed twice"]),
         ("cifar10-resnet20-ann --launcher nosuch", ["--launcher", "no program 'nosuch'"]),
     ],
 )
 def test_bad_input(argv, words, fails, tmp_path):
     fails(reproduce.main, [*argv.split(), "--output_dir", str(tmp_path)], *words)
+
+
+def test_a_file_in_the_way_is_told(tmp_path, fails):
     (tmp_path / "file").touch()
-    fails(
-        reproduce.main,
-        f"cifar10-resnet20-ann --output_dir {tmp_path}/file",
-        "there is a file in its way",
-        "--output_dir",
-    )
+    argv = f"cifar10-resnet20-ann --output_dir {tmp_path}/file"
+    fails(reproduce.main, argv, "there is a file in its way", "--output_dir")
 
 
-def test_missing_data_is_named(tmp_path, capfd):
-    with pytest.raises(SystemExit) as end:
-        guard(
-            reproduce.main,
-            [
-                "imagenet-vgg16-ann",
-                "--data_root",
-                str(tmp_path / "none"),
-                "--output_dir",
-                str(tmp_path),
-                "--results",
-                str(tmp_path),
-                "--device",
-                "cpu",
-            ],
-        )
-    err = capfd.readouterr().err
-    assert end.value.code == 1 and "Traceback" not in err
-    assert f"{tmp_path}/none/train" in err and "ann ended with status 2" in err
-    with pytest.raises(
-        SystemExit
-    ):  # a first attempt that made nothing does not stand in the way of the next
-        guard(
-            reproduce.main,
-            [
-                "imagenet-vgg16-ann",
-                "--data_root",
-                str(tmp_path / "other"),
-                "--output_dir",
-                str(tmp_path),
-                "--results",
-                str(tmp_path),
-                "--device",
-                "cpu",
-                "--width_mult",
-                "0.5",
-            ],
-        )
-    assert f"{tmp_path}/other/train" in capfd.readouterr().err
+def test_missing_data_are_named(tmp_path, capfd):
+    def error(data, *more):
+        argv = ["imagenet-vgg16-ann", "--data_root", str(tmp_path / data), "--device", "cpu"]
+        argv += ["--output_dir", str(tmp_path), "--results", str(tmp_path), *more]
+        with pytest.raises(SystemExit) as end:
+            guard(reproduce.main, argv)
+        assert end.value.code == 1
+        return capfd.readouterr().err
 
-
-def test_results_of_other_data_never_mix():
-    data = {part: {"images": 3, "sha256": part} for part in ("train", "test")}
-    chain.same_data({"ann": data, "snn": dict(data)})
-    with pytest.raises(UseError, match="snn has 4 test images, ann had 3 others"):
-        chain.same_data({"ann": data, "snn": data | {"test": {"images": 4, "sha256": "test"}}})
-
-
-def test_code_that_changes_on_the_way_stops_a_chain(tmp_path, monkeypatch):
-    made = reproduce.make_chain(
-        rows.find("cifar10-resnet20-mlif"), arguments(output_dir=str(tmp_path)), 0
-    )
-    codes = iter("aab")
-    monkeypatch.setattr(chain, "code", lambda: next(codes))
-    monkeypatch.setattr(made, "run", lambda stage, lock, say: {})
-    monkeypatch.setattr(made, "data", lambda stage: {})
-    with pytest.raises(
-        RunError, match="the code has changed since this chain began, before ann_fused"
-    ):
-        made.all()
-
-
-def test_finished_runs_are_reported_under_their_labels(tmp_path, fails):
-    options = "--dataset DIGITS -a RESNET20 --width_mult 0.03 --bias --bn --device cpu --epochs 1 --limit_train_batches 1 "
-    run = ann_ddp.main([*options.split(), "--energy", "--output_dir", str(tmp_path)])["run"]
-    report.main([f"{tmp_path}/out", f"A={run}", f"B={run}"])
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "a.json",
-        "b.json",
-        "chain.png",
-        "chain.svg",
-        "table.md",
-    ]
-    fails(
-        report.main,
-        [f"{tmp_path}/two", f"A b={run}", f"a-b={run}"],
-        "the labels give 2 runs the file a_b.json",
-    )
-    fails(report.main, [f"{tmp_path}/two", run], "expected LABEL=RUN")
-    energy.main([run, "--device", "cpu", "--output", f"{tmp_path}/"])
-    measured = json.loads((tmp_path / "best_energy.json").read_text())
-    assert (
-        "digits" in measured["data"]
-        and measured["test"]["images"] == measured["test_images"] == measured["images"]
-    )
-    fails(
-        energy.main,
-        f"{run} --device cpu --data_root {tmp_path}",
-        "--data_root does nothing here",
-        "DIGITS",
-    )
-
-
-def test_recipes_hold_every_option():
-    for row in rows.ROWS:
-        for stage in rows.stages(row, arguments(), 0):
-            names = {word.lstrip("-") for word in stage.words if word.startswith("--")}
-            assert names - set(chain.MACHINE) == set(stage.recipe), row.name
-
-
-def test_a_seed_counts_once(fails):
-    fails(reproduce.main, f"{SMOKE} --seeds 0,0", "names a seed twice")
-    fails(questions.main, "levels --seeds 1 1", "names a seed twice")
-    fails(questions.main, "conversion -a VGG16", "ResNet20's stem, VGG16 has none")
-
-
-def test_questions_are_commands_and_differ_in_one_thing():
-    args = Namespace(
-        architecture="RESNET20",
-        width_mult=0.25,
-        ann_epochs=1,
-        epochs=1,
-        learning_rate=1e-3,
-        amp="none",
-        compile="none",
-        data_root="data",
-        device="cpu",
-        limit_train_batches=1,
-        limit_eval_batches=1,
-        output_dir="runs",
-    )
-    for question, (_, reference, others) in questions.QUESTIONS.items():
-        made = questions.chain(args, 0, question)
-        parsed = {
-            name: vars(made.parsed(made.stages[questions.folder(name)]))
-            for name in [reference, *others]
-        }
-        for name in others:
-            changed = {k for k, v in parsed[name].items() if v != parsed[reference].get(k)} - {
-                "output_dir",
-                "given",
-            }
-            expected = {
-                {"twice": "epochs"}.get(key, key) for key in questions.VARIANTS.get(name, {})
-            }
-            assert name == "LQ-ANN" or changed <= expected | {"surrogate_edge", "pretrained_ann"}, (
-                name,
-                changed,
-            )
-            assert changed
-
-
-def test_paired_differences_and_their_verdicts():
-    assert questions.paired([1.0, 2.0, 4.0], [0.0, 2.0, 2.0]) == pytest.approx(
-        (1.0, (1 / 3) ** 0.5)
-    )
-    assert (
-        questions.judge(1.0, 0.23, 3) == "better" and questions.judge(-1.0, 0.23, 3) == "worse"
-    )  # t = 4.30
-    assert (
-        questions.judge(1.0, 0.24, 3) == "not told apart"
-        and questions.judge(9.0, float("inf"), 1) == "one seed"
-    )
+    text = error("none")
+    assert "Traceback" not in text
+    assert f"{tmp_path}/none/train" in text
+    assert "ann ended with status 2" in text
+    # a first attempt that made nothing does not stand in the way of the next
+    assert f"{tmp_path}/other/train" in error("other", "--width_mult", "0.5")

@@ -1,397 +1,206 @@
-"""Data: every process count sees the same images, every image has its own reproducible crop and flip."""
+"""Reading: image files, folders, CIFAR in its two forms, the digits."""
 
 import hashlib
-import math
 import pickle
-import time
-from argparse import Namespace
+from urllib.error import URLError
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-import ann_ddp
 from engine.dist import World
 from engine.errors import UseError
-from inputs import images as data
-from inputs.loader import MemoryLoader
-from tests.helpers import image_folder
-
-
-def settings(line=""):
-    return ann_ddp.get_parser().parse(line.split())
-
-
-def loaders(content, line="", rank=0, size=1):
-    return data.loaders(content, settings(line), World(rank, size))
-
-
-def batches(loader, epoch=1, start=0):
-    return [(images.clone(), labels, n) for images, labels, n in loader.epoch(epoch, start)]
-
-
-def marked(count, side=32, crop=4, flip=True):
-    """A data set in memory whose image i has the label i; its pixels are noise."""
-    rng = torch.Generator().manual_seed(count)
-    parts = [
-        data.Memory(
-            torch.randint(0, 256, (n, side, side, 3), generator=rng, dtype=torch.uint8),
-            torch.arange(n),
-        )
-        for n in (count, count - 1)
-    ]
-    about = {"num_classes": count, "image_size": side}
-    return data.Data(*parts, about, *data.STATISTICS["CIFAR10"], crop, flip)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    root = tmp_path_factory.mktemp("images")
-    image_folder(root / "train", 3, 23, (100, 90), "jpg")
-    image_folder(root / "val", 3, 11, (90, 100), "png")
-    return root
-
-
-def files(folder, side, workers=0):
-    return data.load(
-        settings(
-            f"--dataset FOLDER --dataset_dir {folder} --image_size {side} --workers {workers}"
-        ),
-        World(),
-    )
-
-
-def together(content, line, size, part, epoch):
-    """The shares of `size` processes put together: [(images, labels, n)]."""
-    shares = [batches(loaders(content, line, rank, size)[part], epoch) for rank in range(size)]
-    joined = []
-    for step in range(max(map(len, shares))):
-        present = [share[step] for share in shares if step < len(share)]
-        assert len({n for *_, n in present}) == 1
-        joined.append(
-            (
-                torch.cat([x for x, *_ in present]),
-                torch.cat([y for _, y, _ in present]),
-                present[0][2],
-            )
-        )
-    return joined
-
-
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
-@pytest.mark.parametrize("kind", ["memory", "files"])
-def test_the_shares_of_all_processes_make_the_whole_batch(folder, kind, size):
-    content = marked(45) if kind == "memory" else files(folder, 80)
-    line = "--batch_size 7 --workers 0"
-    for part, epoch in ((0, 1), (0, 2), (2, 1)):
-        alone, joined = (
-            batches(loaders(content, line)[part], epoch),
-            together(content, line, size, part, epoch),
-        )
-        if part == 0 and 0 < len(content.train.labels) % 7 < size:
-            alone = alone[:-1]  # a last training batch with fewer images than processes is left out
-        assert len(joined) == len(alone)
-        for (x, y, n), (all_x, all_y, all_n) in zip(joined, alone, strict=True):
-            assert torch.equal(y, all_y) and torch.equal(x, all_x) and n == all_n == len(y)
-
-
-@pytest.mark.parametrize(
-    "count, batch, size", [(12, 5, 1), (12, 5, 3), (12, 5, 4), (13, 4, 4), (3, 8, 3), (10, 10, 10)]
+from inputs.images import (
+    Files,
+    Memory,
+    decode,
+    describe_part,
+    find_files,
+    read_folder,
+    read_parts,
 )
-def test_evaluation_visits_every_image_once(count, batch, size):
-    content = marked(count + 1)
-    for part in (1, 2):
-        seen = [
-            y
-            for rank in range(size)
-            for _, y, _ in batches(loaders(content, f"--batch_size {batch}", rank, size)[part])
-        ]
-        assert sorted(torch.cat(seen).tolist()) == list(range(count))
-        assert all(len(y) for y in seen)
+from inputs.table import DataOptions, load
+from tests.helpers import cifar_copy, image_folder
 
 
-def test_a_limited_evaluation_is_a_sample_of_all_classes():
-    content = marked(100)  # labels in ascending order, as an image folder gives them
-    ((_, labels, _),) = batches(loaders(content, "--batch_size 20 --limit_eval_batches 1")[2])
-    assert labels.max() > 60 and labels.min() < 40
-    ((_, again, _),) = batches(
-        loaders(content, "--batch_size 20 --limit_eval_batches 1 --seed 5")[2]
-    )
-    assert torch.equal(again, labels)
+def cifar10(root):
+    return load(DataOptions(data_root=str(root)), World())
 
 
-def test_evaluation_of_files_with_more_processes_than_last_images(folder):
-    content = files(folder, 80)
-    seen = [
-        len(y)
-        for rank in range(4)
-        for _, y, _ in batches(loaders(content, "--batch_size 9 --workers 0", rank, 4)[2])
-    ]
-    assert sum(seen) == 11
+# ---- files
 
 
-def test_training_visits_every_image_once_in_another_order_each_epoch():
-    loader = loaders(marked(40), "--batch_size 16")[0]
-    orders = [torch.cat([y for _, y, _ in batches(loader, epoch)]).tolist() for epoch in (1, 2)]
-    assert len(loader) == 3 and all(sorted(order) == list(range(40)) for order in orders)
-    assert orders[0] != orders[1] != list(range(40))
-    assert [
-        n for *_, n in batches(loaders(marked(40), "--batch_size 16 --limit_train_batches 2")[0])
-    ] == [16, 16]
+@pytest.mark.parametrize("size, expected", [(None, (40, 60)), (20, (20, 20)), (64, (64, 64))])
+def test_an_image_is_resized_and_its_centre_cut_out(tmp_path, size, expected):
+    Image.new("RGB", (60, 40), (10, 200, 30)).save(tmp_path / "a.png")
+    image = decode(tmp_path / "a.png", size)
+    assert image.shape == (*expected, 3)
+    assert image.dtype == np.uint8
+    assert (image == [10, 200, 30]).all()
 
 
-def test_batches_depend_on_seed_epoch_and_step_alone():
-    content = marked(40)
-    loader = loaders(content, "--batch_size 16 --seed 5")[0]
-    expected = batches(loader, 3)
-    torch.manual_seed(99)
-    batches(loader, 1)
-    again, later = (
-        batches(loaders(content, "--batch_size 16 --seed 5")[0], 3),
-        batches(loader, 3, start=1),
-    )
-    for got, want in ((again, expected), (later, expected[1:])):
-        assert all(
-            torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
-            for a, b in zip(got, want, strict=True)
-        )
-    for line, epoch in (("--seed 6", 3), ("--seed 5", 4)):
-        other = batches(loaders(content, f"--batch_size 16 {line}")[0], epoch)
-        assert not torch.equal(other[0][1], expected[0][1]) and not torch.equal(
-            other[0][0], expected[0][0]
-        )
+def test_the_centre_is_that_of_the_longer_side(tmp_path):
+    pixels = np.zeros((20, 60, 3), np.uint8)
+    pixels[:, 20:40] = 255
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert (decode(tmp_path / "a.png", 20) == 255).all()
 
 
-def test_batches_leave_the_generators_alone(folder):
-    """Else dropout masks would depend on how often a loader was started."""
-    state = torch.get_rng_state()
-    for content in (marked(20), files(folder, 80)):
-        for workers in (0, 1):
-            for loader in loaders(content, f"--batch_size 8 --workers {workers}"):
-                batches(loader)
-    assert torch.equal(torch.get_rng_state(), state)
+def test_a_grey_image_has_three_channels(tmp_path):
+    Image.new("L", (8, 8), 77).save(tmp_path / "grey.png")
+    assert (decode(tmp_path / "grey.png") == np.full((8, 8, 3), 77)).all()
 
 
-def normalised(images, mean, std):
-    """(x / 255 - mean) / std, written out."""
-    return (images.float() / 255 - torch.tensor(mean)) / torch.tensor(std)
+@pytest.mark.parametrize("content", [b"", b"accuracy 93.5 %", None], ids=["empty", "text", "cut"])
+def test_a_file_that_is_no_image_is_named(tmp_path, content):
+    path = tmp_path / "a.jpg"
+    Image.linear_gradient("L").convert("RGB").save(path)
+    path.write_bytes(path.read_bytes()[:500] if content is None else content)
+    with pytest.raises(UseError) as error:
+        decode(path)
+    assert f"{path} cannot be read as an image (" in str(error.value)
+    assert "replace it or remove it" in str(error.value)
 
 
-def test_unaugmented_pixels():
-    content = marked(9)
-    ((images, labels, _),) = batches(loaders(content, "--batch_size 64")[2])
-    expected = normalised(content.test.images, *data.STATISTICS["CIFAR10"]).permute(0, 3, 1, 2)
-    torch.testing.assert_close(images, expected[labels], rtol=1e-5, atol=1e-5)
-    assert sorted(labels.tolist()) == list(range(8)) and images.is_contiguous(
-        memory_format=torch.channels_last
-    )
+def test_the_digest_tells_images_and_labels_apart():
+    images, labels = torch.zeros(2, 4, 4, 3, dtype=torch.uint8), torch.tensor([0, 1])
+    about = describe_part(Memory(images, labels))
+    assert about == describe_part(Memory(images.clone(), labels.clone()))
+    assert about["images"] == 2
+    assert about != describe_part(Memory(images + 1, labels))
+    assert about != describe_part(Memory(images, labels.flip(0)))
 
 
-def crop_of(image, original, pad):
-    """(top, left, flipped) such that `image` is that crop of the zero-padded `original`, found by trying all."""
-    padded = torch.nn.functional.pad(original.permute(2, 0, 1), (pad,) * 4)
-    found = []
-    for top in range(2 * pad + 1):
-        for left in range(2 * pad + 1):
-            part = padded[:, top : top + 32, left : left + 32]
-            found += [
-                (top, left, flip)
-                for flip in (False, True)
-                if torch.equal(part.flip(2) if flip else part, image)
-            ]
-    assert len(found) == 1
-    return found[0]
+def test_the_digest_of_files_does_not_depend_on_where_they_lie():
+    labels = torch.tensor([0])
+    here, there = (describe_part(Files([f"{at}/train/n0/1.jpg"], labels)) for at in ("a", "b/c"))
+    assert here == there
+    assert here != describe_part(Files(["a/train/n1/1.jpg"], labels))
 
 
-@pytest.mark.parametrize("pad, flip", [(4, True), (2, False)])
-def test_every_image_has_its_own_crop_and_flip(pad, flip):
-    content = marked(300, crop=pad, flip=flip)
-    mean, std = (torch.tensor(v).view(3, 1, 1) for v in data.STATISTICS["CIFAR10"])
-    crops = []
-    for images, labels, _ in batches(loaders(content, "--batch_size 128")[0]):
-        pixels = ((images * std + mean) * 255).round().to(torch.uint8)
-        crops += [
-            crop_of(image, content.train.images[i], pad)
-            for image, i in zip(pixels, labels.tolist(), strict=True)
-        ]
-    tops, lefts, flips = zip(*crops, strict=True)
-    for offsets in (tops, lefts):  # uniform on 0 .. 2 pad, to five standard deviations
-        share = 1 / (2 * pad + 1)
-        assert set(offsets) == set(range(2 * pad + 1))
-        assert all(
-            abs(offsets.count(k) - 300 * share) < 5 * math.sqrt(300 * share * (1 - share))
-            for k in set(offsets)
-        )
-    assert abs(sum(flips) - 150) < 5 * math.sqrt(75) if flip else not any(flips)
-    assert len(set(crops)) > (50 if flip else 20)
+# ---- folders
 
 
-def torchvision_cifar10(root, monkeypatch):
-    """CIFAR-10 in torchvision's format, 5 x 4 training and 6 test images; its checksums stand in for the real ones."""
+def test_classes_are_the_sorted_folders(tmp_path):
+    image_folder(tmp_path, 3, 4)
+    (tmp_path / "n0001" / "notes.txt").write_text("no image")
+    (tmp_path / ".cache").mkdir()
+    paths, labels, classes = find_files(tmp_path)
+    assert classes == ["n0000", "n0001", "n0002"]
+    assert labels.tolist() == [0, 0, 1, 2]
+    names = [path.removeprefix(f"{tmp_path}/") for path in paths]
+    assert names == ["n0000/0.png", "n0000/3.png", "n0001/1.png", "n0002/2.png"]
+
+
+def test_a_part_may_lack_a_class(tmp_path):
+    image_folder(tmp_path, 2, 2)
+    _, labels, _ = find_files(tmp_path, ["a", "n0000", "n0001"])
+    assert labels.tolist() == [1, 2]
+
+
+def test_small_images_are_held_in_memory(tmp_path):
+    image_folder(tmp_path, 2, 3, size=(90, 100))
+    paths, labels, _ = find_files(tmp_path)
+    train, test = read_parts((paths, labels), (paths[:1], labels[:1]), 32)
+    assert isinstance(train, Memory)
+    assert train.images.shape == (3, 32, 32, 3)
+    assert train.labels.tolist() == [0, 0, 1]
+    assert np.array_equal(test.images[0].numpy(), decode(paths[0], 32))
+
+
+def test_large_images_stay_files(tmp_path):
+    image_folder(tmp_path, 2, 3)
+    paths, labels, _ = find_files(tmp_path)
+    train, _ = read_parts((paths, labels), (paths, labels), 65)
+    assert train == Files(paths, labels)
+
+
+def test_another_size_is_refused_where_it_must_be_exact(tmp_path):
+    image_folder(tmp_path, 1, 1, size=(32, 40))
+    paths, labels, _ = find_files(tmp_path)
+    with pytest.raises(UseError, match=r"0\.png is 40x32 pixels, expected 32x32"):
+        read_folder(paths, labels, 32, exact=True)
+
+
+# ---- CIFAR
+
+
+@pytest.fixture
+def torchvision_cifar10(tmp_path, monkeypatch):
+    """A folder with CIFAR-10 in torchvision's format, 5 x 4 training and 6 test images.
+
+    Their checksums stand in for the real ones.
+    """
     from torchvision.datasets import CIFAR10
 
-    rng, folder = np.random.default_rng(0), root / CIFAR10.base_folder
+    rng, folder = np.random.default_rng(0), tmp_path / CIFAR10.base_folder
     folder.mkdir(parents=True)
     sums = {}
     for name, count in [(f"data_batch_{i}", 4) for i in range(1, 6)] + [("test_batch", 6)]:
-        content = pickle.dumps(
-            {
-                "data": rng.integers(0, 256, (count, 3072), dtype=np.uint8),
-                "labels": [int(k) for k in rng.integers(0, 10, count)],
-            }
-        )
+        pixels = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
+        labels = [int(k) for k in rng.integers(0, 10, count)]
+        content = pickle.dumps({"data": pixels, "labels": labels})
         (folder / name).write_bytes(content)
         sums[name] = hashlib.md5(content).hexdigest()
     meta = pickle.dumps({"label_names": list("abcdefghij")})
     (folder / "batches.meta").write_bytes(meta)
-    monkeypatch.setattr(
-        CIFAR10, "train_list", [[n, s] for n, s in sums.items() if n != "test_batch"]
-    )
+    train = [[name, digest] for name, digest in sums.items() if name != "test_batch"]
+    monkeypatch.setattr(CIFAR10, "train_list", train)
     monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
     monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": hashlib.md5(meta).hexdigest()})
-    return folder
+    return tmp_path
 
 
-def test_torchvision_files_come_before_the_image_folder(cifar, monkeypatch, tmp_path):
-    copy = data.load(settings(f"--data_root {cifar}"), World())
-    assert (
-        copy.about["source"] == "CIFAR-10 (JPEG copy)"
-        and len(copy.train.labels) == 24
-        and len(copy.test.labels) == 12
-    )
+def test_an_image_copy_is_read(cifar):
+    data = cifar10(cifar)
+    assert data.about["source"] == "CIFAR-10 (JPEG copy)"
+    assert (len(data.train.labels), len(data.test.labels)) == (24, 12)
     path = cifar / "cifar10-jpeg/train/n0003/13.png"
-    at = copy.train.labels.tolist().index(3)
-    assert np.array_equal(copy.train.images[at].numpy(), np.asarray(Image.open(path)))
-    files = torchvision_cifar10(tmp_path, monkeypatch)
-    for part in ("train", "test"):
-        image_folder(tmp_path / "cifar10-jpeg" / part, 10, 12)
-    both = data.load(settings(f"--data_root {tmp_path}"), World())
-    assert both.about["source"] == "CIFAR-10 (torchvision files)" and len(both.train.labels) == 20
-    raw = pickle.loads((files / "test_batch").read_bytes())
-    assert torch.equal(
-        both.test.images, torch.from_numpy(raw["data"]).view(-1, 3, 32, 32).permute(0, 2, 3, 1)
-    )
-    assert both.test.labels.tolist() == raw["labels"]
-    (files / "test_batch").write_bytes(b"damaged")
+    at = data.train.labels.tolist().index(3)
+    assert np.array_equal(data.train.images[at].numpy(), np.asarray(Image.open(path)))
+
+
+def test_torchvision_files_come_before_the_image_copy(torchvision_cifar10):
+    cifar_copy(torchvision_cifar10, train=12)
+    data = cifar10(torchvision_cifar10)
+    assert data.about["source"] == "CIFAR-10 (torchvision files)"
+    assert len(data.train.labels) == 20
+    raw = pickle.loads((torchvision_cifar10 / "cifar-10-batches-py/test_batch").read_bytes())
+    pixels = torch.from_numpy(raw["data"]).view(-1, 3, 32, 32)
+    assert torch.equal(data.test.images, pixels.permute(0, 2, 3, 1))
+    assert data.test.labels.tolist() == raw["labels"]
+
+
+def test_damaged_torchvision_files_are_named(torchvision_cifar10):
+    (torchvision_cifar10 / "cifar-10-batches-py/test_batch").write_bytes(b"damaged")
     with pytest.raises(UseError, match="not a complete CIFAR10"):
-        data.load(settings(f"--data_root {tmp_path}"), World())
+        cifar10(torchvision_cifar10)
+
+
+def test_a_download_that_fails_says_what_was_expected(tmp_path, monkeypatch, capsys):
+    from torchvision.datasets import CIFAR10
+
+    def refuse(self):
+        raise URLError("no route to host")
+
+    monkeypatch.setattr(CIFAR10, "download", refuse)
+    with pytest.raises(UseError, match=r"expected cifar-10-batches-py/ or cifar10-jpeg/ there"):
+        cifar10(tmp_path)
+    assert f"downloading to {tmp_path}" in capsys.readouterr().out
+
+
+def test_an_image_copy_of_other_classes_is_refused(tmp_path):
+    cifar_copy(tmp_path, classes=7)
+    with pytest.raises(UseError, match="holds 7 classes, CIFAR10 has 10"):
+        cifar10(tmp_path)
+
+
+# ---- digits
 
 
 def test_digits_are_shared_out_by_class():
-    content = data.load(settings("--dataset DIGITS"), World())
-    counts = [torch.bincount(part.labels, minlength=10) for part in (content.train, content.test)]
-    assert sum(map(len, (content.train.labels, content.test.labels))) == 1797
-    assert ((counts[1] / (counts[0] + counts[1]) - 0.2).abs() < 0.01).all()
-    pixels = content.train.images.flatten(0, 2).double() / 255
-    assert (
-        torch.allclose(pixels.mean(0), torch.tensor(content.mean, dtype=torch.float64))
-        and not content.flip
-    )
-
-
-def test_small_images_of_a_folder_are_held_in_memory(folder):
-    content = files(folder, 32)
-    assert (
-        isinstance(content.train, data.Memory)
-        and content.train.images.shape == (23, 32, 32, 3)
-        and content.crop == 4
-    )
-    assert content.about["num_classes"] == 3 and content.train.labels.bincount().tolist() == [
-        8,
-        8,
-        7,
-    ]
-    expected = data.decode(folder / "val/n0000/0.png", 32)
-    assert np.array_equal(content.test.images[0].numpy(), expected) and isinstance(
-        loaders(content)[0], MemoryLoader
-    )
-
-
-def test_large_images_come_from_any_number_of_workers(folder):
-    content = files(folder, 80)
-    assert isinstance(content.train, data.Files)
-    for part in (0, 2):
-        here, elsewhere = (
-            batches(loaders(content, f"--batch_size 8 --workers {w}")[part]) for w in (0, 2)
-        )
-        assert [n for *_, n in here] == ([8, 8, 7] if part == 0 else [8, 3])
-        for a, b in zip(here, elsewhere, strict=True):
-            assert (
-                torch.equal(a[0], b[0])
-                and torch.equal(a[1], b[1])
-                and a[0].shape[1:] == (3, 80, 80)
-            )
-    loader = loaders(content, "--batch_size 8 --workers 0")[0]
-    first, second, rest = batches(loader, 1), batches(loader, 2), batches(loader, 1, start=1)
-    assert all(torch.equal(a[0], b[0]) for a, b in zip(rest, first[1:], strict=True))
-    paths = {p: i for i, p in enumerate(content.train.paths)}
-    assert len(paths) == 23 and not torch.equal(first[0][0], second[0][0])
-
-
-def test_every_large_image_has_its_own_crop(tmp_path):
-    for part in ("train", "val"):
-        image_folder(tmp_path / part, 1, 1, (100, 90))
-    content = files(tmp_path, 80)
-    copies = data.Data(
-        data.Files(content.train.paths * 6, torch.zeros(6, dtype=torch.long)),
-        content.test,
-        content.about,
-        content.mean,
-        content.std,
-        content.crop,
-        content.flip,
-    )
-    ((images, *_),) = batches(loaders(copies, "--batch_size 6 --workers 0")[0])
-    assert all(not torch.equal(images[i], images[j]) for i in range(6) for j in range(i))
-
-
-def test_large_evaluation_images_are_resized_and_cut(folder):
-    """ImageNet's way: shorter side to 256/224 of the size, the centre cut out."""
-    from torchvision.transforms import v2
-
-    content = files(folder, 80)
-    loader = loaders(content, "--batch_size 2 --workers 0")[2]
-    path = content.test.paths[next(loader.shares(0))[1][0]]
-    (images, *_), *_ = batches(loader)
-    image = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy()).permute(2, 0, 1)
-    image = v2.functional.center_crop(v2.functional.resize(image, [91], antialias=True), [80])
-    expected = normalised(image.permute(1, 2, 0), *data.STATISTICS["IMAGENET"]).permute(2, 0, 1)
-    torch.testing.assert_close(images[0], expected, rtol=1e-5, atol=1e-5)
-
-
-def test_images_are_held_back_disjointly():
-    content = marked(40)
-    train, choose, test = loaders(content, "--batch_size 16 --val_fraction 0.25 --seed 1")
-    assert len(choose.part.labels) == 10 and len(train.part.labels) == 30
-    assert sorted([*train.part.labels.tolist(), *choose.part.labels.tolist()]) == list(range(40))
-    assert not choose.training and test.part is content.test
-    again = loaders(content, "--batch_size 16 --val_fraction 0.25 --seed 1", rank=1, size=2)
-    assert torch.equal(again[1].part.labels, choose.part.labels)
-    other = loaders(content, "--batch_size 16 --val_fraction 0.25 --seed 2")
-    assert not torch.equal(other[1].part.labels, choose.part.labels)
-    none = loaders(content, "--batch_size 16")
-    assert none[1] is none[2]
-
-
-def test_throughput():
-    """In memory, augmented: at least 5000 images per second; the best of five epochs, since other work may run here."""
-    content = marked(2560)
-    loader = data.loaders(
-        content,
-        Namespace(
-            batch_size=128,
-            val_fraction=0,
-            limit_train_batches=0,
-            limit_eval_batches=0,
-            seed=0,
-            workers=0,
-        ),
-        World(),
-    )[0]
-    best = 0
-    for epoch in range(5):
-        start = time.perf_counter()
-        count = sum(len(labels) for _, labels, _ in loader.epoch(epoch))
-        best = max(best, count / (time.perf_counter() - start))
-    assert best >= 5000, f"{best:.0f} images per second"
+    data = load(DataOptions(dataset="DIGITS"), World())
+    train, test = (torch.bincount(part.labels, minlength=10) for part in (data.train, data.test))
+    assert (train.sum() + test.sum()) == 1797
+    assert ((test / (train + test) - 0.2).abs() < 0.01).all()

@@ -1,4 +1,4 @@
-"""Matched conversion and its fold, spike trains."""
+"""From an ANN to an SNN: fused batch norm, balanced thresholds, matched conversion and its fold."""
 
 import pytest
 import torch
@@ -7,108 +7,59 @@ from torch import nn
 import models
 from analysis import energy
 from models import NeuronConfig, Spiking, convert
+from models.convert import SpikeTrain
+from models.neuron.backends.dispatch import mlif
+from models.statistics import percentile
+from tests.models import golden
+from tests.models.golden import close, tensor
+
+NAMES = tuple(golden.CNNS)
+SNN = {"T1_S3": 3, "T3_S1": 1}  # tag of the recording: levels
 
 
-def spiking(name, steps=1, scale=True, **arguments):
-    torch.manual_seed(0)
-    net = models.build(
-        name,
-        Spiking(NeuronConfig.vgg(3), steps, scale=scale),
-        width_mult=1 / 16,
-        bn=False,
-        **arguments,
-    ).eval()
+def spiking(name, steps=1, scale=True):
+    """A small SNN with weights of any size, means and biases."""
+    act = Spiking(NeuronConfig.vgg(3), steps, scale=scale)
+    net = models.build(name, act, width_mult=1 / 16, bn=False).eval()
     with torch.no_grad():
         for parameter in net.parameters():
-            parameter.copy_(
-                torch.randn_like(parameter) * (parameter.std() if parameter.numel() > 1 else 0)
-                + parameter.mean()
-            )
+            if parameter.numel() > 1:
+                parameter.copy_(torch.randn_like(parameter) * parameter.std() + parameter.mean())
         for m in net.modules():
             if isinstance(m, nn.Conv2d):
                 m.bias.normal_(0, 0.1)
     return net
 
 
-@pytest.mark.parametrize("steps", [1, 3])
-@pytest.mark.parametrize("name", ["vgg16", "resnet20"])
-def test_matched_conversion_follows_the_activations_and_folds_away(name, steps):
-    net, images = spiking(name, steps), torch.randn(16, 3, 32, 32)
-    fits = convert.match_activations(net, images)
-    assert len(fits) == len(net.sites()) and all(theta > 0 and q > 0 for theta, q, _ in fits)
-    assert max(error for *_, error in fits) < 0.25
-    for site in net.sites():  # as after training: scales and thetas of any size
-        site.scale.data.mul_(1.3)
-    double = images.double()
-    folded = convert.fold_scales(net.double(), images)
-    assert not any(k.endswith("scale") for k in folded.state_dict())
-    assert torch.allclose(net(double), folded(double), rtol=1e-9)
-    outputs = []
-    for site in folded.sites():
-        site.register_forward_hook(lambda m, i, o: outputs.append(o))
-    folded(double)
-    assert {v for o in outputs for v in o.unique().tolist()} <= {0.0, 1.0, 2.0, 4.0}
+# ---- fusing
 
 
-def test_matched_theta_and_scale_are_the_best_of_the_grid():
-    x = torch.randn(4, 3, 32, 32)
-    net = spiking("resnet20")
-    theta, q, error = convert.match_activations(net, x)[0]
-    current = net.stages[0].synapse(x).detach()
-    target = torch.relu(current)
-
-    def squared(theta, q):
-        o = models.neuron.backends.dispatch.mlif(
-            current[None], torch.tensor(theta), torch.tensor(1.0), net.act.neuron
-        )[0][0]
-        return ((target - q * o) ** 2).sum().item() / (target**2).sum().item()
-
-    assert squared(theta, q) == pytest.approx(error, rel=1e-3)
-    top = models.statistics.percentile(current, 99.7).item() / 4
-    for fraction in convert.FRACTIONS:
-        assert squared(top * fraction, q) >= error * (1 - 1e-4)
-    assert squared(theta, q * 1.02) > error and squared(theta, q * 0.98) > error
+@pytest.mark.parametrize("name", NAMES)
+def test_fusing_keeps_the_outputs(name):
+    fused, error = convert.fuse_bn(golden.ann(name), torch.randn(8, 3, 32, 32))
+    assert error < 1e-5
+    close(fused(tensor(name, "x")), tensor(name, "fused_logits"), 1e-5)
 
 
-def test_matched_conversion_fits_the_leak_that_fires():
-    """The stored error is that of the network as it then runs, whatever its leak."""
-    act = models.Spiking(models.NeuronConfig.vgg(3), 4, leak=0.5, scale=True)
-    net = models.build("resnet20", act, width_mult=0.0625, bn=False).eval()
-    images = torch.randn(4, 3, 32, 32)
-    fits, found = convert.match_activations(net, images), []
-
-    def hook(site, args, out):
-        target, o = (
-            torch.relu(args[0]),
-            out.unflatten(0, (4, -1)).mean(0),
-        )  # the current of the image, the same at every step
-        found.append(((target - o).square().sum() / target.square().sum()).item())
-
-    net.sites()[0].register_forward_hook(hook)
-    net(images)
-    assert found[0] == pytest.approx(fits[0][2], rel=1e-3)
+def test_an_lq_ann_is_fused_with_its_ranges():
+    net = models.build("resnet20", models.LogQuant(3), width_mult=1 / 16)
+    images = torch.randn(8, 3, 32, 32)
+    models.calibrate(net, [images])
+    fused, error = convert.fuse_bn(net, images)
+    assert error < 1e-5
+    ranges = zip(net.sites(), fused.sites(), strict=True)
+    assert all(after.ready and after.hi == before.hi for before, after in ranges)
 
 
-def test_rate_encoded_networks_fold_too():
-    act = models.Spiking(models.NeuronConfig.vgg(3), 2, encoding="rate", scale=True)
-    net = models.build("resnet20", act, width_mult=0.0625, bn=False).eval()
-    images = torch.rand(4, 3, 32, 32)
-    convert.match_activations(net, images)
-    convert.fold_scales(net, images)
+def test_there_must_be_something_to_fuse():
+    net = golden.build("vgg16", models.ReLU(), bn=False)
+    with pytest.raises(ValueError, match="no batch norm"):
+        convert.fuse_bn(net, torch.randn(2, 3, 32, 32))
 
 
-def test_a_wrong_fold_is_not_let_through():
-    net = spiking("resnet20")
-    convert.match_activations(net, torch.randn(4, 3, 32, 32))
-    good = models.layers.Residual.fold_scale
-    try:
-        models.layers.Residual.fold_scale = lambda self, q: good(self, q * 1.01)
-        with pytest.raises(convert.ConversionError, match="folded network differs"):
-            convert.fold_scales(net, torch.randn(4, 3, 32, 32))
-    finally:
-        models.layers.Residual.fold_scale = good
-    with pytest.raises(ValueError, match="scale=True"):
-        convert.match_activations(spiking("resnet20", scale=False), torch.randn(2, 3, 32, 32))
+def test_a_wrong_fusion_is_not_let_through():
+    with pytest.raises(convert.ConversionError, match="fused network differs by"):
+        convert.fuse_bn(golden.ann("vgg16"), torch.randn(8, 3, 32, 32), tolerance=0)
 
 
 def test_the_readme_example():
@@ -124,37 +75,241 @@ def test_the_readme_example():
     assert "total" in energy.measure(snn, [images]).table()
 
 
+# ---- balancing
+
+
+def of_recording(name, tag):
+    """The SNN of a recording, not yet balanced, and its calibration images."""
+    net = golden.unbalanced_snn(name, NeuronConfig.vgg(SNN[tag]))
+    return net, tensor(name, "x_cal")
+
+
+@pytest.mark.parametrize("tag", SNN)
+@pytest.mark.parametrize("name", NAMES)
+def test_thresholds_of_one_step(name, tag):
+    net, images = of_recording(name, tag)
+    got = convert.balance_thresholds(net, images, steps=1)
+    wanted = tensor(name, f"snn_{tag}_thr_raw_snn_cal1").tolist()
+    assert got == pytest.approx(wanted, rel=1e-5)
+    assert [site.theta.item() for site in net.sites()] == pytest.approx(got)
+
+
+@pytest.mark.parametrize("tag", SNN)
+@pytest.mark.parametrize(("name", "which", "exact"), [("vgg16", "all", 4), ("resnet20", "stem", 3)])
+def test_thresholds_of_a_hundred_steps(name, which, exact, tag):
+    """Exact in the leading layers; further on, single spikes that flip in the last digit of the
+    current's sum spread, so those are compared loosely. The published search keeps the last step's
+    value for ResNet20's blocks instead of the maximum: there only the stem is comparable."""
+    net, images = of_recording(name, tag)
+    got = convert.balance_thresholds(net, images, steps=100, which=which)
+    wanted = tensor(name, f"snn_{tag}_thr_raw_snn_cal100")[: len(got)].tolist()
+    assert got[:exact] == pytest.approx(wanted[:exact], rel=1e-5)
+    assert got == pytest.approx(wanted, rel=0.2)
+
+
 @pytest.mark.parametrize(
-    "config", [NeuronConfig(levels=s, one_hot=h) for s in (1, 3, 8) for h in (True, False)]
+    "neuron", [NeuronConfig.vgg(3), NeuronConfig.vgg(2, hardware_opt=2)], ids=["one", "multi"]
 )
-def test_spike_trains_are_packed_losslessly(config):
-    values = torch.tensor(
-        [0.0] + [2.0**k if config.one_hot else 2.0 ** (k + 1) - 1 for k in range(config.levels)]
-    )
-    for count in (10, 11):
-        o = values[torch.randint(len(values), (1, count))]
-        train = convert._Train(config)
-        train.append(o)
-        assert torch.equal(train[0], o)
-        assert train.steps[0][0].numel() == -(-count // 2)
+def test_thresholds_are_those_of_the_whole_network(neuron):
+    """Layer by layer equals measuring all layers of a 20-step network that has the thetas."""
+    steps = 20
+    net = golden.unbalanced_snn("resnet20", neuron).double()
+    images = tensor("resnet20", "x_cal").double()
+    thetas = convert.balance_thresholds(net, images, steps)
+
+    whole = golden.build("resnet20", Spiking(neuron, steps), bn=False).double()
+    whole.load_state_dict(net.state_dict())
+    tops = []
+
+    def note(act, args):
+        currents = args[0][None] if act.constant else args[0].unflatten(0, (steps, -1))
+        top = max(percentile(current, 99.7).item() for current in currents)
+        tops.append(top / 2 ** (act.config.levels - 1))
+
+    for site in whole.sites():
+        site.register_forward_pre_hook(note)
+    with torch.no_grad():
+        whole(images)
+    assert tops == pytest.approx(thetas, rel=1e-9)
+
+
+def test_thresholds_do_not_depend_on_what_is_kept(monkeypatch):
+    net, images = of_recording("resnet20", "T1_S3")
+    thetas = []
+    for budget in (convert.CURRENTS, 0):
+        monkeypatch.setattr(convert, "CURRENTS", budget)
+        thetas.append(convert.balance_thresholds(net, images, steps=7))
+    assert thetas[0] == thetas[1]
+
+
+def test_each_layer_runs_each_step_once(monkeypatch):
+    """The image's current once; else as many as steps where currents are kept, the last layer's
+    too, and nearly twice as many where they are computed again to fire."""
+    net = spiking("resnet20", scale=False)
+    steps = 5
+    runs = []
+    last = net.stages[-2].synapse  # its layer never fires
+    for synapse in (net.stages[0].synapse, net.stages[1].synapse, last):
+        synapse.register_forward_hook(lambda module, args, out: runs.append(module))
+    for budget, wanted in ((convert.CURRENTS, [1, 5, 5]), (0, [1, 9, 5])):
+        monkeypatch.setattr(convert, "CURRENTS", budget)
+        runs.clear()
+        convert.balance_thresholds(net, torch.randn(4, 3, 32, 32), steps)
+        assert [runs.count(m) for m in dict.fromkeys(runs)] == wanted
+
+
+def test_the_progress_bar_sees_every_layer_and_ends():
+    seen = []
+
+    def progress(items):
+        yield from (seen.append(item) or item for item in items)
+        seen.append("end")
+
+    images = torch.randn(4, 3, 32, 32)
+    convert.balance_thresholds(spiking("resnet20"), images, 2, "stem", progress=progress)
+    assert seen == [0, 1, 2, "end"]
+    seen.clear()
+    convert.match_activations(spiking("resnet20"), images, progress=progress)
+    assert seen == [*range(19), "end"]
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "which", "words"),
+    [
+        ("vgg16", {}, "stem", "vgg16 has no stem: balance 'all'"),
+        ("vgg16", {"encoding": "rate"}, "all", "balanced under direct encoding"),
+        ("sdt", {}, "all", "sdt has activations without `firings`: it cannot be balanced"),
+    ],
+)
+def test_balancing_refuses(name, arguments, which, words):
+    small = {"dim": 16} if name == "sdt" else {"width_mult": 1 / 16}
+    net = models.build(name, Spiking(**arguments), **small)
+    with pytest.raises(ValueError, match=words):
+        convert.balance_thresholds(net, torch.randn(2, 3, 32, 32), which=which)
 
 
 def test_balancing_stays_within_its_memory():
     net = models.build("resnet20", Spiking(NeuronConfig.vgg(3)), bn=False)
     largest = 64 * 32 * 32
-    assert convert.affordable(net, torch.zeros(512, 3, 32, 32), 100) == min(
-        512, int(convert.MEMORY / (largest * 100))
-    )
-    with pytest.raises(ValueError, match="no stem"):
-        convert.balance_thresholds(
-            spiking("vgg16", scale=False), torch.randn(2, 3, 32, 32), which="stem"
-        )
+    wanted = min(512, int(convert.MEMORY / (largest * 100)))
+    assert convert.affordable(net, torch.zeros(512, 3, 32, 32), 100) == wanted
 
 
-def test_percentile_is_the_published_rank():
-    x = torch.randn(1001)
-    for percent in (99.7, 90, 50, 100):
-        wanted = x.sort().values[round(percent / 100 * 1000)]
-        assert models.statistics.percentile(x, percent) == wanted
-        for floor in (wanted - 0.1, wanted, wanted + 0.1):
-            assert models.statistics.percentile(x, percent, floor) == max(floor, wanted)
+@pytest.mark.parametrize("count", [10, 11])
+@pytest.mark.parametrize("one_hot", [True, False])
+@pytest.mark.parametrize("levels", [1, 3, 8])
+def test_spike_trains_are_packed_losslessly(levels, one_hot, count):
+    config = NeuronConfig(levels=levels, one_hot=one_hot)
+    outputs = [2.0**i if one_hot else 2.0 ** (i + 1) - 1 for i in range(levels)]
+    values = torch.tensor([0.0, *outputs])
+    o = values[torch.randint(len(values), (1, count))]
+    train = SpikeTrain(config)
+    train.append(o)
+    assert torch.equal(train[0], o)
+    packed, *_ = next(iter(train))
+    assert packed.numel() == -(-count // 2)  # bytes
+
+
+# ---- matched conversion
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_matched_conversion_follows_the_activations(name, steps):
+    net = spiking(name, steps)
+    fits = convert.match_activations(net, torch.randn(16, 3, 32, 32))
+    assert len(fits) == len(net.sites())
+    assert all(theta > 0 and q > 0 and error < 0.25 for theta, q, error in fits)
+
+
+def test_matched_theta_and_scale_are_the_best_of_the_grid():
+    images = torch.randn(4, 3, 32, 32)
+    net = spiking("resnet20")
+    theta, q, error = convert.match_activations(net, images)[0]
+    current = net.stages[0].synapse(images).detach()
+    target = torch.relu(current)
+
+    def squared(theta, q):
+        leak = torch.tensor(1.0)
+        o = mlif(current[None], torch.tensor(theta), leak, net.act.neuron)[0][0]
+        return ((target - q * o) ** 2).sum().item() / (target**2).sum().item()
+
+    assert squared(theta, q) == pytest.approx(error, rel=1e-3)
+    top = percentile(current, 99.7).item() / 4
+    for fraction in convert.FRACTIONS:
+        assert squared(top * fraction, q) >= error * (1 - 1e-4)
+    assert squared(theta, q * 1.02) > error and squared(theta, q * 0.98) > error
+
+
+def test_matched_conversion_fits_the_leak_that_fires():
+    """The stored error is that of the network as it then runs, whatever its leak."""
+    act = Spiking(NeuronConfig.vgg(3), 4, leak=0.5, scale=True)
+    net = models.build("resnet20", act, width_mult=0.0625, bn=False).eval()
+    images = torch.randn(4, 3, 32, 32)
+    fits = convert.match_activations(net, images)
+    found = []
+
+    def note(site, args, out):
+        target = torch.relu(args[0])  # the current of the image, the same at every step
+        o = out.unflatten(0, (4, -1)).mean(0)
+        found.append(((target - o).square().sum() / target.square().sum()).item())
+
+    net.sites()[0].register_forward_hook(note)
+    net(images)
+    assert found[0] == pytest.approx(fits[0][2], rel=1e-3)
+
+
+def test_a_layer_that_never_fires_keeps_scale_1():
+    net = spiking("resnet20")
+    nn.init.constant_(net.stages[0].synapse.map.weight, 0)
+    nn.init.constant_(net.stages[0].synapse.map.bias, -1)
+    theta, q, _ = convert.match_activations(net, torch.randn(2, 3, 32, 32))[0]
+    assert q == 1 and theta > 0
+
+
+def test_matched_conversion_needs_output_scales():
+    with pytest.raises(ValueError, match="scale=True"):
+        convert.match_activations(spiking("resnet20", scale=False), torch.randn(2, 3, 32, 32))
+
+
+# ---- folding the scales
+
+
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("name", NAMES)
+def test_scales_fold_away(name, steps):
+    """The folded network computes the same, and emits plain powers of two."""
+    net = spiking(name, steps)
+    images = torch.randn(16, 3, 32, 32)
+    convert.match_activations(net, images)
+    for site in net.sites():  # as after training: scales and thetas of any size
+        site.scale.data.mul_(1.3)
+
+    images = images.double()
+    folded = convert.fold_scales(net.double(), images)
+    assert not any(key.endswith("scale") for key in folded.state_dict())
+    assert torch.allclose(net(images), folded(images), rtol=1e-9)
+
+    emitted = set()
+    for site in folded.sites():
+        site.register_forward_hook(lambda m, args, out: emitted.update(out.unique().tolist()))
+    folded(images)
+    assert emitted == {0.0, 1.0, 2.0, 4.0}
+
+
+def test_scales_of_a_rate_encoded_network_fold_too():
+    act = Spiking(NeuronConfig.vgg(3), 2, encoding="rate", scale=True)
+    net = models.build("resnet20", act, width_mult=0.0625, bn=False).eval()
+    images = torch.rand(4, 3, 32, 32)
+    convert.match_activations(net, images)
+    convert.fold_scales(net, images)
+
+
+def test_a_wrong_fold_is_not_let_through(monkeypatch):
+    net = spiking("resnet20")
+    images = torch.randn(4, 3, 32, 32)
+    convert.match_activations(net, images)
+    good = models.layers.Residual.fold_scale
+    monkeypatch.setattr(models.layers.Residual, "fold_scale", lambda self, q: good(self, q * 1.01))
+    with pytest.raises(convert.ConversionError, match="folded network differs"):
+        convert.fold_scales(net, images)

@@ -1,0 +1,315 @@
+"""What the training commands share: settings with --resume, network, teacher, notes, names."""
+
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+import ann_ddp
+import models
+from cli import run
+from cli.options import NetworkOptions, TrainingSettings
+from cli.parser import Parser
+from engine import checkpoint, settings
+from engine.dist import World
+from engine.errors import UseError
+from engine.settings import group
+from inputs.table import DataOptions
+from models.neuron.backends import compiled
+from tests.inputs.noise import marked
+
+ABOUT = {"name": "CIFAR10", "source": "noise", "num_classes": 10, "image_size": 32}
+
+
+@dataclass(frozen=True)
+class ToySettings(TrainingSettings):
+    """A training command of the test's own."""
+
+    network: NetworkOptions = group(only=("width_mult", "dropout"))
+    data: DataOptions = group()
+
+
+def read(argv, rules=lambda asked: []):
+    return run.read_settings(Parser("toy.py", "A toy.", ToySettings), argv.split(), rules)
+
+
+def store(path, stored):
+    """A last.pth with the given settings."""
+    content = {"format": checkpoint.FORMAT, **dict.fromkeys(checkpoint.FIELDS)}
+    checkpoint.save(path, content | {"settings": stored, "training": {"epoch": 2}})
+
+
+@pytest.fixture
+def interrupted(tmp_path):
+    """Folder of a run with settings that differ from the defaults."""
+    asked, _ = read("--batch_size 7 --width_mult 0.5 --print_freq 3 --device cpu")
+    store(tmp_path / "last.pth", settings.flat(asked) | {"local_rank": 3})
+    return tmp_path
+
+
+# ---- settings
+
+
+def test_without_resume_the_command_line_counts():
+    asked, saved = read("--batch_size 7")
+    assert asked.batches.batch_size == 7
+    assert saved is None
+
+
+def test_without_resume_the_rules_hold():
+    rules = [(["seed"], False, "nothing is random")]
+    with pytest.raises(UseError, match="--seed does nothing here: nothing is random"):
+        read("--seed 3", lambda asked: rules)
+
+
+@pytest.mark.parametrize("name", ["", "/last.pth"], ids=["folder", "file"])
+def test_resume_takes_the_settings_of_the_run(interrupted, name):
+    asked, saved = read(f"--resume {interrupted}{name}")
+    assert (asked.batches.batch_size, asked.network.width_mult) == (7, 0.5)
+    assert asked.run.print_freq == 3
+    assert asked.run.resume == str(interrupted)
+    assert saved["training"] == {"epoch": 2}
+
+
+def test_what_a_run_may_change_is_changed(interrupted):
+    """Options of this machine, and what is shown or stored."""
+    asked, _ = read(f"--resume {interrupted} --print_freq 5 --data_root other --device cuda:1")
+    assert asked.run.print_freq == 5
+    assert asked.data.data_root == "other"
+    assert asked.device.device == "cuda:1"
+
+
+def test_what_repeats_the_runs_setting_is_accepted(interrupted):
+    asked, _ = read(f"--resume {interrupted} -b 7")
+    assert asked.batches.batch_size == 7
+
+
+def test_what_changes_the_result_is_refused(interrupted):
+    with pytest.raises(UseError) as error:
+        read(f"--resume {interrupted} --batch_size 8")
+    assert "--batch_size 8 differs from the interrupted run's 7" in str(error.value)
+    assert "leave it out, or start a new run" in str(error.value)
+
+
+def test_the_local_rank_is_that_of_this_launch(interrupted):
+    assert read(f"--resume {interrupted}")[0].device.local_rank is None
+    assert read(f"--resume {interrupted} --local-rank 1")[0].device.local_rank == 1
+
+
+def test_settings_of_older_names_are_understood(tmp_path):
+    """data_dir, img_size and torch/cifar10, as the published transformer has them."""
+    store(tmp_path / "last.pth", {"data_dir": "mine", "img_size": 32, "dataset": "torch/cifar10"})
+    asked, _ = read(f"--resume {tmp_path}")
+    assert (asked.data.data_root, asked.data.image_size) == ("mine", 32)
+    assert asked.data.dataset == "CIFAR10"
+
+
+def test_what_an_older_run_did_not_store_is_at_its_default(tmp_path):
+    store(tmp_path / "last.pth", {"batch_size": 7})
+    asked, _ = read(f"--resume {tmp_path}")
+    assert asked.batches.batch_size == 7
+    assert asked.compute.seed == 0
+
+
+def test_a_run_of_another_script_is_refused(interrupted):
+    store(interrupted / "last.pth", {"batch_size": 7, "act_bits": 3, "timesteps": 1})
+    with pytest.raises(
+        UseError, match=r"a run of another script: it has --act_bits, which toy\.py"
+    ):
+        read(f"--resume {interrupted}")
+
+
+def test_a_checkpoint_is_not_a_run(tmp_path):
+    content = {"format": checkpoint.FORMAT, **dict.fromkeys(checkpoint.FIELDS)}
+    checkpoint.save(tmp_path / "best.pth", content)
+    with pytest.raises(UseError, match=r"best\.pth is not the last\.pth of a run: --resume takes"):
+        read(f"--resume {tmp_path}/best.pth")
+
+
+# ---- notes
+
+
+@pytest.mark.parametrize(
+    "argv, words",
+    [
+        ("--optimizer Adam --momentum 0.9", "note: --momentum is not used by Adam"),
+        ("--dataset_dir here", "note: --dataset_dir is not used by CIFAR10"),
+    ],
+)
+def test_published_options_without_effect_are_told(argv, words, capsys):
+    asked = ann_ddp.get_parser().parse(argv.split())
+    run.note_unused(asked, World())
+    assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("argv", ["--momentum 0.9", "--dataset IMAGENET --dataset_dir here"])
+def test_options_with_effect_are_not(argv, capsys):
+    run.note_unused(ann_ddp.get_parser().parse(argv.split()), World())
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    "here, words",
+    [
+        (models.Spiking(models.NeuronConfig.vgg(3), 4), "steps 2, here 4"),
+        (models.Spiking(models.NeuronConfig.vgg(2), 2), "levels 3, here 2"),
+    ],
+)
+def test_another_activation_than_the_checkpoints_is_told(here, words, capsys):
+    trained = models.describe(models.Spiking(models.NeuronConfig.vgg(3), 2))
+    content = {"format": checkpoint.FORMAT, "activation": trained}
+    run.note_activation(content, here, "snn.pth", World())
+    said = capsys.readouterr().out
+    assert said.startswith("note: snn.pth was trained with ")
+    assert words in said
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_the_same_activation_is_not_told(scale, capsys):
+    """Nor an output scale, which is folded into weights."""
+    trained = models.Spiking(models.NeuronConfig.vgg(3), 2)
+    content = {"format": checkpoint.FORMAT, "activation": models.describe(trained)}
+    here = models.Spiking(models.NeuronConfig.vgg(3), 2, scale=scale)
+    run.note_activation(content, here, "snn.pth", World())
+    assert capsys.readouterr().out == ""
+
+
+def test_a_published_file_says_nothing_of_its_activation(capsys):
+    run.note_activation({"format": "published"}, models.ReLU(), "published.pth", World())
+    assert capsys.readouterr().out == ""
+
+
+def test_the_backend_is_told_to_rank_0(capsys):
+    run.say_backend("torch", World())
+    run.say_backend("torch", World(rank=1, size=2))
+    assert capsys.readouterr().out == "neuron backend: torch\n"
+
+
+def test_a_backend_that_cannot_run_is_refused():
+    with pytest.raises(UseError, match=r"--neuron_backend cupy: .*it runs on a CUDA GPU"):
+        run.say_backend("cupy", World())
+
+
+# ---- names
+
+
+@pytest.mark.parametrize("width, name", [(1.0, ""), (0.125, "_w0.125"), (2.0, "_w2")])
+def test_a_scaled_width_is_part_of_a_name(width, name):
+    assert run.width_suffix(width) == name
+
+
+def test_an_own_image_folder_is_part_of_a_name(tmp_path):
+    data = DataOptions(dataset="FOLDER", dataset_dir=str(tmp_path / "Birds"))
+    assert run.suffix(NetworkOptions(width_mult=0.5), data) == "_birds_w0.5"
+    assert run.suffix(NetworkOptions(), DataOptions()) == ""
+
+
+# ---- network
+
+
+def test_a_network_has_the_arguments_that_it_takes():
+    """ResNet20 has no kernel_size; what is given comes before the options."""
+    options = NetworkOptions(architecture="RESNET20", width_mult=0.125, bias=True, kernel_size=5)
+    net = run.build(options, ABOUT, models.ReLU(), bn=True, dropout=0.4)
+    built = net.built
+    assert built["name"] == "resnet20"
+    assert (built["num_classes"], built["width_mult"]) == (10, 0.125)
+    assert (built["bn"], built["bias"], built["dropout"]) == (True, True, 0.4)
+
+
+def test_a_network_that_cannot_be_built_is_refused():
+    with pytest.raises(UseError, match="kernel_size must be odd, got 4"):
+        run.build(NetworkOptions(kernel_size=4), ABOUT, models.ReLU(), bn=False, head_dropout=0.5)
+
+
+@pytest.mark.parametrize("width, kept", [(0.125, True), (0.0625, False)])
+def test_narrow_strided_shortcut_runs_on_the_cpu(width, kept, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "enabled", True)
+    run.place(models.build("resnet20", models.ReLU(), width_mult=width), World())
+    assert torch.backends.mkldnn.enabled is kept
+
+
+def test_a_network_is_placed_in_channels_last():
+    net = run.place(models.build("vgg16", models.ReLU(), width_mult=0.125), World())
+    weights = [p for p in net.parameters() if p.dim() == 4]
+    assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
+@pytest.mark.parametrize(
+    "mode, why, words",
+    [
+        ("reduce-overhead", None, "--compile reduce-overhead: .*CUDA graphs, which need a GPU"),
+        ("default", "no compiler here", "--compile default: no compiler here"),
+    ],
+)
+def test_a_compilation_that_cannot_run_is_refused(mode, why, words, monkeypatch):
+    monkeypatch.setattr(compiled, "why_not", lambda device, dtype: why)
+    with pytest.raises(UseError, match=words):
+        run.check_compile(mode, World())
+    run.check_compile("none", World())
+
+
+# ---- images of a conversion
+
+
+def test_calibration_images_do_not_depend_on_the_processes():
+    asked, data = ann_ddp.get_parser().parse(["--batch_size", "8"]), marked(40)
+    alone = run.calibration_images(data, asked, World(), 20)
+    assert alone.shape == (20, 3, 32, 32)
+    assert torch.equal(run.calibration_images(data, asked, World(1, 4), 20), alone)
+
+
+def test_calibration_images_are_those_of_the_limited_training():
+    asked = ann_ddp.get_parser().parse(["--batch_size", "8", "--limit_train_batches", "2"])
+    assert len(run.calibration_images(marked(40), asked, World(), 20)) == 16
+
+
+# ---- teacher
+
+
+@pytest.fixture
+def teacher(tmp_path):
+    """File of a trained network."""
+    net = models.build("resnet20", models.ReLU(), width_mult=0.0625)
+    path = tmp_path / "teacher.pth"
+    checkpoint.save(path, checkpoint.content(net, "ann", ABOUT, {}))
+    return path
+
+
+def test_without_distill_there_is_no_teacher():
+    assert run.teacher("", ABOUT, World()) is None
+
+
+def test_a_teacher_is_not_trained(teacher):
+    net = run.teacher(str(teacher), ABOUT, World())
+    assert not net.training
+    assert not any(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize(
+    "other", [{"name": "DIGITS"}, {"num_classes": 7}, {"image_size": 64}], ids=str
+)
+def test_a_teacher_of_other_images_is_refused(teacher, other):
+    with pytest.raises(UseError, match="was trained on noise, not on other"):
+        run.teacher(str(teacher), ABOUT | {"source": "other"} | other, World())
+
+
+def test_a_published_teacher_is_refused(tmp_path):
+    torch.save({"layer.weight": torch.zeros(1)}, tmp_path / "published.pth")
+    with pytest.raises(UseError, match=r"file of the published code: run absorb_bn\.py on it"):
+        run.teacher(str(tmp_path / "published.pth"), ABOUT, World())
+
+
+def test_neurons_of_different_numbers_compile_in_one_process():
+    torch._dynamo.reset()
+    run.check_compile("default", World())
+    images = torch.randn(2, 3, 32, 32)
+    for gamma in (0.3, 1.0, 0.7):
+        act = models.Spiking(models.NeuronConfig.vgg(3, gamma=gamma), theta=0.3)
+        net = models.build("resnet20", act, bn=False, width_mult=0.03)
+        torch.compile(net, backend="eager")(images).sum().backward()
+        compiled = [parameter.grad for parameter in net.parameters()]
+        net.zero_grad()
+        net(images).sum().backward()
+        for parameter, gradient in zip(net.parameters(), compiled, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)

@@ -1,0 +1,92 @@
+"""The recipe of a converted spiking network: bounds, the price on spikes, folded output scales."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+import models
+from engine.errors import RunError
+from engine.recipes.cnn import TrainingOptions
+from engine.recipes.snn import THETA_MIN, SpikingRecipe
+from models import convert
+
+
+def network(scale=False):
+    act = models.Spiking(models.NeuronConfig.vgg(3), 2, theta=0.05, scale=scale)
+    return models.build("resnet20", act, bn=False, width_mult=0.0625)
+
+
+@pytest.fixture
+def images():
+    return torch.randn(4, 3, 32, 32)
+
+
+@pytest.mark.parametrize("scale", [False, True])
+def test_thresholds_leaks_and_scales_stay_in_their_bounds(scale):
+    net = network(scale)
+    recipe, site = SpikingRecipe(TrainingOptions(), net), net.sites()[3]
+    site.theta.data.fill_(-0.2)
+    site.leak.data.fill_(1.3)
+    if scale:
+        site.scale.data.fill_(-1.0)
+    recipe.after_step(net)
+    assert site.theta.item() == pytest.approx(THETA_MIN)
+    assert site.leak.item() == 1.0
+    if scale:
+        assert site.scale.item() == pytest.approx(THETA_MIN)
+
+
+def test_what_is_inside_the_bounds_is_left_alone():
+    net = network()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    SpikingRecipe(TrainingOptions(), net).after_step(net)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+
+
+def test_a_spike_has_a_price(images):
+    """The loss of an image is its cross-entropy and rate_penalty times the mean firing rate."""
+    net, labels = network().train(), torch.tensor([0, 1, 2, 3])
+    recipe = SpikingRecipe(TrainingOptions(), net, rate_penalty=0.3)
+    _, targets = recipe.targets(images, labels, 1)
+    out = net(images)
+    rate = torch.stack(recipe.firing.rates).mean()
+    entropy = F.cross_entropy(out, labels, reduction="sum")
+    assert rate > 0.05
+    torch.testing.assert_close(recipe.loss(out, targets), entropy + 4 * 0.3 * rate)
+
+
+def test_without_a_penalty_nothing_is_watched(images):
+    net = network().train()
+    recipe = SpikingRecipe(TrainingOptions(), net)
+    assert recipe.firing is None
+    labels = torch.tensor([0, 1, 2, 3])
+    out = net(images)
+    want = F.cross_entropy(out, labels, reduction="sum")
+    torch.testing.assert_close(recipe.loss(out, (labels, None)), want)
+
+
+def test_without_scales_the_network_is_stored_as_it_is():
+    net = network()
+    assert SpikingRecipe(TrainingOptions(), net).export(net) is net
+
+
+def test_scales_are_folded_into_weights(images):
+    net = network(scale=True).eval()
+    for index, site in enumerate(net.sites()):
+        site.scale.data.fill_(1 + index / 10)
+    stored = SpikingRecipe(TrainingOptions(), net, images=lambda: images).export(net)
+    assert not stored.act.scale
+    assert not any(name.endswith("scale") for name in stored.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(stored.eval()(images), net(images), rtol=1e-4, atol=1e-5)
+
+
+def test_scales_that_do_not_fold_end_the_run(images, monkeypatch):
+    def refuse(net, images):
+        raise convert.ConversionError("folded differs")
+
+    monkeypatch.setattr(convert, "fold_scales", refuse)
+    net = network(scale=True)
+    recipe = SpikingRecipe(TrainingOptions(), net, images=lambda: images)
+    with pytest.raises(RunError, match="folded differs: lower --thr_lr or --learning_rate"):
+        recipe.export(net)

@@ -1,0 +1,411 @@
+"""Two gloo processes on a CPU against one: weights, accuracy, ranges, resume, launchers, errors."""
+
+import json
+import os
+import re
+import shutil
+import socket
+import sys
+import textwrap
+
+import pytest
+import torch
+
+import ann_ddp
+import snn_ddp
+from engine import checkpoint, dist
+from engine.dist import DeviceOptions, World
+from engine.errors import UseError
+from tests.helpers import LAUNCHERS, ROOT, cifar_copy, command, end, read, start
+
+SMALL = (
+    "--dataset DIGITS --architecture RESNET20 --width_mult 0.0625 --bias --epochs 1 "
+    "--limit_train_batches 5"
+)
+SNN = (
+    f"{SMALL} --multi_channel 1 --num_channels 3 --timesteps 2 --default_threshold 0.3 "
+    "--optimizer SGD --learning_rate 0.0002 --weight_decay 0"
+)
+SNN_FILE = "snn/snn_resnet20_digits_w0.0625_MC_T_2_H_1_C_3_Z_0.pth"
+TORCHRUN = "-m torch.distributed.run --nproc_per_node 2"
+LAUNCH = "-m torch.distributed.launch --nproc_per_node 2"
+OWN = {"PYTHONPATH": ROOT}  # so that a script of a test's own finds the project
+
+
+def free_port():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def two(launcher, line, folder):
+    """Run two processes under a launcher."""
+    done = command(f"{sys.executable} {launcher} --master_port {free_port()} {line}", folder)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+
+
+def pair(argv, folder, **env):
+    """Two processes with a launcher's variables, but no launcher: [(status, output, errors)]."""
+    env |= {"WORLD_SIZE": 2, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    ranks = [start(argv, folder, RANK=rank, LOCAL_RANK=rank, **env) for rank in (0, 1)]
+    return [end(rank) for rank in ranks]
+
+
+def nodes(line, folder):
+    """Two nodes of one CPU process each: [(status, output, errors)]."""
+    line += (
+        f" --multiprocessing_distributed --world_size 2 --dist_url tcp://127.0.0.1:{free_port()}"
+    )
+    ranks = [start([*line.split(), "--rank", rank], folder) for rank in (0, 1)]
+    return [end(rank) for rank in ranks]
+
+
+def succeeded(results):
+    assert all(status == 0 for status, *_ in results), "".join(error for *_, error in results)
+    return results
+
+
+def distance(a, b):
+    """Largest difference between the weights of two checkpoints."""
+    a, b = checkpoint.load(a)["model"], checkpoint.load(b)["model"]
+    assert a.keys() == b.keys()
+    return max((a[k].double() - b[k].double()).abs().max().item() for k in a)
+
+
+def last_line(folder):
+    return json.loads(next(folder.rglob("log.jsonl")).read_text().splitlines()[-1])
+
+
+# ---- what several processes compute is what one computes
+
+
+@pytest.mark.parametrize(
+    "launcher, batch", [(TORCHRUN, 12), (LAUNCH, 13)], ids=["torchrun-even", "launch-uneven"]
+)
+def test_two_processes_give_the_weights_of_one(launcher, batch, scripts, monkeypatch):
+    """Same global batch, 5 steps; the test images are counted once although 2 does not divide
+    them.
+    """
+    line = f"{SNN} --dropout 0 --batch_size {batch} --limit_eval_batches 3 --output_dir "
+    two(launcher, f"snn_ddp.py {line} two", scripts)
+    monkeypatch.chdir(scripts)
+    one = snn_ddp.main([*line.split(), "one"])
+    snn_ddp.main([*line.split(), "still", "--learning_rate", "0"])
+    learned = distance(scripts / "still" / SNN_FILE, scripts / "one" / SNN_FILE)
+    assert learned > 1e-4
+    assert distance(scripts / "two" / SNN_FILE, scripts / "one" / SNN_FILE) < 1e-6
+    got, want = last_line(scripts / "two"), last_line(scripts / "one")
+    for name in ("train_accuracy", "test_accuracy"):
+        assert got[name] == want[name], name
+    assert got["test_loss"] == pytest.approx(want["test_loss"], rel=1e-5)
+    assert one["best_epoch"] == 1
+
+
+def test_two_nodes_evaluate_what_is_stored(scripts, monkeypatch):
+    """Both evaluate with the running statistics that rank 0 stores; of 5 test images the last
+    batch has one.
+    """
+    cifar_copy(scripts / "data", train=24, test=5)
+    line = (
+        "--dataset CIFAR10 --architecture RESNET20 --width_mult 0.0625 --bias --bn --batch_size 4"
+    )
+    first, second = succeeded(nodes(f"ann_ddp.py {line} --epochs 1 --learning_rate 0.05", scripts))
+    assert "best" in first[1]
+    assert "best" not in second[1]
+    assert len(list(scripts.rglob("log.jsonl"))) == 1
+
+    path = "trained_models/ann/ann_resnet20_cifar10_w0.0625.pth"
+    monkeypatch.chdir(scripts)
+    again = ann_ddp.main([*line.split(), "--pretrained_ann", path, "--test_only"])
+    logged = last_line(scripts / "trained_models")
+    assert again["test_images"] == 5
+    assert again["test_accuracy"] == logged["test_accuracy"]
+    assert again["test_loss"] == pytest.approx(logged["test_loss"], rel=1e-5)
+
+
+RANGES = """
+    import sys, torch
+    import ann_ddp
+    from cli import run
+
+    def train(net, recipe, *_):
+        recipe.before_epoch(net, 1)
+        ranges = [module.hi for module in net.modules() if hasattr(module, "hi")]
+        torch.save(ranges, f"ranges{recipe.world.size}{recipe.world.rank}.pth")
+
+    run.train = train
+    ann_ddp.main(sys.argv[1:])
+"""
+
+
+def test_ranges_agree_and_srun_is_recognised(tmp_path):
+    """LQ ranges on two processes that only SLURM's variables tell apart, and on one."""
+    (tmp_path / "ranges.py").write_text(textwrap.dedent(RANGES))
+    line = f"ranges.py {SMALL} --bn --quant_act --quant_num_batches 3 --batch_size 9"
+    slurm = {
+        "SLURM_STEP_NUM_TASKS": 2,
+        "SLURM_STEP_NUM_NODES": 1,
+        "SLURM_JOB_ID": os.getpid(),
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        **OWN,
+    }
+    ranks = [
+        start(line.split(), tmp_path, SLURM_PROCID=rank, SLURM_LOCALID=rank, **slurm)
+        for rank in (0, 1)
+    ]
+    succeeded([end(rank) for rank in ranks])
+    read(line.split(), tmp_path, **OWN)
+    first, second, alone = (
+        torch.load(tmp_path / f"ranges{name}.pth") for name in ("20", "21", "10")
+    )
+    assert len(first) == 19
+    assert all(bound > 0 for bound in first)
+    assert first == second == alone
+
+
+KEEP = """
+    import shutil, sys
+    import snn_ddp
+    from engine.loop import Trainer
+
+    save = Trainer.save_last
+
+    def save_last(self):
+        save(self)
+        if self.world.main and (self.epoch, self.step) == (2, 2):
+            shutil.copytree(self.record.folder, "interrupted")
+
+    Trainer.save_last = save_last
+    snn_ddp.main(sys.argv[1:])
+"""
+
+
+@pytest.fixture(scope="module")
+def resumed(tmp_path_factory):
+    """(last.pth of a run with dropout on two processes, last.pth and log of its twin that was taken
+    up in the middle of its second epoch).
+    """
+    folder = tmp_path_factory.mktemp("resumed")
+    (folder / "keep.py").write_text(textwrap.dedent(KEEP))
+    line = (
+        f"{SNN} --dropout 0.3 --epochs 2 --batch_size 9 --limit_eval_batches 2 --save_freq 2 "
+        "--optimizer Adam --limit_train_batches 3"
+    )
+    succeeded(pair(["keep.py", *line.split()], folder, **OWN))
+    run = next(p.parent for p in folder.glob("trained_models/snn/*/last.pth"))
+    whole = checkpoint.load(run / "last.pth")
+    shutil.rmtree(run)
+    succeeded(pair([ROOT / "snn_ddp.py", "--resume", "interrupted"], folder))
+    log = (folder / "interrupted/log.jsonl").read_text().splitlines()
+    return whole, checkpoint.load(folder / "interrupted/last.pth"), map(json.loads, log)
+
+
+def test_resume_is_exact_on_two_processes(resumed):
+    """The resumed run ends with the very same state as the uninterrupted one."""
+    whole, again, log = resumed
+    assert all(torch.equal(v, again["model"][k]) for k, v in whole["model"].items())
+    for a, b in zip(whole["training"]["rng"], again["training"]["rng"], strict=True):
+        assert torch.equal(a["torch"], b["torch"])
+    moments, same = (run["training"]["optimizer"]["state"] for run in (whole, again))
+    assert moments.keys() == same.keys()
+    for index, state in moments.items():
+        assert all(torch.equal(v, same[index][k]) for k, v in state.items())
+    assert [entry["epoch"] for entry in log] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "data",
+    ["--dataset FOLDER --image_size 32 --dataset_dir absent", "--dataset CIFAR10 --data_root bad"],
+    ids=["all-fail", "rank-0-fails"],
+)
+def test_an_error_ends_the_run_with_one_line(data, scripts):
+    """The error of one process, or of both, is one line on one of them, and nothing hangs."""
+    (scripts / "bad").write_text("a file where a folder is expected")
+    results = pair(["ann_ddp.py", *data.split(), "--epochs", "1"], scripts)
+    assert all(status for status, *_ in results)
+    errors = "".join(error for *_, error in results).splitlines()
+    assert len(errors) == 1, "\n".join(errors)
+    assert errors[0].startswith("ann_ddp.py: error: ")
+
+
+# ---- which processes there are
+
+
+@pytest.fixture
+def env(monkeypatch):
+    """Sets launcher variables in an environment without any."""
+    bare = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in LAUNCHERS and not name.startswith("SLURM_")
+    }
+    monkeypatch.setattr(os, "environ", bare)
+    return bare.update
+
+
+def cpu(**given):
+    return DeviceOptions(device="cpu", **given)
+
+
+def test_without_a_gpu_it_is_one_cpu_process(env, monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(
+        torch.multiprocessing, "spawn", lambda *_, **__: pytest.fail("started processes")
+    )
+    world = dist.launch(lambda world: world, cpu(multiprocessing_distributed=True))
+    assert (world.rank, world.size, str(world.device)) == (0, 1, "cpu")
+    assert "no GPU here, one CPU process per node" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "hosts, first",
+    [
+        ("gpu[03-05,9],x1", "gpu03"),
+        ("gpu[7],x", "gpu7"),
+        ("a-b12,c", "a-b12"),
+        ("n1.site[2-3]", "n1.site2"),
+        ("alone", "alone"),
+    ],
+)
+def test_first_host(hosts, first):
+    assert dist._first_host(hosts) == first
+
+
+SLURM = {
+    "SLURM_JOB_ID": "123",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_PROCID": "3",
+    "SLURM_LOCALID": "1",
+    "SLURM_STEP_NODELIST": "gpu[03-04]",
+    "SLURM_NODEID": "1",
+}
+TASK_PER_NODE = {
+    "SLURM_STEP_NUM_TASKS": "2",
+    "SLURM_STEP_NUM_NODES": "2",
+    "SLURM_PROCID": "1",
+    "SLURM_NODEID": "1",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NODELIST": "x[1-2]",
+}
+
+
+def test_no_launcher(env):
+    assert dist._launched() is None
+
+
+def test_one_slurm_task_is_no_launcher(env):
+    """One task, or an interactive allocation."""
+    env({"SLURM_JOB_ID": "123", "SLURM_PROCID": "0", "SLURM_STEP_NUM_TASKS": "1"})
+    assert dist._launched() is None
+
+
+def test_srun_is_recognised(env):
+    env(SLURM)
+    assert dist._launched() == (3, 4, 1)
+    assert dist._launched(spawning=True) == (3, 4, 1)
+    assert (os.environ["MASTER_ADDR"], os.environ["MASTER_PORT"]) == ("gpu03", "10123")
+
+
+def test_torchrun_inside_a_slurm_step(env):
+    env(SLURM | {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "2"})
+    assert dist._launched() == (5, 8, 2)
+
+
+def test_srun_with_a_task_per_node_starts_a_process_per_gpu(env, monkeypatch):
+    env(TASK_PER_NODE)
+    started = []
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(
+        torch.multiprocessing,
+        "spawn",
+        lambda run, args, nprocs: started.append((args[:3], nprocs)),
+    )
+    dist.launch(None, DeviceOptions(multiprocessing_distributed=True))
+    assert started == [((4, 1, 2), 4)]  # (per node, index of the node, nodes), started here
+    assert os.environ["MASTER_ADDR"] == "x1"
+
+
+def test_srun_with_a_task_per_node_is_a_process_per_task(env):
+    """Without --multiprocessing_distributed."""
+    env(TASK_PER_NODE)
+    assert dist._launched() == (1, 2, 0)
+
+
+def test_published_variables_count_nodes(env):
+    env({"WORLD_SIZE": "3", "SLURM_NODEID": "2"})
+    assert dist._launched() is None
+    assert dist._node(cpu()) == (2, 3)
+
+
+def test_options_count_nodes(env):
+    env({"WORLD_SIZE": "3", "SLURM_NODEID": "2"})
+    assert dist._node(cpu(rank=0, world_size=2)) == (0, 2)
+    with pytest.raises(UseError, match="--rank 3 is not a node of --world_size 2"):
+        dist._node(cpu(rank=3, world_size=2))
+
+
+@pytest.mark.parametrize(
+    "given, variables, words",
+    [
+        ({"world_size": 2, "rank": 0}, {}, "count the nodes of --multiprocessing_distributed"),
+        (
+            {"world_size": 3},
+            {"RANK": "0", "WORLD_SIZE": "1", "GROUP_WORLD_SIZE": "1"},
+            "the launcher started 1",
+        ),
+        ({"dist_backend": "nccl"}, {}, "--dist_backend nccl needs GPUs"),
+        (
+            {"dist_url": "ftp://nowhere"},
+            {"RANK": "0", "WORLD_SIZE": "2"},
+            "cannot meet the other 1 at ftp://nowhere",
+        ),
+        ({}, {"RANK": "0", "WORLD_SIZE": "2"}, "MASTER_ADDR"),
+    ],
+)
+def test_misfits_are_refused(given, variables, words, env):
+    env(variables)
+    with pytest.raises(UseError, match=re.escape(words)):
+        dist.launch(lambda world: None, cpu(**given))
+
+
+def test_a_killed_process_is_named(env, monkeypatch):
+    def spawn(*_, **__):
+        raise torch.multiprocessing.ProcessExitedException(
+            "gone", error_index=1, error_pid=7, exit_code=-9
+        )
+
+    monkeypatch.setattr(torch.multiprocessing, "spawn", spawn)
+    with pytest.raises(UseError, match=r"process 1 was ended by signal 9 \(out of memory\?\)"):
+        dist.launch(None, cpu(multiprocessing_distributed=True, world_size=2, rank=0))
+
+
+@pytest.mark.parametrize(
+    "capability, amp, noted",
+    [("AVX2", "bf16", True), ("AVX512", "bf16", False), ("AVX2", "none", False)],
+)
+def test_emulated_bf16_is_told(capability, amp, noted, env, monkeypatch, capsys):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert dist.fast_amp("cpu") == {"AVX2": "none", "AVX512": "bf16"}[capability]
+    dist.launch(lambda world: None, cpu(), amp)
+    assert ("no bf16 of its own" in capsys.readouterr().out) == noted
+
+
+# ---- one process
+
+
+def test_one_process_shares_with_nobody():
+    world, tensor = World(), torch.tensor([1.0, 2.0])
+    assert world.main
+    assert world.sum(tensor) is tensor
+    world.share([tensor])
+    world.barrier()
+    assert tensor.tolist() == [1.0, 2.0]
+
+
+def test_an_error_of_rank_0_is_everyones():
+    def refuse():
+        raise UseError("no room")
+
+    with pytest.raises(UseError, match="no room"):
+        World().alone(refuse)

@@ -1,0 +1,91 @@
+"""Files are written whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from engine import checkpoint, log
+from engine.errors import RunError
+from engine.files import write_atomic, write_text
+
+
+@pytest.fixture
+def old(tmp_path):
+    """A file that is there already."""
+    path = tmp_path / "last.pth"
+    path.write_bytes(b"what was there")
+    return path
+
+
+def half(error):
+    """A writer that fails in the middle."""
+
+    def write(temporary):
+        Path(temporary).write_bytes(b"half of it")
+        raise error
+
+    return write
+
+
+def test_a_file_is_replaced(old):
+    write_text(old, "new")
+    assert old.read_text() == "new"
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_who_reads_the_old_file_reads_on(old):
+    """The new one takes its name; it is not written over."""
+    with open(old) as reader:
+        write_text(old, "new")
+        assert reader.read() == "what was there"
+
+
+def test_folders_are_made(tmp_path):
+    write_text(tmp_path / "a" / "b" / "file.txt", "text")
+    assert (tmp_path / "a/b/file.txt").read_text() == "text"
+
+
+@pytest.mark.parametrize(
+    "error, raised",
+    [
+        (RuntimeError("disk full"), RunError),  # what torch.save raises
+        (OSError("disk full"), RunError),
+        (KeyboardInterrupt(), KeyboardInterrupt),
+    ],
+    ids=lambda value: getattr(value, "__name__", type(value).__name__),
+)
+def test_a_failed_write_leaves_the_old_file(old, error, raised):
+    with pytest.raises(raised):
+        write_atomic(old, half(error))
+    assert old.read_bytes() == b"what was there"
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_a_failed_write_says_what_to_do(old):
+    with pytest.raises(RunError) as error:
+        write_atomic(old, half(OSError("no space left")))
+    message = str(error.value)
+    assert message.startswith(f"cannot write {old} (no space left): check the disk's space")
+    assert "a file that was there is as it was" in message
+
+
+def test_a_checkpoint_is_written_so(old, monkeypatch):
+    def save(content, temporary):
+        half(RuntimeError("PytorchStreamWriter failed writing file"))(temporary)
+
+    monkeypatch.setattr(torch, "save", save)
+    with pytest.raises(RunError, match=r"cannot write .*last.pth"):
+        checkpoint.save(old, {})
+    assert old.read_bytes() == b"what was there"
+
+
+def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
+    path = tmp_path / "summary.json"
+    path.write_text("{}")
+    circular = {}
+    circular["itself"] = circular
+    with pytest.raises(ValueError):
+        log.write_json(path, circular)
+    assert path.read_text() == "{}"
+    assert list(tmp_path.iterdir()) == [path]

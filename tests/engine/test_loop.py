@@ -1,0 +1,316 @@
+"""The loop with a recipe of the test's own, on a network that fits on a line."""
+
+import random
+
+import numpy as np
+import pytest
+import torch
+from torch.nn import functional as F
+
+from engine import checkpoint
+from engine.dist import World
+from engine.errors import RunError, UseError
+from engine.loop import (
+    ComputeOptions,
+    Record,
+    RunOptions,
+    Trainer,
+    autocast,
+    evaluate,
+    finite,
+    rng_state,
+    seed_all,
+    set_rng_state,
+)
+from engine.recipes.base import Recipe
+
+CPU = torch.device("cpu")
+ABOUT = {
+    "source": "noise",
+    "where": "here",
+    "train": {"images": 7, "sha256": "a"},
+    "test": {"images": 4, "sha256": "b"},
+}
+
+
+class Batches:
+    """A loader of batches that are given: [(images, labels)]."""
+
+    def __init__(self, *batches):
+        self.given = batches
+        self.batch_size = len(batches[0][1])
+        self.images = sum(len(labels) for _, labels in batches)
+
+    def __len__(self):
+        return len(self.given)
+
+    def epoch(self, epoch, start=0):
+        for images, labels in self.given[start:]:
+            yield images, labels, len(labels)
+
+
+def noise(*sizes):
+    return Batches(*((torch.randn(n, 5), torch.arange(n) % 3) for n in sizes))
+
+
+class Noting(Recipe):
+    """Plain descent that notes the calls of the trainer."""
+
+    def __init__(self, epochs):
+        super().__init__(epochs)
+        self.calls = []
+
+    def optimizer(self, net):
+        return torch.optim.SGD(net.parameters(), lr=0.1)
+
+    def before_epoch(self, net, epoch):
+        self.calls.append(f"before epoch {epoch}")
+
+    def set_rate(self, optimizer, epoch):
+        self.calls.append(f"rate {epoch:.2f}")
+        return 0.1
+
+    def targets(self, images, labels, epoch):
+        self.calls.append("targets")
+        return images, labels
+
+    def loss(self, out, targets):
+        self.calls.append("loss")
+        return F.cross_entropy(out, targets, reduction="sum")
+
+    def before_step(self, net, optimizer, scaler):
+        assert all(p.grad is not None for p in net.parameters())
+        self.calls.append("before step")
+
+    def after_step(self, net):
+        self.calls.append("after step")
+
+
+def linear():
+    net = torch.nn.Linear(5, 3)
+    net.built = {"name": "linear"}
+    return net
+
+
+def trainer(net, recipe, train, choose=None, test=None, **options):
+    """A trainer that writes no files."""
+    test = test or noise(4)
+    loaders = (train, choose or test, test)
+    record = Record("toy", ABOUT, {}, stable=None, folder=None, extra={"colour": "red"})
+    return Trainer(net, recipe, loaders, record, RunOptions(**options), ComputeOptions(), World())
+
+
+# ---- evaluation
+
+
+def test_evaluation_counts_every_image_once():
+    net, loader = linear(), noise(3, 3, 1)
+    images = torch.cat([images for images, _ in loader.given])
+    labels = torch.cat([labels for _, labels in loader.given])
+    result = evaluate(net, loader, World())
+    out = net(images)
+    assert result["images"] == 7
+    assert result["loss"] == pytest.approx(F.cross_entropy(out, labels).item(), rel=1e-6)
+    assert result["accuracy"] == pytest.approx((out.argmax(1) == labels).float().mean().item())
+
+
+def test_evaluation_averages_the_readouts_of_the_steps():
+    steps = torch.randn(4, 3, 5)  # [T, B, classes]
+    net = torch.nn.Module()
+    net.forward = lambda images: steps
+    labels = torch.tensor([0, 1, 2])
+    result = evaluate(net, Batches((torch.zeros(3), labels)), World())
+    want = F.cross_entropy(steps.mean(0), labels).item()
+    assert result["loss"] == pytest.approx(want, rel=1e-6)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_evaluation_leaves_the_mode_as_it_was(training):
+    net = torch.nn.Sequential(torch.nn.Dropout(0.9), linear()).train(training)
+    first, second = (evaluate(net, noise(4), World()) for _ in range(2))
+    assert net.training == training
+    assert first["images"] == second["images"] == 4
+
+
+# ---- training
+
+
+def test_the_recipe_is_called_in_the_order_of_its_methods():
+    recipe = Noting(epochs=1)
+    trainer(linear(), recipe, noise(3, 3)).fit()
+    step = ["targets", "loss", "before step", "after step"]
+    assert recipe.calls == ["before epoch 1", "rate 1.00", *step, "rate 1.50", *step]
+
+
+def test_a_step_descends_by_the_mean_gradient_of_the_batch():
+    """By hand: w - rate * mean of the images' gradients."""
+    net, train = linear(), noise(4)
+    images, labels = train.given[0]
+    loss = F.cross_entropy(net(images), labels)
+    (gradient,) = torch.autograd.grad(loss, [net.weight])
+    want = net.weight.detach() - 0.1 * gradient
+    trainer(net, Noting(epochs=1), train).fit()
+    torch.testing.assert_close(net.weight.detach(), want)
+
+
+def test_the_summary_says_what_was_reached(capsys):
+    summary = trainer(linear(), Noting(epochs=3), noise(4)).fit()
+    assert (summary["kind"], summary["epochs"], summary["colour"]) == ("toy", 3, "red")
+    assert summary["best_accuracy"] >= summary["last_accuracy"]
+    assert (summary["checkpoint"], summary["run"]) == (None, None)
+    said = capsys.readouterr().out
+    assert "noise: 7 training, 4 test images; the best epoch is chosen on the test set" in said
+    assert "epoch 3/3  train " in said
+    assert "nothing saved (--dont_save)" in said
+
+
+def test_the_best_epoch_is_the_first_of_the_highest_accuracy(monkeypatch):
+    accuracies = iter([0.25, 0.75, 0.75, 0.5])
+    run = trainer(linear(), Noting(epochs=4), noise(4))
+    monkeypatch.setattr(run, "_evaluate", lambda: {"loss": 1.0, "accuracy": next(accuracies)})
+    summary = run.fit()
+    assert (summary["best_epoch"], summary["best_accuracy"]) == (2, 0.75)
+    assert summary["last_accuracy"] == 0.5
+
+
+def test_the_best_network_is_kept_as_it_was(monkeypatch):
+    """In memory, where no folder holds it; further training does not move it."""
+    accuracies, seen = iter([0.75, 0.5]), []
+    net = linear()
+    run = trainer(net, Noting(epochs=2), noise(4))
+
+    def evaluation():
+        seen.append(net.weight.detach().clone())
+        return {"loss": 1.0, "accuracy": next(accuracies)}
+
+    monkeypatch.setattr(run, "_evaluate", evaluation)
+    run.fit()
+    assert torch.equal(run.kept.weight, seen[0])
+    assert not torch.equal(run.kept.weight, net.weight)
+
+
+def test_held_back_images_choose_the_best_epoch(capsys):
+    run = trainer(linear(), Noting(epochs=1), noise(4), choose=noise(2))
+    assert run.held_back
+    run.fit()
+    said = capsys.readouterr().out
+    assert "the best epoch is chosen on held-back training images" in said
+    assert "val " in said
+
+
+def test_the_measure_is_asked_for_the_best_network_alone():
+    """On the test set; the energy itself is no part of the summary."""
+    asked = []
+
+    def measure(net, stem):
+        asked.append((net, stem))
+        return {"test_accuracy": 0.5, "energy": "a table"}
+
+    run = trainer(linear(), Noting(epochs=2), noise(4), energy=True)
+    run.measure = measure
+    summary = run.fit()
+    assert asked == [(run.kept, None)]
+    assert summary["test_accuracy"] == 0.5
+    assert "energy" not in summary
+
+
+def test_a_loss_that_is_not_finite_ends_the_run():
+    train = noise(2, 2, 2)
+    train.given[1][0][0, 0] = float("inf")
+    with pytest.raises(RunError, match=r"the loss is (nan|inf) at epoch 1, step 2: lower --learn"):
+        trainer(linear(), Noting(1), train, print_freq=2).fit()
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_a_run_does_not_go_on_with_other_images(part):
+    saved = {"training": {}, "data": {**ABOUT, part: {"images": 3, "sha256": "c"}}}
+    with pytest.raises(UseError) as error:
+        trainer(linear(), Noting(1), noise(4)).restore(saved)
+    assert f"the {part} images are not those of the interrupted run: it had" in str(error.value)
+    assert "'sha256': 'c'" in str(error.value)
+    assert "(here)" in str(error.value)
+
+
+def stored(run, processes=1):
+    """What the last.pth of a run holds that `restore` reads, after 1 of 3 epochs."""
+    training = {
+        "optimizer": run.optimizer.state_dict(),
+        "scaler": run.scaler.state_dict(),
+        "recipe": {"average": 0.25},
+        "sums": torch.tensor([1.0, 2.0, 3.0]),
+        "rng": [rng_state(CPU)] * processes,
+        "epoch": 2,
+        "step": 0,
+        "seconds": 7.0,
+        "best": 0.9,
+        "best_epoch": 1,
+    }
+    return {"training": training, "data": ABOUT, "model": run.net.state_dict()}
+
+
+def test_a_run_goes_on_where_it_was():
+    first = trainer(linear(), Noting(3), noise(4))
+    again = trainer(linear(), Noting(3), noise(4))
+    saved = stored(first)
+    again.recipe.load_state_dict = again.recipe.calls.append
+    expected = torch.rand(3)
+    again.restore(saved)
+    assert torch.equal(again.net.weight, first.net.weight)
+    assert again.recipe.calls == [{"average": 0.25}]
+    assert (again.epoch, again.step, again.seconds) == (2, 0, 7.0)
+    assert (again.best, again.best_epoch) == (0.9, 1)
+    assert again.sums.tolist() == [1.0, 2.0, 3.0]
+    assert torch.equal(torch.rand(3), expected)
+
+
+def test_another_number_of_processes_is_told(capsys):
+    run = trainer(linear(), Noting(1), noise(4))
+    run.restore(stored(run, processes=2))
+    assert "the run had 2 processes, now 1: dropout masks will differ" in capsys.readouterr().out
+
+
+# ---- parts
+
+
+def test_weights_that_are_not_finite_are_noticed():
+    net = linear()
+    assert finite(net)
+    net.bias.data[1] = float("nan")
+    assert not finite(net)
+
+
+@pytest.mark.parametrize("amp, dtype", [("none", torch.float32), ("bf16", torch.bfloat16)])
+def test_autocast(amp, dtype):
+    with autocast(CPU, amp):
+        assert linear()(torch.zeros(1, 5)).dtype == dtype
+
+
+def draws():
+    return (
+        torch.rand(3).tolist(),
+        np.random.rand(3).tolist(),
+        np.random.randn(1).tolist(),
+        [random.random(), random.gauss()],
+    )
+
+
+def test_every_generator_is_restored(tmp_path):
+    """Through a file, as last.pth holds them."""
+    seed_all(3)
+    draws()  # numpy and python now hold the second half of a pair of normal numbers
+    content = {"format": checkpoint.FORMAT, **dict.fromkeys(checkpoint.FIELDS)}
+    checkpoint.save(tmp_path / "rng.pth", content | {"rng": rng_state(CPU)})
+    expected = draws()
+    seed_all(4)
+    assert all(a != b for a, b in zip(draws(), expected, strict=True))
+    set_rng_state(checkpoint.load(tmp_path / "rng.pth")["rng"], CPU)
+    assert draws() == expected
+
+
+def test_a_seed_sets_every_generator():
+    seed_all(7)
+    first = draws()
+    seed_all(7)
+    assert draws() == first
+    seed_all(8)
+    assert all(a != b for a, b in zip(draws(), first, strict=True))

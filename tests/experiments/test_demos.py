@@ -1,0 +1,65 @@
+"""What the demos share: the commands that they show and run, and their table."""
+
+import pytest
+
+import ann_ddp
+import demo as digits
+from experiments import declared, demo
+from neuromorphic_tasks import dvs
+
+
+@pytest.fixture
+def noted(monkeypatch, capsys):
+    """(what the steps return, the lines that are printed) of scripts that note their words."""
+
+    def main(words):
+        return {"words": words, "checkpoint": "a b.pth"}
+
+    monkeypatch.setattr(ann_ddp, "main", main)
+    monkeypatch.setattr(dvs, "main", lambda words: print("drawn", words))
+    steps = {
+        "ann": {
+            "title": "1. ANN",
+            "script": "ann_ddp",
+            "command": "--bn --lr_interval '0.6 0.8' --epochs {epochs[1]}",
+            "hidden": "--output_dir {output_dir}",
+        },
+        "drawn": {"title": "2. draw", "script": "neuromorphic_tasks.dvs", "command": "{ann}"},
+    }
+    monkeypatch.setattr(declared, "read", lambda path: {"one": steps})
+    asked = digits.get_parser().parse(["--output_dir", "a folder", "--epochs", "3", "2", "1"])
+    return demo.run("one", asked), capsys.readouterr().out.splitlines()
+
+
+def test_the_options_of_a_step_are_filled_in(noted):
+    done, _ = noted
+    words = ["--bn", "--lr_interval", "0.6 0.8", "--epochs", "2", "--output_dir", "a folder"]
+    assert done["ann"]["words"] == words
+
+
+def test_a_step_is_shown_as_it_is_typed(noted):
+    _, lines = noted
+    assert lines[1] == "== 1. ANN: python3 ann_ddp.py --bn --lr_interval '0.6 0.8' --epochs 2"
+
+
+def test_a_step_takes_the_checkpoint_of_an_earlier_one(noted):
+    done, lines = noted
+    assert lines[3:] == ["== 2. draw: python3 dvs.py 'a b.pth'", "drawn ['a b.pth']"]
+    assert done["drawn"] is None
+
+
+@pytest.mark.parametrize("name", ["digits", "events"])
+def test_the_steps_of_a_demo_are_scripts(name):
+    for about in declared.read(demo.FILE)[name].values():
+        assert {"title", "script", "command"} <= set(about)
+        assert (demo.FILE.parents[1] / (about["script"].replace(".", "/") + ".py")).is_file()
+
+
+def test_the_table_of_a_demo(capsys):
+    demo.table("stage", "   more", {"ANN": ({"accuracy": 0.5, "energy_uj": 63.557}, "   -")})
+    assert capsys.readouterr().out.splitlines()[1:] == [
+        "stage             accuracy   energy (uJ)   more",
+        "ANN                 50.00%        63.557   -",
+    ]
+    demo.table("", "", {"S=3": ({"accuracy": 1, "energy_uj": 10}, "")})
+    assert capsys.readouterr().out.splitlines()[2] == "S=3        100.00%        10.000"

@@ -1,0 +1,72 @@
+"""Parts of the networks: held dropout, running a stage again, the order of the signal."""
+
+import torch
+from torch import nn
+
+import models
+from models.layers import HeldDropout, in_signal_order
+
+
+def test_a_dropout_mask_is_held_over_time():
+    drop = HeldDropout(0.5, steps=4).train()
+    out = drop(torch.ones(4 * 3, 50)).unflatten(0, (4, 3))
+    assert torch.equal(out, out[:1].expand_as(out))
+    assert 0.2 < (out == 0).float().mean() < 0.8
+    assert set(out.unique().tolist()) == {0.0, 2.0}
+
+
+def test_stochastic_depth_drops_whole_images_at_all_steps():
+    drop = HeldDropout(0.5, 3, whole=True)
+    out = drop(torch.ones(3 * 40, 2, 1, 1)).view(3, 40, 2)
+    assert set(out.unique().tolist()) == {0.0, 2.0}
+    assert (out == out[:1, :, :1]).all()
+
+
+def test_recomputing_keeps_little():
+    """Of a stage only its input is kept for the backward."""
+    kept = []
+    for recompute in (False, True):
+        act = models.Spiking(models.NeuronConfig.vgg(3), 4, theta=0.1)
+        net = models.build("resnet20", act, bn=False, width_mult=0.0625, dropout=0.2)
+        net.recompute = recompute
+        sizes = []
+
+        def pack(saved, sizes=sizes):
+            sizes.append(saved.numel())
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda saved: saved):
+            net(torch.randn(16, 3, 32, 32))
+        kept.append(sum(sizes))
+    assert kept[1] < 0.4 * kept[0]
+
+
+def test_recomputing_counts_a_batch_once():
+    """The second forward of a stage leaves the running statistics of batch norm alone."""
+    states = []
+    for recompute in (False, True):
+        torch.manual_seed(0)
+        act = models.Spiking(models.NeuronConfig.vgg(3), 2, theta=0.1)
+        net = models.build("resnet20", act, bn=True, width_mult=0.0625)
+        net.recompute = recompute
+        for _ in range(2):
+            net(torch.randn(4, 3, 32, 32)).square().sum().backward()
+        states.append(dict(net.named_buffers()))
+    plain, recomputed = states
+    assert {v.item() for k, v in plain.items() if k.endswith("num_batches_tracked")} == {2}
+    assert all(torch.equal(value, recomputed[name]) for name, value in plain.items())
+
+
+def test_a_module_may_state_the_order_of_its_signal():
+    class Crossed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.ReLU()
+            self.first = nn.Sequential(nn.Identity())
+
+        def signal(self):
+            return self.first, self.last
+
+    net = nn.Sequential(nn.Flatten(), Crossed())
+    names = [type(m).__name__ for m in in_signal_order(net)]
+    assert names == ["Sequential", "Flatten", "Crossed", "Sequential", "Identity", "ReLU"]

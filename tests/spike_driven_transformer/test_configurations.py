@@ -1,0 +1,167 @@
+"""Settings of the transformer's scripts: configurations, sizes by name, and mistakes in either."""
+
+import shlex
+
+import pytest
+import yaml
+
+from cli.transformer import TransformerSettings, build
+from engine import settings
+from engine.errors import UseError
+from spike_driven_transformer import train
+from tests.helpers import ROOT
+
+FOLDER = ROOT / "spike_driven_transformer"
+CONFS = sorted(FOLDER.glob("conf/*/*.yml"))
+EVERY = pytest.mark.parametrize("path", CONFS, ids=lambda path: f"{path.parent.name}/{path.stem}")
+
+# names that files of settings had before options were typed
+OLD_NAMES = shlex.split(
+    "config model layer dim num_heads mlp_ratio pooling_stat img_size drop_path spike_mode "
+    "mlif_channels time_steps scaled surrogate_edge neuron_backend dataset data_dir batch_size "
+    "val_batch_size workers mean std val_fraction limit_train_batches limit_eval_batches no_aug "
+    "scale ratio pad_crop hflip vflip color_jitter aa reprob remode recount interpolation "
+    "train_interpolation crop_pct aug_repeats mixup cutmix cutmix_minmax mixup_prob "
+    "mixup_switch_prob mixup_mode mixup_off_epoch smoothing epochs cooldown_epochs warmup_epochs "
+    "opt opt_eps opt_betas momentum weight_decay clip_grad clip_mode sched lr warmup_lr min_lr "
+    "decay_epochs decay_rate TET TET_means TET_lamb sync_bn model_ema model_ema_decay recompute "
+    "initial_checkpoint seed amp compile output_dir print_freq save_freq resume test_only energy "
+    "dont_save debug experiment device gpu multiprocessing_distributed world_size rank dist_url "
+    "dist_backend local_rank"
+)
+
+
+def parsed(words):
+    return train.get_parser().parse(shlex.split(words))
+
+
+# ---- configurations
+
+
+def test_every_configuration_is_here():
+    assert len(CONFS) == 14
+    assert (ROOT / "spike-driven-transformer").resolve() == FOLDER
+
+
+@EVERY
+def test_a_configuration_means_what_it_says(path):
+    content = yaml.safe_load(path.read_text())
+    names = settings.stored_name(TransformerSettings)
+    wanted = settings.make(TransformerSettings, {names[k]: v for k, v in content.items()})
+    asked = parsed(f"-c {path}")
+    wanted, found = settings.flat(wanted), settings.flat(asked)
+    assert found == wanted | {"config": str(path)}
+    assert {names[key] for key in content} < asked.given
+
+
+@EVERY
+def test_a_configuration_tells_command_result_and_cost(path):
+    head = path.read_text().partition("\n\n")[0]
+    assert path.name in head
+    for word in ("command", "published", "cost"):
+        assert word in head
+
+
+@EVERY
+def test_a_configuration_is_named_by_steps_and_lanes(path):
+    asked = parsed(f"-c {path}")
+    network = asked.network
+    assert f"_t{network.time_steps}" in path.name
+    assert network.mlif_channels == (3 if "_c3" in path.name else 1)
+    net = build(asked, {"num_classes": 10, "image_size": asked.data.image_size})
+    assert net.act.steps == network.time_steps
+    assert (net.built["depth"], net.built["pooling"]) == (network.layer, network.pooling_stat)
+
+
+def test_the_command_line_overrides_the_configuration():
+    path = FOLDER / "conf/cifar10/2_512_300E_t4_c3.yml"
+    asked = parsed(f"--lr 0.5 -c {path} --time-steps 7")
+    assert asked.training.learning_rate == 0.5
+    assert asked.network.time_steps == 7
+    assert asked.training.epochs == 300
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("layr: 2", "unknown key 'layr'; did you mean layer?"),
+        ("attn_mode: sdsa", "unknown key 'attn_mode'; there is one attention"),
+        ("drop: 0", "unknown key 'drop'; it had no effect in the published code"),
+        ("model-ema: maybe", "model-ema must be true or false, got 'maybe'"),
+        ("- a", "must hold lines of `key: value`"),
+        ("lr: fast", "expected float, got 'fast'"),
+        ("a: [", "is not a readable YAML file"),
+        ("spike_mode: alif", "alif"),
+    ],
+)
+def test_configuration_mistakes(text, words, tmp_path, fails):
+    (tmp_path / "c.yml").write_text(text)
+    line = fails(train.main, f"-c {tmp_path}/c.yml")
+    assert words in line
+    assert str(tmp_path) in line or "--" in line
+
+
+# ---- names and sizes
+
+
+def test_old_names_of_stored_settings_are_known():
+    names = settings.stored_name(TransformerSettings)
+    assert [name for name in OLD_NAMES if name not in names] == []
+    old = {"dataset": "torch/cifar100", "lr": 0.2, "data_dir": "here", "TET_lamb": 0.3}
+    asked = settings.make(TransformerSettings, {names[key]: old[key] for key in old})
+    assert (asked.data.dataset, asked.data.data_root) == ("CIFAR100", "here")
+    assert (asked.training.learning_rate, asked.loss.lamb) == (0.2, 0.3)
+
+
+def test_defaults_are_the_published_ones():
+    asked = parsed("")
+    assert asked.data.dataset == "CIFAR10"
+    assert asked.data.data_root == str(ROOT / "data")
+    assert asked.run.output_dir == "./output"
+    assert (asked.batches.batch_size, asked.batches.val_batch_size) == (32, 64)
+    assert (asked.training.epochs, asked.training.learning_rate) == (200, 0.01)
+    assert (asked.training.weight_decay, asked.training.label_smoothing) == (1e-4, 0.1)
+    assert (asked.loss.TET, asked.loss.lamb, asked.compute.seed) == (False, 0.0, 42)
+
+
+def test_help_texts_stand_alone():
+    for name, option in settings.options(TransformerSettings).items():
+        # one option is not shown
+        text = (option.help or "").lower()
+        words = set(text.replace(",", " ").replace(";", " ").split())
+        assert not words & {"it", "its", "they", "their"}, name
+        assert "the same" not in text, name
+
+
+@pytest.mark.parametrize(
+    ("words", "sizes"),
+    [
+        ("--layer 3 --dim 64", (3, 64)),
+        ("--model sdt_2_512_cifar", (2, 512)),
+        ("--model sdt_8_512_imagenet --dim 512", (8, 512)),
+    ],
+)
+def test_a_model_may_name_the_sizes(words, sizes):
+    asked = parsed(words)
+    assert (asked.network.layer, asked.network.dim) == sizes
+    assert f"sdt_{sizes[0]}_{sizes[1]}_cifar10" in str(train.result(asked))
+
+
+def test_a_size_beside_another_is_refused():
+    with pytest.raises(UseError, match="--dim 64 contradicts --model sdt_2_512_cifar"):
+        parsed("--model sdt_2_512_cifar --dim 64")
+
+
+@pytest.mark.parametrize(
+    ("words", "name"),
+    [
+        ("", "output/sdt_4_512_cifar10_t4_lif.pth"),
+        (
+            "-d torch/cifar100 --spike_mode fast_mlif --mlif_channels 3 --time_steps 1 --output o",
+            "o/sdt_4_512_cifar100_t1_fast_mlif_c3.pth",
+        ),
+        ("--experiment mine", "output/mine.pth"),
+    ],
+)
+def test_the_result_is_named_by_what_it_is(words, name):
+    assert str(train.result(parsed(words))) == name

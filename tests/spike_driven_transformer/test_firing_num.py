@@ -1,0 +1,136 @@
+"""What is measured of a trained transformer, and which settings hold for it."""
+
+import shlex
+
+import numpy as np
+import pytest
+import torch
+
+from cli.transformer import TransformerSettings
+from engine import settings
+from spike_driven_transformer import firing_num, train
+from tests.helpers import GOLDEN
+
+NUMBERS = np.load(GOLDEN / "B3_sdt_dim64_L1.npz")
+STATE = {k[2:]: torch.from_numpy(NUMBERS[k]) for k in NUMBERS.files if k.startswith("w/")}
+# of the recorded network
+SIZES = {
+    "dim": 64,
+    "layer": 1,
+    "pooling_stat": "0011",
+    "time_steps": 2,
+    "spike_mode": "mlif",
+    "mlif_channels": 3,
+    "scaled": "true",
+}
+WORDS = [f"--{name}={value}" for name, value in SIZES.items()]
+QUICK = shlex.split("--device cpu --limit_eval_batches 1 --val_batch_size 16")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Summary of a run of one step on the digits."""
+    folder = tmp_path_factory.mktemp("trained")
+    more = "-d digits -b 16 --epochs 1 --warmup_epochs 0 --limit_train_batches 1 --no_aug"
+    return train.main([*WORDS, *QUICK, *shlex.split(more), "--output", str(folder)])
+
+
+@pytest.fixture
+def published(tmp_path):
+    """A file of the published code: weights alone."""
+    path = tmp_path / "weights.pth.tar"
+    torch.save({"state_dict": STATE}, path)
+    return path
+
+
+def configuration(folder, **more):
+    """A configuration of the recorded network."""
+    path = folder / "c.yml"
+    lines = [f'{name}: "{value}"' for name, value in {**SIZES, "dataset": "digits", **more}.items()]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def test_a_checkpoint_is_measured_as_it_was_trained(trained, tmp_path):
+    words = ["--resume", trained["checkpoint"], *QUICK, "--experiment", f"{tmp_path}/mine"]
+    measured = firing_num.main(words)
+    assert measured["test_accuracy"] == trained["best_accuracy"]
+    assert len(measured["energy"].layers[3].step_rates) == 2
+    for suffix in ("json", "csv", "png", "svg"):
+        assert (tmp_path / f"mine.{suffix}").is_file()
+
+
+def test_weights_alone_are_measured_by_a_configuration(published, tmp_path):
+    # the recipe of the training, which a configuration holds, does no harm
+    path = configuration(tmp_path, mixup=0.5, lr=1)
+    measured = firing_num.main(["-c", str(path), "--resume", str(published), *QUICK])
+    weights = ["--test_only", "--initial_checkpoint", str(published), "-d", "digits"]
+    tested = train.main([*WORDS, *QUICK, *weights])
+    assert measured["test_images"] == 16
+    assert tested["test_accuracy"] == measured["test_accuracy"]
+
+
+def test_stored_settings_say_which_images(tmp_path):
+    stored = {
+        "dataset": "torch/cifar100",
+        "data_dir": "there",
+        "img_size": 32,
+        "mean": [0.1, 0.2, 0.3],
+        "crop_pct": 0.9,
+        "batch_size": 7,  # of the training
+        "gone": 1,
+    }
+    given = settings.make(TransformerSettings, {"data_root": "here"}, ["data_root"])
+    asked = firing_num.filled(given, stored)
+    assert (asked.data.dataset, asked.data.data_root) == ("CIFAR100", "here")
+    assert (asked.data.image_size, asked.batches.batch_size) == (32, 32)
+    assert (asked.augment.mean, asked.augment.crop_pct) == ((0.1, 0.2, 0.3), 0.9)
+
+
+# of the training; the other options are those of network, images and device
+IDLE = shlex.split(
+    "lr epochs smoothing momentum weight_decay opt opt_eps min_lr warmup_epochs clip_grad "
+    "model_ema_decay mixup cutmix mixup_off_epoch aa reprob hflip aug_repeats TET_lamb seed "
+    "initial_checkpoint limit_train_batches save_freq"
+)
+
+
+@pytest.mark.parametrize("option", IDLE)
+def test_options_of_the_training_do_nothing(option, fails):
+    line = fails(firing_num.main, f"--resume x.pth --{option}=1")
+    assert "does nothing here: a trained network is measured" in line
+
+
+@pytest.mark.parametrize("flag", ["no_aug", "test_only", "dont_save", "sync_bn", "TET", "compile"])
+def test_flags_of_the_training_do_nothing(flag, fails):
+    fails(firing_num.main, f"--resume x.pth --{flag}", f"--{flag} does nothing here")
+
+
+def test_other_options_are_taken():
+    network = {"layer", "dim", "spike_mode", "time_steps", "scaled", "neuron_backend"}
+    images = {"dataset", "data_root", "image_size", "mean", "std", "interpolation", "crop_pct"}
+    others = {"amp", "workers", "val_batch_size", "limit_eval_batches", "resume", "device"}
+    assert not firing_num.idle() & (network | images | others)
+
+
+def test_mistakes(published, trained, tmp_path, fails):
+    main = firing_num.main
+    fails(main, "", "give --resume")
+    fails(main, f"--resume {tmp_path}/absent.pth", "no checkpoint at")
+    fails(main, f"--resume {published}", "weights without settings: give their -c configuration")
+
+    content = torch.load(trained["checkpoint"], weights_only=True)
+    torch.save(content | {"kind": "snn"}, tmp_path / "snn.pth")
+    fails(main, f"--resume {tmp_path}/snn.pth", "holds no transformer: use energy.py")
+
+
+def test_another_class_count_is_named(trained, cifar, fails):
+    words = (
+        f"--resume {trained['checkpoint']} -d folder --data_dir {cifar}/cifar10-jpeg --img_size 32"
+    )
+    part = cifar / "cifar10-jpeg" / "train" / "n0010"
+    part.mkdir()
+    try:
+        fails(firing_num.main, words, "has 10 classes", "has 11: check --dataset")
+    finally:
+        part.rmdir()
