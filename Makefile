@@ -8,6 +8,8 @@ PY := $(VENV)/bin/python
 READY := $(VENV)/ready
 endif
 BASE_PYTHON ?= python3
+ROOMS := models engine inputs analysis cli experiments benchmarks spike_driven_transformer neuromorphic_tasks
+SCRIPTS := $(wildcard *.py)
 
 .PHONY: help setup demo demo-dvs test lint test-long test-gpu bench bench-gpu doctor clean
 
@@ -15,7 +17,7 @@ help:
 	@echo "make demo       digits: ANN -> LQ-ANN -> fused -> SNN, with a table and a figure (under 5 minutes on 2 cores)"
 	@echo "make demo-dvs   simulated event recordings: prepare, train VGGSNN with 3 lanes and with 1 (under 5 minutes on 2 cores)"
 	@echo "make test       lint and the test suite (under 10 minutes on 2 cores)"
-	@echo "make test-long  the checks that take longer: the ImageNet commands of the README, every neuron on every backend"
+	@echo "make test-long  the checks that take longer: the published commands at full width, every neuron on every backend"
 	@echo "make test-gpu   the checks that need a CUDA GPU"
 	@echo "make bench      on this CPU: the neuron beside SpikingJelly's, training steps, the data pipeline (under 10 minutes)"
 	@echo "make bench-gpu  the same on a CUDA GPU (under 8 minutes)"
@@ -37,9 +39,9 @@ demo-dvs: $(READY)
 	$(PY) neuromorphic_tasks/demo.py
 
 lint: $(READY)
+	$(PY) -m ruff format --check --quiet . || { echo "run: $(PY) -m ruff format ."; exit 1; }
 	$(PY) -m ruff check .
-	$(PY) -m pylint --score=n ann_ddp.py snn_ddp.py absorb_bn.py energy.py reproduce.py demo.py models engine analysis benchmarks \
-		spike_driven_transformer neuromorphic_tasks
+	$(PY) -m pylint --score=n $(ROOMS) $(SCRIPTS)
 
 test: lint
 	$(PY) -m pytest -n 2 --dist worksteal
