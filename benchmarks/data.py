@@ -7,32 +7,24 @@ python -m benchmarks.data            (part of `make bench`)
 
 import statistics
 import time
-from argparse import Namespace
 
 import torch
 
 from engine.dist import World
-from inputs import images as data
+from inputs.images import Data, Memory
+from inputs.loader import BatchOptions, loaders
+from inputs.table import CIFAR10
 
 EPOCHS = 5
 
 
 def main():
     images = torch.randint(0, 256, (50_000, 32, 32, 3), dtype=torch.uint8)
-    part = data.Memory(images, torch.zeros(len(images), dtype=torch.long))
-    test = data.Memory(images[:1000], part.labels[:1000])
-    mean, std = data.STATISTICS["CIFAR10"]
-    content = data.Data(part, test, {"image_size": 32}, mean, std, 4, True)
+    part = Memory(images, torch.zeros(len(images), dtype=torch.long))
+    test = Memory(images[:1000], part.labels[:1000])
+    data = Data(part, test, {"image_size": 32}, CIFAR10.mean, CIFAR10.std, crop=4, flip=True)
     for batch in (32, 128, 512):
-        args = Namespace(
-            batch_size=batch,
-            val_fraction=0.0,
-            limit_train_batches=0,
-            limit_eval_batches=0,
-            seed=0,
-            workers=0,
-        )
-        loader = data.loaders(content, args, World())[0]
+        loader, *_ = loaders(data, BatchOptions(batch_size=batch), 0, World())
         rates = []
         for epoch in range(EPOCHS):
             start = time.perf_counter()

@@ -25,7 +25,8 @@ def unfold(x, steps, constant):
         x: folded time, [T*B, ...]; if `constant`, one current [B, ...] that all steps share.
     """
     if constant:
-        return x.expand(steps, *x.shape)
+        # without the leading axis autograd would sum a full-size gradient, even at T = 1
+        return x[None].expand(steps, *x.shape)
     return x.unflatten(0, (steps, -1))
 
 
