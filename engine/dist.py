@@ -2,10 +2,12 @@
 
 import atexit
 import ctypes
+import importlib
 import os
 import re
 import socket
 import time
+import traceback
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -137,7 +139,7 @@ class World:
             time.sleep(0.1)
 
     def close(self):
-        """Leave the process group."""
+        """Leave the process group and end its threads; networks in DDP are left behind before."""
         if dist.is_initialized():
             dist.destroy_process_group()
 
@@ -236,6 +238,10 @@ def _join(options, amp, rank, size, local_rank):
     if size == 1:
         return World(device=device)
 
+    # DDP imports this module, whose functions have the group of that moment as their default: the
+    # group would outlive `World.close`, and its threads end in the middle of Python's own end
+    importlib.import_module("torch.distributed.nn")
+
     # the store outlives the process group: a failing process leaves its mark there
     address = options.dist_url
     try:
@@ -287,6 +293,8 @@ def _carry_out(work, amp, debug, world):
     try:
         return work(world)
     except (Exception, KeyboardInterrupt) as error:
+        # the network in their variables would keep the process group
+        traceback.clear_frames(error.__traceback__)
         if world.fail() or debug:
             raise
         # a launcher ends all processes when one leaves: let the first one speak

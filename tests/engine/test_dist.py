@@ -7,6 +7,7 @@ import shutil
 import socket
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 import torch
@@ -161,6 +162,36 @@ def test_ranges_agree_and_srun_is_recognised(tmp_path):
     assert len(first) == 19
     assert all(bound > 0 for bound in first)
     assert first == second == alone
+
+
+THREADS = """
+    import atexit, sys
+    from pathlib import Path
+    import ann_ddp
+    from engine.errors import UseError
+    from engine.loop import Trainer
+
+    def names():
+        print("threads:", *[task.read_text() for task in Path("/proc/self/task").glob("*/comm")])
+
+    def save_last(self):
+        raise UseError("no space") if "fails" in sys.argv else None
+
+    atexit.register(names)
+    Trainer.save_last = save_last
+    ann_ddp.main([word for word in sys.argv[1:] if word != "fails"])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="lists threads by /proc")
+@pytest.mark.parametrize("fails", [False, True], ids=["succeeds", "fails"])
+def test_no_thread_of_the_process_group_is_left(fails, tmp_path):
+    """One that frees a tensor while Python ends would abort the process (signal 6)."""
+    (tmp_path / "threads.py").write_text(textwrap.dedent(THREADS))
+    argv = ["threads.py", *f"{SMALL} --bn --batch_size 8".split()] + ["fails"] * fails
+    for _, output, _ in pair(argv, tmp_path, **OWN):
+        assert "threads:" in output
+        assert "gloo" not in output
 
 
 KEEP = """
