@@ -6,11 +6,18 @@ surrogate gradient (docs/method.md, section 1). A *scaled* neuron is the plain o
 """
 
 from dataclasses import dataclass, replace
+from math import inf
 
 MAX_LEVELS = 8
 RESETS = ("soft", "soft_theta", "hard")
 SURROGATES = ("triangle", "sigmoid")  # a kernel knows a surrogate by its place in this row
 INNER_SLOPES = ("paper", "published")
+
+
+def check_positive(name, value):
+    """Raises ValueError for a number that is not positive and finite."""
+    if not 0 < value < inf:
+        raise ValueError(f"{name} must be positive and finite, got {value}")
 
 
 @dataclass(frozen=True)
@@ -60,11 +67,8 @@ class NeuronConfig:
         self._check_word("reset", RESETS)
         self._check_word("surrogate", SURROGATES)
         self._check_word("inner_slope", INNER_SLOPES)
-        if self.gamma <= 0 or self.alpha <= 0 or self.input_gain <= 0:
-            raise ValueError(
-                "gamma, alpha and input_gain must be positive, got "
-                f"{self.gamma}, {self.alpha}, {self.input_gain}"
-            )
+        for field in ("gamma", "alpha", "input_gain"):
+            check_positive(field, getattr(self, field))
         # (1 - o) * u, which is differentiated then, is a reset for outputs of 0 and 1 only.
         if not self.detach_reset and self.reset == "hard" and self.levels > 1:
             raise ValueError(

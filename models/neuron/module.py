@@ -1,10 +1,12 @@
 """MLIF: the neuron as a module, with SpikingJelly's multi-step interface."""
 
+from math import isfinite
+
 import torch
 from torch import nn
 
 from .backends import dispatch
-from .config import NeuronConfig
+from .config import NeuronConfig, check_positive
 from .lanes import lanes
 
 STEP_MODES = ("s", "m")
@@ -19,12 +21,12 @@ class MLIF(nn.Module):
 
     Args:
         config: what the neuron is (levels, reset, surrogate ...).
-        theta: initial threshold, > 0. leak: initial leak; 1 means none.
+        theta: initial threshold, > 0. leak: initial leak; 1 means none. Both are finite.
         learn_theta, learn_leak: whether they are parameters or buffers.
         step_mode, backend: can be set later as well.
         stateless: start every call from zero instead, as the networks here do.
     Raises:
-        ValueError: theta is not positive, or there is no such step mode or backend.
+        ValueError: theta or leak is out of range, or there is no such step mode or backend.
     """
 
     def __init__(
@@ -39,8 +41,9 @@ class MLIF(nn.Module):
         stateless=False,
     ):
         super().__init__()
-        if not theta > 0:
-            raise ValueError(f"theta must be positive, got {theta}")
+        check_positive("theta", theta)
+        if not isfinite(leak):
+            raise ValueError(f"leak must be finite, got {leak}")
         self.config = config or NeuronConfig()
         self._add("theta", theta, learn_theta)
         self._add("leak", leak, learn_leak)

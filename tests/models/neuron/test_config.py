@@ -1,5 +1,7 @@
 """NeuronConfig: what it refuses."""
 
+import math
+
 import pytest
 
 from models import NeuronConfig
@@ -14,9 +16,11 @@ from models import NeuronConfig
         ({"reset": "none"}, "reset must be one of soft, soft_theta, hard, got 'none'"),
         ({"surrogate": "atan"}, "surrogate must be one of triangle, .*got 'atan'"),
         ({"inner_slope": "x"}, "inner_slope must be one of paper, published, got 'x'"),
-        ({"gamma": 0}, "gamma, alpha and input_gain must be positive, got 0, 4.0, 1.0"),
-        ({"alpha": -1.0}, "gamma, alpha and input_gain must be positive, got 0.3, -1.0, 1.0"),
-        ({"input_gain": 0.0}, "gamma, alpha and input_gain must be positive, got 0.3, 4.0, 0.0"),
+        ({"gamma": 0}, "gamma must be positive and finite, got 0"),
+        ({"gamma": math.nan}, "gamma must be positive and finite, got nan"),
+        ({"alpha": -1.0}, "alpha must be positive and finite, got -1.0"),
+        ({"alpha": math.inf}, "alpha must be positive and finite, got inf"),
+        ({"input_gain": 0.0}, "input_gain must be positive and finite, got 0.0"),
         ({"reset": "hard", "detach_reset": False}, "hard reset is defined for levels=1 only"),
     ],
 )

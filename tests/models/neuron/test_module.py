@@ -1,5 +1,7 @@
 """MLIF: its state, its settings, and its place in a SpikingJelly network."""
 
+import math
+
 import pytest
 import torch
 
@@ -63,7 +65,9 @@ def test_theta_and_leak_are_parameters_or_buffers(learn):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"theta": 0.0}, "theta must be positive, got 0.0"),
+        ({"theta": 0.0}, "theta must be positive and finite, got 0.0"),
+        ({"theta": math.inf}, "theta must be positive and finite, got inf"),
+        ({"leak": math.nan}, "leak must be finite, got nan"),
         ({"step_mode": "t"}, "step_mode must be 's' or 'm', got 't'"),
         ({"backend": "inductor"}, "neuron backend must be one of .*got 'inductor'"),
     ],
