@@ -33,7 +33,8 @@ class NeuronConfig:
         input_gain: factor of the input current in the charge (1 / tau for `decay_input` neurons).
         reset: 'soft' subtracts `theta * output`, 'soft_theta' subtracts `theta` where a lane fired,
             'hard' sets 0 there.
-        detach_reset: no gradient through the firing decision inside the reset.
+        detach_reset: no gradient through the firing decision inside the reset; always True for
+            'soft_theta', which has none.
         scaled: boundaries at `theta * 2^(s-S+1)`, outputs `2^(s-S+1)`: the top lane emits 1.
         surrogate: 'triangle' (height `gamma`) or 'sigmoid' (steepness `alpha`).
         relative: the surrogate's distance is `r / 2^i - 1` (True) or `r - 2^i` (False).
@@ -69,6 +70,8 @@ class NeuronConfig:
         self._check_word("inner_slope", INNER_SLOPES)
         for field in ("gamma", "alpha", "input_gain"):
             check_positive(field, getattr(self, field))
+        if self.reset == "soft_theta":
+            object.__setattr__(self, "detach_reset", True)  # one neuron has one description
         # (1 - o) * u, which is differentiated then, is a reset for outputs of 0 and 1 only.
         if not self.detach_reset and self.reset == "hard" and self.levels > 1:
             raise ValueError(

@@ -99,11 +99,10 @@ class _Fire(torch.autograd.Function):
 def _differentiated_reset(u, o, theta, unit, config):
     """`reset` with a gradient through the firing decision as well (detach_reset=False)."""
     if config.reset == "hard":
-        return u * (1 - o)  # o is 0 or 1: see NeuronConfig
+        finite = u.clamp(max=torch.finfo(u.dtype).max)  # infinity times 0 is no number
+        return finite * (1 - o)  # o is 0 or 1: see NeuronConfig
     decided = o.detach()
     v = reset(u, decided, theta, unit, config)
-    if config.reset == "soft_theta":
-        return v
     return v - unit * (o - decided)  # subtracts zero, for the sake of its gradient
 
 

@@ -29,6 +29,12 @@ def test_refuses(arguments, words):
         NeuronConfig(**arguments)
 
 
+def test_a_reset_by_theta_has_nothing_to_differentiate():
+    """`soft_theta` is the reset of `mlif`: there detach_reset=False changes nothing."""
+    attached = NeuronConfig(reset="soft_theta", detach_reset=False)
+    assert attached == NeuronConfig(reset="soft_theta")
+
+
 def test_presets_differentiate_no_more_than_their_reset_has():
     """Only the soft reset of `fast_mlif` knows detach_reset=False."""
     for fast in (False, True):

@@ -153,6 +153,26 @@ def test_special_values(backend, reset):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_a_fired_plain_lif_neuron_forgets_an_infinite_potential(backend):
+    x = torch.tensor([[torch.inf], [0.4]])
+    o, v, *_ = run(NeuronConfig.lif(), x, 1.0, backend=backend)
+    assert o.flatten().tolist() == [1, 0]
+    assert v == x[1]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_reset_by_theta_is_not_differentiated(backend):
+    """S = 2: in the first step u = 1.2 = r, so d_0 = 0.2 and d_1 = -0.4; in the second u = 0.6.
+
+    phi = 0.3 (1 - |d|): 0.24 + 1.5 * 0.18 = 0.51 and 0.18 + 1.5 * 0.09 = 0.315.
+    """
+    config = NeuronConfig(levels=2, reset="soft_theta", detach_reset=False)
+    x = torch.tensor([[1.2], [0.4]])
+    gx = run(config, x, 1.0, backend=backend, grad=torch.ones(2, 1))[2]
+    assert gx.flatten().tolist() == pytest.approx([0.51 + 0.315, 0.315])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_no_neurons(backend):
     nothing = torch.empty(2, 0, 3)
     o, _, gx, gtheta, _ = run(NeuronConfig(), nothing, backend=backend, grad=nothing)
