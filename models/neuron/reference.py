@@ -78,6 +78,14 @@ def surrogate(r, config):
     return total
 
 
+def refuse_second_derivative():
+    """Raises RuntimeError in a backward pass that is to be differentiated itself."""
+    if torch.is_grad_enabled():  # as create_graph asks for
+        raise RuntimeError(
+            "the neuron has no second derivative: take its gradient without create_graph=True"
+        )
+
+
 class _Fire(torch.autograd.Function):
     """`fire` with the surrogate as its derivative, by u and by the 0-dim unit."""
 
@@ -89,6 +97,7 @@ class _Fire(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad):
+        refuse_second_derivative()
         u, unit = ctx.saved_tensors
         r = u / unit
         gu = grad * surrogate(r, ctx.config) / unit

@@ -10,7 +10,7 @@ dtype, as are v, last and g_last [n]. x alone is saved for the backward.
 
 import torch
 
-from ..reference import membrane_dtype
+from ..reference import membrane_dtype, refuse_second_derivative
 
 
 def rows(x):
@@ -90,6 +90,7 @@ class Neuron(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, g, g_last):
+        refuse_second_derivative()
         x, theta, leak, v = ctx.saved_tensors
         dtype = membrane_dtype(x.dtype)
         if not ctx.want_state:  # autograd brings zeros, which would be computed with

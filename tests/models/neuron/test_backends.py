@@ -227,6 +227,15 @@ def test_layout_is_kept(name):
     assert gx.stride() == x.stride()
 
 
+@pytest.mark.parametrize("name", ["reference", *KERNELS, "compiled"])
+def test_a_second_derivative_is_refused(name):
+    """Also where other terms have one, which would be taken for all of it."""
+    x = torch.randn(1, 3, requires_grad=True)
+    o, _ = outputs(name, x, 0.8)
+    with pytest.raises(RuntimeError, match="the neuron has no second derivative"):
+        torch.autograd.grad(o.sum() + x.square().sum(), x, create_graph=True)
+
+
 LAYOUTS = {
     "channels last": lambda x: x,
     "contiguous": torch.Tensor.contiguous,

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import models
-from models import NeuronConfig
+from models import MLIF, NeuronConfig
 from models.layers import Layer, Network, Synapse
 from models.neuron import __main__ as doctor
 from models.neuron.backends import cpp, cupy, source
@@ -173,6 +173,17 @@ def test_network_compiles_as_one_graph():
         results.append([out.detach(), *grads])
     for a, b in zip(*results, strict=True):
         assert (a - b).abs().max() <= 1e-4 * b.abs().max()
+
+
+def test_a_second_derivative_of_a_compiled_network_is_refused():
+    """By torch itself."""
+    torch._dynamo.reset()
+    net = torch.compile(MLIF(NeuronConfig.vgg(3), theta=0.8), fullgraph=True)
+    x = torch.randn(1, 3, requires_grad=True)
+    out = net(x).sum() + x.square().sum()
+    (gx,) = torch.autograd.grad(out, x, create_graph=True)
+    with pytest.raises(RuntimeError, match="does not currently support double backward"):
+        gx.sum().backward()
 
 
 @pytest.fixture
