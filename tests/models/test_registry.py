@@ -101,6 +101,19 @@ def test_arguments_are_remembered(name):
     assert net.built["name"] == name and net.built["num_classes"] == CLASSES
 
 
+@EVERY
+def test_shapes_are_known_without_memory(name, kind):
+    with torch.device("meta"):
+        net = build(name, ACTS[kind])
+        for quantiser in net.modules():
+            if isinstance(quantiser, models.QuantReLU):
+                quantiser.stop()
+        out = net(inputs(net))
+        out.sum().backward()
+    assert out.is_meta
+    assert out.shape[-1] == CLASSES
+
+
 @NETWORKS
 def test_unknown_arguments_are_refused(name):
     with pytest.raises(ValueError, match=rf"{name} takes num_classes, .*; got colour, width"):

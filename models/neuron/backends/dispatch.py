@@ -89,6 +89,8 @@ def mlif(
         RuntimeError: the named backend cannot run here.
     """
     _check(x, theta, leak, v)
+    if x.is_meta:  # shapes alone, which no backend need launch anything for
+        return mlif_reference(x, theta, leak, config, v)
     arguments = (x, theta, leak, v, config, want_state)
     with torch.autocast(x.device.type, enabled=False):  # the potential stays in its own type
         if torch.compiler.is_compiling():

@@ -54,6 +54,15 @@ def test_detach_cuts_the_gradient_of_the_steps_before():
     assert not x.grad[0].any() and x.grad[1].all()
 
 
+@pytest.mark.parametrize("backend", ["auto", "cpp", "reference"])
+def test_shapes_are_known_without_memory(backend):
+    with torch.device("meta"):
+        neuron = MLIF(NeuronConfig(levels=3), backend=backend)
+        o = neuron(torch.empty(2, 3, 5, dtype=torch.bfloat16))
+    assert (o.device.type, o.shape, o.dtype) == ("meta", (2, 3, 5), torch.bfloat16)
+    assert (neuron.v.shape, neuron.v.dtype) == ((3, 5), torch.float32)
+
+
 @pytest.mark.parametrize("learn", [True, False])
 def test_theta_and_leak_are_parameters_or_buffers(learn):
     neuron = MLIF(theta=0.7, leak=0.6, learn_theta=learn, learn_leak=learn)
