@@ -1,9 +1,11 @@
 """Backend `cpp`: kernels/mlif.cu compiled for this CPU when it is used, on torch's threads.
 
 Libraries are kept in $XDG_CACHE_HOME/mlif (else ~/.cache/mlif), named by a hash of source, flags,
-compiler and processor.
+compiler and processor. Each ends with a digest of its bytes, since half a library would end the
+process.
 """
 
+import atexit
 import ctypes
 import hashlib
 import os
@@ -11,6 +13,8 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import time
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,6 +37,7 @@ OPTIONS = [
 ]
 KERNELS = ("forward", "backward")
 GRAIN = 1 << 15  # neurons that are worth a thread
+LEFT = 3600  # seconds after which a folder of the compiler has been left behind
 
 
 def compiler():
@@ -53,7 +58,9 @@ def cache_folder():
         with tempfile.TemporaryFile(dir=folder):
             return folder
     except (OSError, RuntimeError):  # read-only, or no home
-        return Path(tempfile.mkdtemp(prefix="mlif-"))
+        folder = tempfile.mkdtemp(prefix="mlif-")
+        atexit.register(shutil.rmtree, folder, ignore_errors=True)
+        return Path(folder)
 
 
 @lru_cache
@@ -92,6 +99,27 @@ def _program(variants):
     return "\n".join(parts)
 
 
+def _digest(content):
+    return hashlib.sha256(content).digest()
+
+
+def _whole(path):
+    """Whether a library is there, byte for byte as it was built."""
+    if not path.exists():
+        return False
+    content = path.read_bytes()
+    size = hashlib.sha256().digest_size
+    return _digest(content[:-size]) == content[-size:]
+
+
+def _remove_left(folder):
+    """Remove the folders of compilers that were killed."""
+    for each in folder.glob(f"{tempfile.gettempprefix()}*"):
+        with suppress(OSError):  # another process was quicker
+            if time.time() - each.stat().st_mtime > LEFT:
+                shutil.rmtree(each)
+
+
 def compile_library(variants):
     """Path of the shared library of these variants' kernels (see `_program`).
 
@@ -107,9 +135,10 @@ def compile_library(variants):
     facts = "\n".join([program, *command, _machine()])
     key = hashlib.sha256(facts.encode()).hexdigest()
     path = cache_folder() / f"{key[:24]}.so"
-    if path.exists():
+    if _whole(path):
         return path
 
+    _remove_left(path.parent)
     # Built beside and renamed, so that no other process ever loads half a library.
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         source = Path(folder) / "mlif.cpp"
@@ -121,6 +150,8 @@ def compile_library(variants):
             errors = [line for line in lines if "error" in line]
             first = next(iter(errors or lines), "no message")
             raise RuntimeError(f"{compiler()} cannot compile {FOLDER / 'mlif.cu'}: {first}")
+        with library.open("ab") as file:
+            file.write(_digest(library.read_bytes()))
         library.replace(path)
     return path
 

@@ -1,6 +1,8 @@
 """How the kernels are compiled and launched: g++, NVRTC and nvcc, CuPy, Triton, torch.compile."""
 
+import atexit
 import contextlib
+import ctypes
 import itertools
 import os
 import subprocess
@@ -210,12 +212,47 @@ def test_a_broken_compiler_is_quoted(monkeypatch, tmp_path, fresh):
     assert not list((tmp_path / "mlif").iterdir())
 
 
+@pytest.fixture
+def cache(monkeypatch, tmp_path, fresh):
+    """A new folder of libraries."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return cpp.cache_folder()
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:4000] + b"?" + b[4001:]])
+def test_a_damaged_library_is_built_again(cache, damage):
+    path = cpp.compile_library([])
+    damaged = damage(path.read_bytes())
+    path.write_bytes(damaged)
+    assert cpp.compile_library([]) == path
+    assert path.read_bytes() != damaged
+    ctypes.CDLL(str(path))
+
+
+def test_what_a_killed_compiler_left_is_removed(cache):
+    """But not the folder of one that may be at work."""
+    left = cache / "tmpleft"
+    busy = cache / "tmpbusy"
+    for folder in (left, busy):
+        folder.mkdir()
+        (folder / "mlif.cpp").touch()
+    os.utime(left, (0, 0))
+    path = cpp.compile_library([])
+    assert set(cache.iterdir()) == {path, busy}
+
+
 def test_libraries_are_built_where_the_cache_cannot_be_written(monkeypatch, tmp_path, fresh):
+    """In a folder that ends with the process."""
+    at_exit = []
+    monkeypatch.setattr(atexit, "register", lambda *call, **more: at_exit.append((*call, more)))
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert cpp.cache_folder().is_dir()
     assert "mlif-" in cpp.cache_folder().name
     assert cpp.compile_library([]).exists()
+    for function, folder, more in at_exit:
+        function(folder, **more)
+    assert not cpp.cache_folder().exists()
 
 
 def test_doctor_says_what_runs(capsys, monkeypatch):
