@@ -41,7 +41,7 @@ class NetworkOptions:
         number(float, low=0, high=0.99),
     )
     kernel_size: int = option(
-        3, "side of the convolutions, odd; VGG16 only", positive, unit="pixels"
+        3, "side of the convolutions, odd; VGG16 only", number(int, low=1, high=31), unit="pixels"
     )
     bn: bool = option(False, "batch norm after each convolution")
     bias: bool = option(False, "biases in the convolutions (the linear layers have none)")
@@ -115,7 +115,10 @@ class QuantOptions:
 
     quant_act: bool = option(False, "quantise every activation: train the LQ-ANN")
     act_bits: int = option(
-        1, "resolution: 2^bits - 1 powers of two and zero ('log')", positive, unit="bits"
+        1,
+        "resolution: 2^bits - 1 powers of two and zero ('log')",
+        number(int, low=1, high=models.quantize.MAX_BITS),
+        unit="bits",
     )
     quant_id: str = option("log", "levels", choices=models.quantize.SCHEMES)
     quant_scale_max: float = option(

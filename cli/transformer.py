@@ -8,7 +8,7 @@ from engine.loop import ComputeOptions, RunOptions
 from engine.recipes.cnn import TrainingOptions
 from engine.recipes.tet import TETOptions
 from engine.recipes.timm_parts import MixingOptions, ScheduleOptions, TimmOptions
-from engine.settings import boolean, group, number, option, positive, strictly_positive
+from engine.settings import boolean, group, number, option, positive, width
 from inputs.loader import BatchOptions, loaders
 from inputs.table import DataOptions, load
 from inputs.timm_transforms import AugmentOptions, augmented
@@ -78,7 +78,7 @@ class TransformerOptions:
     num_heads: int = option(
         8, "attention heads, of whose number --dim must be a multiple", positive
     )
-    mlp_ratio: float = option(4.0, "width of the MLP in multiples of D", strictly_positive)
+    mlp_ratio: float = option(4.0, "width of the MLP in multiples of D", width)
     pooling_stat: str = option("1111", "a digit per stage of the embedding, 1 halves the image")
     # the first block drops nothing, the last one this share of the images
     drop_path: float = option(

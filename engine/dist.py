@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from .errors import UseError, guard
-from .settings import machine_option, natural
+from .settings import machine_option, natural, whole
 
 CPU = torch.device("cpu")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -42,16 +42,16 @@ class DeviceOptions:
     world_size: int = machine_option(
         -1,
         "number of nodes of --multiprocessing_distributed; -1: from the environment, else 1",
-        int,
+        whole,
     )
-    rank: int = machine_option(-1, "index of this node; -1: from the environment, else 0", int)
+    rank: int = machine_option(-1, "index of this node; -1: from the environment, else 0", whole)
     dist_url: str = machine_option("env://", "address where the processes meet")
     dist_backend: str = machine_option(
         "auto",
         "auto: nccl on GPUs, else gloo",
         choices=("auto", "nccl", "gloo"),
     )
-    local_rank: int | None = machine_option(None, None, int)
+    local_rank: int | None = machine_option(None, None, whole)
 
 
 @dataclass(frozen=True)
@@ -206,7 +206,8 @@ def _device(options, local_rank):
         device = torch.device(name)
     except RuntimeError:
         raise wrong from None
-    if device.type not in ("cpu", "cuda"):
+    # torch takes cuda:256 for cuda:0
+    if device.type not in ("cpu", "cuda") or str(device) != name:
         raise wrong
     if device.type == "cpu":
         return device

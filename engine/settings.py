@@ -154,6 +154,7 @@ def flat(settings):
 
 # ---- types of options: text -> value, or ValueError with what was expected ----
 
+LARGEST = 2**31 - 1  # whole number
 INSIDE = {">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt}
 
 
@@ -169,6 +170,8 @@ def _number(text, kind, limits):
         value = kind(text)
     except ValueError:
         raise ValueError(f"expected {kind.__name__}, got {text!r}") from None
+    if kind is int and abs(value) > LARGEST:
+        raise ValueError(f"expected a number <= {LARGEST}, got {text}")
     # NaN is inside no limits
     inside = all(INSIDE[sign](value, limit) for sign, limit in limits.items())
     if inside and (kind is int or math.isfinite(value)):
@@ -200,9 +203,9 @@ def pair(text):
 fraction = number(float, above=0, high=1)
 share = number(float, low=0, high=1)
 positive = number(int, low=1)
-natural = number(int, low=0)
+natural = seed = number(int, low=0)
 rate = number(float, low=0)
 strictly_positive = number(float, above=0)
 finite = number(float)
-seed = number(int, low=0, high=2**31 - 1)
+whole = number(int)
 width = number(float, above=0, high=16)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from engine.errors import UseError
-from engine.settings import machine_option, option, positive
+from engine.settings import machine_option, number, option
 
 from .images import (
     Data,
@@ -118,7 +118,7 @@ class DataOptions:
     image_size: int | None = option(
         None,
         "FOLDER: side of the square input",
-        positive,
+        number(int, low=1, high=4096),
         unit="pixels",
         spellings=("--img_size",),
     )

@@ -10,16 +10,14 @@ from timm.data import create_transform
 from engine.recipes.timm_parts import timms_errors
 from engine.settings import (
     finite,
-    natural,
     number,
     option,
-    positive,
     rate,
     share,
     strictly_positive,
 )
 
-from .images import Memory
+from .images import IN_MEMORY, Memory
 
 RESIZINGS = ("nearest", "bilinear", "bicubic", "box", "hamming", "lanczos")
 
@@ -47,7 +45,7 @@ class AugmentOptions:
         0,
         "zeros around an image before a random crop on the device; needs --scale 1 1, "
         "--ratio 1 1 and no further augmentation than the flip and mixing",
-        natural,
+        number(int, low=0, high=IN_MEMORY),
         unit="pixels",
     )
     hflip: float = option(0.5, "chance of a horizontal flip", share)
@@ -57,12 +55,14 @@ class AugmentOptions:
     reprob: float = option(0.0, "chance of random erasing", share)
     # zeros, one colour, or a colour for every pixel
     remode: str = option("const", "what random erasing puts", choices=("const", "rand", "pixel"))
-    recount: int = option(1, "patches of random erasing in an image", positive)
+    recount: int = option(1, "patches of random erasing in an image", number(int, low=1, high=100))
     train_interpolation: str = option(
         "random", "interpolation of resizing in training", choices=("random", *RESIZINGS)
     )
     aug_repeats: int = option(
-        0, "how often an epoch shows an image (and as many times fewer images)", natural
+        0,
+        "how often an epoch shows an image (and as many times fewer images)",
+        number(int, low=0, high=100),
     )
 
     # these govern the evaluation, too: a network is measured by what it was trained with

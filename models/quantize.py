@@ -14,6 +14,7 @@ from torch import nn
 from .statistics import percentile
 
 SCHEMES = ("log", "lvl", "uniform")
+MAX_BITS = 24  # even levels that float32 can count
 
 
 def check_scheme(scheme):
@@ -84,9 +85,9 @@ class QuantReLU(nn.Module):
     ):
         super().__init__()
         check_scheme(scheme)
-        if bits < 1 or not 0 < percent <= 100:
+        if not 1 <= bits <= MAX_BITS or not 0 < percent <= 100:
             raise ValueError(
-                "a quantiser needs bits >= 1 and a percentile in (0, 100], "
+                f"a quantiser needs 1 to {MAX_BITS} bits and a percentile in (0, 100], "
                 f"got {bits} and {percent}"
             )
         self.bits = bits

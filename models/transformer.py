@@ -172,7 +172,7 @@ class SpikeDrivenTransformer(Network):
         check_sizes(dim, num_heads, img_size, pooling)
 
         stages = embedding(act, in_chans, dim, pooling)
-        hidden = int(dim * mlp_ratio)
+        hidden = max(1, int(dim * mlp_ratio))
         # stochastic depth: one draw per image for each branch
         for block in range(depth):
             share = drop_path * block / max(depth - 1, 1)

@@ -348,6 +348,7 @@ CASES = [  # script, arguments ({h}: the folder, {c}: --data_root with CIFAR), w
     ),
     ("ann", "--compile fast", "--compile", "reduce-overhead"),
     ("ann", "--device tpu", "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
+    ("ann", "--gpu 256", "--device must be auto, cpu, cuda or cuda:N, got 'cuda:256'"),
     ("ann", "--device cuda:99", "--device cuda:99 is not here", "--device cpu"),
     # resume
     ("ann", "--resume {h}/no_run", "no checkpoint at {h}/no_run/last.pth"),

@@ -198,6 +198,41 @@ def test_the_default_is_a_value_of_the_option(name):
             assert option.type(str(option.default)) == option.default, option.name
 
 
+@pytest.mark.parametrize("name", PARSERS)
+def test_a_whole_number_is_bounded(name):
+    for option in settings.options(parser_of(name).kind).values():
+        if option.type and not option.choices and isinstance(read(option, "1"), int):
+            assert read(option, "9" * 30) is None, option.name
+
+
+def read(option, text):
+    """The value that an option reads, or None."""
+    try:
+        return option.type(text)
+    except ValueError:
+        return None
+
+
+# sizes far beyond use, which would overflow or fill the memory
+@pytest.mark.parametrize(
+    ("name", "option", "most"),
+    [
+        ("ann_ddp", "act_bits", 24),
+        ("ann_ddp", "kernel_size", 31),
+        ("ann_ddp", "image_size", 4096),
+        ("spike_driven_transformer.train", "pad_crop", 64),
+        ("spike_driven_transformer.train", "aug_repeats", 100),
+        ("spike_driven_transformer.train", "recount", 100),
+        ("spike_driven_transformer.train", "mlp_ratio", 16),
+    ],
+)
+def test_the_largest_size(name, option, most):
+    kind = settings.options(parser_of(name).kind)[option].type
+    assert kind(str(most)) == most
+    with pytest.raises(ValueError, match=f"<= {most}, got {most + 1}"):
+        kind(str(most + 1))
+
+
 @pytest.mark.parametrize("name", COMMANDS)
 def test_help_of_every_command(name, capsys, monkeypatch):
     module = importlib.import_module(name)

@@ -199,6 +199,10 @@ def test_there_are_no_weights_to_download():
         transformer.sdt(pretrained=True)
 
 
+def test_a_narrow_mlp_has_a_channel():
+    assert small(mlp_ratio=1e-9)(torch.zeros(1, 3, 32, 32)).isfinite().all()
+
+
 # ---- refusals
 
 
