@@ -19,7 +19,9 @@ def membrane_dtype(dtype):
 
 def charge(v, x, leak, config):
     """Potential before firing, in leak's dtype; v None means zero."""
-    current = x.to(leak.dtype) * config.input_gain  # narrow types are widened first
+    current = x.to(leak.dtype)  # narrow types are widened first
+    if config.input_gain != 1:
+        current = current * config.input_gain
     return current if v is None else leak * v + current
 
 

@@ -10,7 +10,7 @@ from functools import lru_cache
 
 import torch
 
-from ..reference import reset, surrogate
+from ..reference import charge, reset, surrogate
 
 SLICE = 1 << 17  # elements of a slice on a CPU, whose float32 buffers fit into the L2 and L3 caches
 
@@ -29,7 +29,7 @@ def _slices(x, *tensors):
 
 
 class _Step:
-    """Charge, fire and reset on rows [w]."""
+    """Fire and reset on rows [w]."""
 
     def __init__(self, theta, leak, config):
         self.theta = theta
@@ -41,16 +41,6 @@ class _Step:
         self.unit = valid * config.gain
         self.lowest = torch.where(theta > 0, -torch.inf, torch.nan)
         self.boundaries = [self.unit * boundary for boundary in config.boundaries]
-
-    def charge(self, v, x, out):
-        """Potential of a current x, in `out` or, where it is the current, in x itself."""
-        gain = self.config.input_gain
-        if v is None:
-            if gain == 1 and x.dtype == out.dtype:
-                return x
-            return out.copy_(x).mul_(gain)
-        torch.mul(v, self.leak, out=out)
-        return out.add_(x, alpha=gain)
 
     def fire(self, u, scratch, out):
         """Merged output before the gain."""
@@ -85,10 +75,10 @@ def _forward_slice(step, x, v, out, last):
     steps, width = x.shape
     gain = step.config.gain
     dtype = step.unit.dtype
-    potential, scratch, o = x.new_empty((3, width), dtype=dtype)
+    scratch, o = x.new_empty((2, width), dtype=dtype)
     in_place = gain == 1 and out.dtype == dtype  # the output is computed where it belongs
     for t in range(steps):
-        u = step.charge(v, x[t], potential)
+        u = charge(v, x[t], step.leak, step.config)
         if in_place:
             o = out[t]
         step.fire(u, scratch, o)
@@ -202,11 +192,11 @@ def _forward_again(step, x, v, want_state, scratch):
     vs[t] -> us[t] -> os[t] -> vs[t + 1]; the last two are left out of the last step if not wanted.
     """
     steps, width = x.shape
-    potentials, os = x.new_empty((2, steps, width), dtype=step.unit.dtype)
+    os = x.new_empty((steps, width), dtype=step.unit.dtype)
     us = []
     vs = [v]
     for t in range(steps):
-        u = step.charge(vs[t], x[t], potentials[t])
+        u = charge(vs[t], x[t], step.leak, step.config)
         us.append(u)
         if want_state or t + 1 < steps:
             step.fire(u, scratch, os[t])

@@ -124,6 +124,18 @@ def test_a_theta_that_is_not_positive_makes_every_output_nan(name, theta):
     assert o.isnan().all()
 
 
+@pytest.mark.parametrize("name", KERNELS)
+def test_every_product_of_the_charge_is_rounded(name):
+    """Also where the gain of the current is no power of two: one ulp decides about a spike."""
+    config = NeuronConfig.transformer(3, fast=True, soft=True, tau=3.0)
+    x = torch.randn(4, 3000, generator=torch.Generator().manual_seed(0)) * 4
+    theta, leak = torch.tensor(0.8), torch.tensor(0.9)
+    wanted = mlif_reference(x, theta, leak, config)
+    got = dispatch.mlif(x, theta, leak, config, None, True, name)
+    for a, b in zip(got, wanted, strict=True):
+        assert torch.equal(a, b)
+
+
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
 WITH_DTYPES = [(name, dtype) for name in KERNELS for dtype in DTYPES]
 WITH_DTYPES += [
