@@ -186,59 +186,6 @@ def read_parts(train, test, size):
 # ---- readers: (entry of the table, `DataOptions`, side in pixels, world) -> `Found` ----
 
 
-def read_cifar(entry, options, side, world):
-    """CIFAR from torchvision's files, an image-folder copy, or a download, in this order."""
-    # torchvision's own files go before a copy, which may be lossy
-    root = Path(options.data_root)
-    files, copy = root / entry.files, root / f"{entry.name.lower()}-jpeg"
-    if files.exists() or not copy.exists():
-        return _read_torchvision(entry, root, files, copy, world)
-
-    paths, labels, classes = find_files(copy / "train")
-    if len(classes) != entry.classes:
-        raise UseError(
-            f"{copy}/train holds {len(classes)} classes, {entry.name} has {entry.classes}"
-        )
-    train = read_folder(paths, labels, side, exact=True)
-    paths, labels, _ = find_files(copy / "test", classes)
-    test = read_folder(paths, labels, side, exact=True)
-    return Found(train, test, f"{entry.title} (JPEG copy)", str(copy))
-
-
-def _read_torchvision(entry, root, files, copy, world):
-    """CIFAR from torchvision's files, downloaded by rank 0 if they are missing."""
-    from torchvision import datasets
-
-    kind = getattr(datasets, entry.name)
-
-    def download():
-        if files.exists():
-            return
-        world.say(f"{entry.name}: neither {files} nor {copy} is there, downloading to {root}")
-        try:
-            kind(root, download=True)
-        except (OSError, RuntimeError) as error:
-            raise UseError(
-                f"no {entry.name} under {root}: expected {files.name}/ or {copy.name}/ there, "
-                f"and the download failed ({error})"
-            ) from None
-
-    world.alone(download)
-    # torchvision checks the files' sums when it reads them
-    try:
-        train, test = kind(root, train=True), kind(root, train=False)
-    except (OSError, RuntimeError) as error:
-        raise UseError(
-            f"{files} is not a complete {entry.name} ({error}): delete it, then it is "
-            "downloaded anew"
-        ) from None
-    parts = [
-        Memory(torch.from_numpy(np.ascontiguousarray(part.data)), torch.tensor(part.targets))
-        for part in (train, test)
-    ]
-    return Found(*parts, f"{entry.title} (torchvision files)", str(files))
-
-
 def read_digits(entry, options, side, world):
     """scikit-learn's scanned digits, 8x8 grey, enlarged; a fixed fifth of each is for testing."""
     from sklearn.datasets import load_digits

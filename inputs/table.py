@@ -6,14 +6,8 @@ from dataclasses import dataclass
 from engine.errors import UseError
 from engine.settings import machine_option, number, option
 
-from .images import (
-    Data,
-    Memory,
-    describe_part,
-    read_cifar,
-    read_digits,
-    read_image_folder,
-)
+from .cifar import read_cifar
+from .images import Data, Memory, describe_part, read_digits, read_image_folder
 
 
 @dataclass(frozen=True)
@@ -108,8 +102,8 @@ class DataOptions:
     )
     data_root: str = machine_option(
         "./data",
-        "folder of CIFAR10 or CIFAR100 (torchvision files or cifar10-jpeg/{train,test}/<class>/*); "
-        "downloaded to if neither is there",
+        "folder of CIFAR10 or CIFAR100: torchvision files, official binary files, or "
+        "cifar10-{png,jpeg}/{train,test}/<class>/*; downloaded to if none is there",
         spellings=("--data_dir",),
     )
     dataset_dir: str = machine_option(

@@ -89,10 +89,10 @@ def image_folder(root, classes, count, size=(32, 32), suffix="png"):
         Image.fromarray(pixels).save(root / f"n{i % classes:04}" / f"{i}.{suffix}")
 
 
-def cifar_copy(root, name="cifar10", classes=10, train=24, test=12):
-    """A stand-in for a CIFAR image copy: noise images under <root>/<name>-jpeg."""
+def cifar_copy(root, name="cifar10", classes=10, train=24, test=12, kind="jpeg"):
+    """A stand-in for a CIFAR image copy: noise images under <root>/<name>-<kind>."""
     for part, count in (("train", train), ("test", test)):
-        image_folder(root / f"{name}-jpeg" / part, classes, count)
+        image_folder(root / f"{name}-{kind}" / part, classes, count)
 
 
 def run_folder(output):

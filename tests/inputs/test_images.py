@@ -1,8 +1,4 @@
-"""Reading: image files, folders, CIFAR in its two forms, the digits."""
-
-import hashlib
-import pickle
-from urllib.error import URLError
+"""Reading: image files, folders, the digits."""
 
 import numpy as np
 import pytest
@@ -21,12 +17,7 @@ from inputs.images import (
     read_parts,
 )
 from inputs.table import DataOptions, load
-from tests.helpers import cifar_copy, image_folder
-
-
-def cifar10(root):
-    return load(DataOptions(data_root=str(root)), World())
-
+from tests.helpers import image_folder
 
 # ---- files
 
@@ -121,79 +112,6 @@ def test_another_size_is_refused_where_it_must_be_exact(tmp_path):
     paths, labels, _ = find_files(tmp_path)
     with pytest.raises(UseError, match=r"0\.png is 40x32 pixels, expected 32x32"):
         read_folder(paths, labels, 32, exact=True)
-
-
-# ---- CIFAR
-
-
-@pytest.fixture
-def torchvision_cifar10(tmp_path, monkeypatch):
-    """A folder with CIFAR-10 in torchvision's format, 5 x 4 training and 6 test images.
-
-    Their checksums stand in for the real ones.
-    """
-    from torchvision.datasets import CIFAR10
-
-    rng, folder = np.random.default_rng(0), tmp_path / CIFAR10.base_folder
-    folder.mkdir(parents=True)
-    sums = {}
-    for name, count in [(f"data_batch_{i}", 4) for i in range(1, 6)] + [("test_batch", 6)]:
-        pixels = rng.integers(0, 256, (count, 3072), dtype=np.uint8)
-        labels = [int(k) for k in rng.integers(0, 10, count)]
-        content = pickle.dumps({"data": pixels, "labels": labels})
-        (folder / name).write_bytes(content)
-        sums[name] = hashlib.md5(content).hexdigest()
-    meta = pickle.dumps({"label_names": list("abcdefghij")})
-    (folder / "batches.meta").write_bytes(meta)
-    train = [[name, digest] for name, digest in sums.items() if name != "test_batch"]
-    monkeypatch.setattr(CIFAR10, "train_list", train)
-    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums["test_batch"]]])
-    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": hashlib.md5(meta).hexdigest()})
-    return tmp_path
-
-
-def test_an_image_copy_is_read(cifar):
-    data = cifar10(cifar)
-    assert data.about["source"] == "CIFAR-10 (JPEG copy)"
-    assert (len(data.train.labels), len(data.test.labels)) == (24, 12)
-    path = cifar / "cifar10-jpeg/train/n0003/13.png"
-    at = data.train.labels.tolist().index(3)
-    assert np.array_equal(data.train.images[at].numpy(), np.asarray(Image.open(path)))
-
-
-def test_torchvision_files_come_before_the_image_copy(torchvision_cifar10):
-    cifar_copy(torchvision_cifar10, train=12)
-    data = cifar10(torchvision_cifar10)
-    assert data.about["source"] == "CIFAR-10 (torchvision files)"
-    assert len(data.train.labels) == 20
-    raw = pickle.loads((torchvision_cifar10 / "cifar-10-batches-py/test_batch").read_bytes())
-    pixels = torch.from_numpy(raw["data"]).view(-1, 3, 32, 32)
-    assert torch.equal(data.test.images, pixels.permute(0, 2, 3, 1))
-    assert data.test.labels.tolist() == raw["labels"]
-
-
-def test_damaged_torchvision_files_are_named(torchvision_cifar10):
-    (torchvision_cifar10 / "cifar-10-batches-py/test_batch").write_bytes(b"damaged")
-    with pytest.raises(UseError, match="not a complete CIFAR10"):
-        cifar10(torchvision_cifar10)
-
-
-def test_a_download_that_fails_says_what_was_expected(tmp_path, monkeypatch, capsys):
-    from torchvision.datasets import CIFAR10
-
-    def refuse(self):
-        raise URLError("no route to host")
-
-    monkeypatch.setattr(CIFAR10, "download", refuse)
-    with pytest.raises(UseError, match=r"expected cifar-10-batches-py/ or cifar10-jpeg/ there"):
-        cifar10(tmp_path)
-    assert f"downloading to {tmp_path}" in capsys.readouterr().out
-
-
-def test_an_image_copy_of_other_classes_is_refused(tmp_path):
-    cifar_copy(tmp_path, classes=7)
-    with pytest.raises(UseError, match="holds 7 classes, CIFAR10 has 10"):
-        cifar10(tmp_path)
 
 
 # ---- digits
