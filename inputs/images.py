@@ -96,18 +96,46 @@ def describe_part(part):
     return {"images": len(part.labels), "sha256": digest.hexdigest()[:16]}
 
 
+def _known_white(image):
+    """Whether the 16-bit numbers of an opened grey picture run from black to white at 65535."""
+    if image.format == "TIFF":
+        bits, black = image.tag_v2[258], image.tag_v2[262]  # BlackIsZero: 1
+        return image.mode != "I" and bits == (16,) and black == 1
+    return image.format in ("PNG", "PPM")
+
+
+def _to_rgb(image):
+    """An opened picture of any mode in 8-bit RGB, without its alpha channel.
+
+    Raises:
+        UseError: its numbers are neither of 8 nor of 16 bits, so that white is unknown.
+    """
+    from PIL import Image
+
+    # Pillow scales the modes of 8 bits alone: it clips others at 255
+    if image.mode != "F" and not image.mode.startswith("I"):
+        return image.convert("RGB")
+    if image.mode == "F" or not _known_white(image):
+        raise UseError(
+            f"{image.filename} is of mode {image.mode} ({image.format}), whose white is unknown: "
+            "save it in 8 bits, or as a 16-bit grey PNG"
+        )
+    high = np.asarray(image) >> 8
+    return Image.fromarray(high.astype(np.uint8)).convert("RGB")
+
+
 def decode(path, size=None):
     """One image file as uint8 [H, W, 3]; with `size`, shorter side resized to it and the centre cut
     out.
 
     Raises:
-        UseError: the file is truncated or not an image.
+        UseError: the file is truncated or not an image, or its white is unknown.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            image = image.convert("RGB")
+            image = _to_rgb(image)
     # Pillow's decoders raise each of these on a damaged file
     except (OSError, SyntaxError, ValueError) as error:
         raise UseError(

@@ -1,5 +1,9 @@
 """Reading: image files, folders, the digits."""
 
+import io
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
@@ -41,6 +45,99 @@ def test_the_centre_is_that_of_the_longer_side(tmp_path):
 def test_a_grey_image_has_three_channels(tmp_path):
     Image.new("L", (8, 8), 77).save(tmp_path / "grey.png")
     assert (decode(tmp_path / "grey.png") == np.full((8, 8, 3), 77)).all()
+
+
+RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
+DEEP = RAMP.astype(np.uint16) * 257  # the same in 16 bits
+LITTLE = Image.fromarray(DEEP)
+
+
+def coloured(mode):
+    return Image.fromarray(RAMP).convert("RGB").convert(mode)
+
+
+def png_header(kind, bits, rows):
+    """A PNG whose rows hold what Pillow does not write: 16-bit colour, 16-bit grey with alpha."""
+    head = struct.pack(">IIBBBBB", 16, 16, bits, kind, 0, 0, 0)
+    packed = zlib.compress(b"".join(b"\0" + row.tobytes() for row in rows))
+    out = b"\x89PNG\r\n\x1a\n"
+    for name, content in ((b"IHDR", head), (b"IDAT", packed), (b"IEND", b"")):
+        checksum = zlib.crc32(name + content)
+        out += struct.pack(">I", len(content)) + name + content + struct.pack(">I", checksum)
+    return out
+
+
+def channels(count):
+    """Rows of 16-bit big-endian pixels that repeat the grey of DEEP in `count` channels."""
+    return np.repeat(DEEP[:, :, None], count, 2).astype(">u2")
+
+
+PICTURES = {  # file: what writes it, or its bytes
+    "L.pgm": Image.fromarray(RAMP),
+    "L.tiff": Image.fromarray(RAMP),
+    "LA.png": coloured("LA"),
+    "P.png": Image.fromarray(RAMP).convert("P"),
+    "PA.tif": Image.fromarray(RAMP).convert("PA"),
+    "RGBA.png": coloured("RGBA"),
+    "CMYK.tif": coloured("CMYK"),
+    "YCbCr.tif": coloured("YCbCr"),
+    "LAB.tif": coloured("LAB"),
+    "I;16.png": LITTLE,
+    "I;16.tif": LITTLE,
+    "I;16B.tif": Image.frombytes("I;16B", (16, 16), DEEP.astype(">u2").tobytes()),
+    "I.pgm": b"P5 16 16 65535\n" + DEEP.astype(">u2").tobytes(),
+    "I, plain.pgm": b"P2 16 16 510\n" + " ".join(map(str, 2 * RAMP.ravel().astype(int))).encode(),
+    "RGB, 16 bits.png": png_header(2, 16, channels(3)),
+    "LA, 16 bits.png": png_header(4, 16, channels(2)),
+    "RGB, 16 bits.ppm": b"P6 16 16 65535\n" + channels(3).tobytes(),
+}
+
+
+def write_picture(path, content):
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        content.save(path)
+    return path
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_the_grey_of_every_mode_is_that_of_8_bits(tmp_path, name):
+    image = decode(write_picture(tmp_path / name, PICTURES[name]))
+    expected = np.repeat(RAMP[:, :, None], 3, 2)
+    # the way to other colours and back is rounded
+    allowed = 2 if name in ("LAB.tif", "YCbCr.tif") else 0
+    assert image.shape == (16, 16, 3)
+    assert np.abs(image.astype(int) - expected).max() <= allowed
+
+
+def tagged(tag, value):
+    """A 16-bit grey TIFF with one of its tags changed."""
+    file = io.BytesIO()
+    LITTLE.save(file, "TIFF")
+    old = {258: 16, 262: 1}[tag]
+    before, after = (struct.pack("<HHIHH", tag, 3, 1, number, 0) for number in (old, value))
+    assert before in file.getvalue()
+    return file.getvalue().replace(before, after)
+
+
+UNKNOWN = {  # file: (what writes it, its mode)
+    "float.tif": (Image.fromarray(RAMP / np.float32(255)), "F"),
+    "float.ppm": (Image.fromarray(RAMP / np.float32(255)), "F"),
+    "32 bits.tif": (Image.fromarray(RAMP.astype(np.int32) << 16), "I"),
+    "white is zero.tif": (tagged(262, 0), "I;16"),
+    "12 bits.tif": (tagged(258, 12), "I;16"),
+}
+
+
+@pytest.mark.parametrize("name", UNKNOWN)
+def test_a_picture_whose_white_is_unknown_is_refused(tmp_path, name):
+    content, mode = UNKNOWN[name]
+    path = write_picture(tmp_path / name, content)
+    with pytest.raises(UseError) as error:
+        decode(path)
+    assert f"{path} is of mode {mode} (" in str(error.value)
+    assert "save it in 8 bits" in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"", b"accuracy 93.5 %", None], ids=["empty", "text", "cut"])
