@@ -50,7 +50,7 @@ def read_cifar(entry, options, side, world):
     if binary.exists():
         return _read_binary(entry, binary, side)
     kind = next(kind for kind, copy in copies.items() if copy.exists())
-    return _read_copy(entry, copies[kind], side, f"{entry.title} ({kind} copy)")
+    return _read_copy(entry, copies[kind], side, world, f"{entry.title} ({kind} copy)")
 
 
 def _read_torchvision(entry, root, files, others, world):
@@ -133,14 +133,14 @@ def _read_records(path, count, layout, side):
     return images, labels[:, -1].astype(np.int64)
 
 
-def _read_copy(entry, copy, side, source):
+def _read_copy(entry, copy, side, world, source):
     """CIFAR from an image folder, {train,test}/<class>/*."""
-    paths, labels, classes = find_files(copy / "train")
+    paths, labels, classes = find_files(copy / "train", world)
     if len(classes) != entry.classes:
         raise UseError(
             f"{copy}/train holds {len(classes)} classes, {entry.name} has {entry.classes}"
         )
     train = read_folder(paths, labels, side, exact=True)
-    paths, labels, _ = find_files(copy / "test", classes)
+    paths, labels, _ = find_files(copy / "test", world, classes)
     test = read_folder(paths, labels, side, exact=True)
     return Found(train, test, source, str(copy))

@@ -4,6 +4,8 @@ decoded when they are asked for.
 
 import hashlib
 import os
+import unicodedata
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,8 +16,11 @@ import torch
 
 from engine.errors import UseError
 
+from .left_out import kind, note
+
 IN_MEMORY = 64  # image sides up to this are held in memory, pixels
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".ppm", ".webp"}
+# torchvision's
+SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 
 
 @dataclass(frozen=True)
@@ -151,8 +156,40 @@ def decode(path, size=None):
     return np.asarray(image)
 
 
-def find_files(folder, classes=None):
-    """(paths, labels [N], class names) of <folder>/<class>/*.
+def _class_folders(folder):
+    """({class name in NFC: its folders}, how many files lie beside them)."""
+    found, beside = {}, 0
+    for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+        # hidden folders are no classes
+        if entry.name.startswith("."):
+            continue
+        if entry.is_dir():
+            # a Mac writes names in NFD, which look the same
+            found.setdefault(unicodedata.normalize("NFC", entry.name), []).append(entry.path)
+        else:
+            beside += 1
+    return found, beside
+
+
+def _images_under(folder, left_out):
+    """Paths of the images in a folder and those in it; what else lies there is counted by kind."""
+
+    def refuse(error):
+        raise UseError(f"{error.filename} cannot be read ({error.strerror}): check its permissions")
+
+    paths = []
+    for at, folders, names in os.walk(folder, onerror=refuse, followlinks=True):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if kind(name) in SUFFIXES:
+                paths.append(os.path.join(at, name))
+            else:
+                left_out[kind(name)] += 1
+    return sorted(paths)
+
+
+def find_files(folder, world, classes=None):
+    """(paths, labels [N], class names) of <folder>/<class>/**; says what is there beside images.
 
     Raises:
         UseError: the folder is missing, empty, or its classes are not `classes`.
@@ -162,28 +199,39 @@ def find_files(folder, classes=None):
         raise UseError(
             f"expected an image folder {folder}/<class>/*.jpg, but {folder} is not a folder"
         )
-    # hidden folders are no classes
-    entries = [entry for entry in os.scandir(folder) if entry.is_dir()]
-    found = sorted(entry.name for entry in entries if not entry.name.startswith("."))
-    unknown = sorted(set(found) - set(classes or found))
+    found, beside = _class_folders(folder)
+    classes = classes or sorted(found)
+    unknown = sorted(set(found) - set(classes))
     if unknown:
-        known = ", ".join(classes[:5]) + (" ..." if len(classes) > 5 else "")
         raise UseError(
             f"{folder} holds the class {unknown[0]!r}, which is not in the training part "
-            f"(it has {known}): rename or remove it"
+            f"(it has {_few(classes)}): rename or remove it"
         )
 
+    left_out = Counter({"beside the class folders": beside})
     # a class of the training part may be absent from the test part
-    classes = classes or found
-    paths, labels = [], []
-    for label, name in enumerate(classes):
-        files = sorted(entry.path for entry in os.scandir(folder / name)) if name in found else []
-        files = [path for path in files if Path(path).suffix.lower() in SUFFIXES]
-        paths += files
-        labels += [label] * len(files)
+    parts = [
+        [path for each in found.get(name, []) for path in _images_under(each, left_out)]
+        for name in classes
+    ]
+    paths = [path for part in parts for path in part]
     if not paths:
         raise UseError(f"{folder} holds no images: expected {folder}/<class>/*.jpg")
-    return paths, torch.tensor(labels), classes
+    if left_out.total():
+        world.say(note(folder, f"{len(paths)} images", left_out))
+    empty = [name for name, part in zip(classes, parts) if not part]
+    if empty:
+        world.say(
+            f"warning: {folder} holds no images of {_few(empty)}; the network has outputs for "
+            "them all the same"
+        )
+    counts = torch.tensor([len(part) for part in parts])
+    return paths, torch.arange(len(classes)).repeat_interleave(counts), classes
+
+
+def _few(names):
+    """The first names of a list, as text."""
+    return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
 def read_folder(paths, labels, size, exact=False):
@@ -234,7 +282,7 @@ def read_digits(entry, options, side, world):
 def read_image_folder(entry, options, side, world):
     """<dataset_dir>/train/<class>/* and val/ or test/."""
     root = Path(options.dataset_dir)
-    paths, labels, classes = find_files(root / "train")
+    paths, labels, classes = find_files(root / "train", world)
     if entry.classes and len(classes) > entry.classes:
         raise UseError(
             f"{root}/train holds {len(classes)} classes, {entry.title} has {entry.classes}: "
@@ -242,7 +290,9 @@ def read_image_folder(entry, options, side, world):
         )
     # without either folder the error names val/
     held = [root / part for part in ("val", "test") if (root / part).is_dir()]
-    test_paths, test_labels, _ = find_files([*held, root / "val"][0], classes)
+    if len(held) > 1:
+        world.say(f"note: {held[0]} is the test part, {held[1]} is left out")
+    test_paths, test_labels, _ = find_files([*held, root / "val"][0], world, classes)
     train, test = read_parts((paths, labels), (test_paths, test_labels), side)
     source = f"{entry.name} ({root})"
     # a part of ImageNet is good for a trial of its commands

@@ -14,6 +14,7 @@ import re
 import shutil
 import time
 import zlib
+from collections import Counter
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
@@ -24,6 +25,7 @@ import numpy as np
 from engine.errors import RunError, UseError
 from engine.log import progress
 from engine.settings import option
+from inputs.left_out import kind, note
 
 from .formats import (
     CLASSES,
@@ -61,12 +63,16 @@ class PrepareOptions:
 # ---- which recordings ----
 
 
-def _numbered(folder):
-    """{number at the end of its name: recording} of a class, in the order of the numbers."""
+def _numbered(folder, left_out):
+    """{number at the end of its name: recording} of a class, in the order of the numbers.
+
+    What else lies there is counted by kind.
+    """
     found = {}
     for path in sorted(folder.iterdir()):
         # archives and editors leave files that begin with a dot
-        if path.suffix.lower() not in SUFFIXES or path.name.startswith("."):
+        if kind(path.name) not in SUFFIXES:
+            left_out["folders in a class" if path.is_dir() else kind(path.name)] += 1
             continue
         digits = re.search(r"\d+$", path.stem)
         if not digits:
@@ -88,6 +94,7 @@ def _numbered(folder):
 def find(source):
     """{label: {number in its name: recording under `source`}}, in the order of the numbers.
 
+    Says what is there beside them.
     Raises:
         UseError: no such folder, no recordings, a folder that is no class, a name without a number,
             a number twice.
@@ -96,22 +103,28 @@ def find(source):
         raise UseError(
             f"no recordings at {source}: expected {source}/<class>/*.aedat (or another --source)"
         )
-    found = {}
+    found, left_out = {}, Counter()
     for folder in sorted(source.iterdir()):
         # prepared data lie beside the classes, unless --output says otherwise
-        if not folder.is_dir() or folder.name == "prepared" or folder.name.startswith("."):
+        if folder.name in ("prepared", "simulated.json") or folder.name.startswith("."):
+            continue
+        if not folder.is_dir():
+            left_out["beside the class folders"] += 1
             continue
         if folder.name not in CLASSES:
             raise UseError(
                 f"{folder} is no class of DVS-CIFAR10, expected {', '.join(CLASSES)}: "
                 "rename or remove it"
             )
-        found[CLASSES.index(folder.name)] = _numbered(folder)
+        found[CLASSES.index(folder.name)] = _numbered(folder, left_out)
     if not any(found.values()):
         others = ", ".join(SUFFIXES[1:])
         raise UseError(
             f"{source} holds no recordings: expected {source}/<class>/*.aedat (or {others})"
         )
+    if left_out:
+        count = sum(map(len, found.values()))
+        print(note(source, f"{count} recordings", left_out))
     return found
 
 

@@ -1,6 +1,7 @@
 """Reading: image files, folders, the digits."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -22,6 +23,7 @@ from inputs.images import (
 )
 from inputs.table import DataOptions, load
 from tests.helpers import image_folder
+from tests.inputs.noise import files
 
 # ---- files
 
@@ -174,22 +176,112 @@ def test_classes_are_the_sorted_folders(tmp_path):
     image_folder(tmp_path, 3, 4)
     (tmp_path / "n0001" / "notes.txt").write_text("no image")
     (tmp_path / ".cache").mkdir()
-    paths, labels, classes = find_files(tmp_path)
+    paths, labels, classes = find_files(tmp_path, World())
     assert classes == ["n0000", "n0001", "n0002"]
     assert labels.tolist() == [0, 0, 1, 2]
     names = [path.removeprefix(f"{tmp_path}/") for path in paths]
     assert names == ["n0000/0.png", "n0000/3.png", "n0001/1.png", "n0002/2.png"]
 
 
+def test_every_suffix_of_torchvision_is_read(tmp_path):
+    from torchvision.datasets.folder import IMG_EXTENSIONS
+
+    (tmp_path / "a").mkdir()
+    for suffix in IMG_EXTENSIONS:
+        Image.new("RGB", (8, 8)).save(tmp_path / "a" / f"0{suffix}")
+        Image.new("RGB", (8, 8)).save(tmp_path / "a" / f"1{suffix.upper()}")
+    paths, *_ = find_files(tmp_path, World())
+    assert len(paths) == 2 * len(IMG_EXTENSIONS)
+    assert read_folder(paths, torch.zeros(len(paths)), 8).images.shape[0] == len(paths)
+
+
+def test_images_in_deeper_folders_are_read(tmp_path):
+    image_folder(tmp_path, 2, 2)
+    image_folder(tmp_path / "n0001" / "2024" / "may", 1, 3)
+    paths, labels, _ = find_files(tmp_path, World())
+    assert labels.tolist() == [0, 1, 1, 1, 1]
+    assert paths[-1] == f"{tmp_path}/n0001/2024/may/n0000/2.png"
+
+
+def test_what_is_left_out_is_counted(tmp_path, capsys):
+    image_folder(tmp_path, 2, 4)
+    for name in ("n0000/notes.txt", "n0001/deep/b.TXT", "n0001/raw.nef", "n0001/Makefile"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("no image")
+    for name in ("n0000/._0.png", "n0001/.DS_Store"):
+        (tmp_path / name).write_bytes(b"\0\5\26\7")  # as a Mac leaves them
+    Image.new("L", (8, 8)).save(tmp_path / "loose.png")
+    paths, *_ = find_files(tmp_path, World())
+    assert len(paths) == 4
+    assert capsys.readouterr().out == (
+        f"note: {tmp_path}: 4 images read; files that are left out: 1 .nef, 2 .txt, "
+        "1 beside the class folders, 2 hidden, 1 without a suffix\n"
+    )
+
+
+def test_nothing_is_said_where_nothing_is_left_out(tmp_path, capsys):
+    image_folder(tmp_path, 2, 4)
+    find_files(tmp_path, World())
+    assert capsys.readouterr().out == ""
+
+
+def test_a_class_without_images_is_named(tmp_path, capsys):
+    image_folder(tmp_path, 9, 2)
+    *_, classes = find_files(tmp_path, World())
+    assert len(classes) == 9
+    said = capsys.readouterr().out
+    assert f"warning: {tmp_path} holds no images of n0002, n0003, n0004, n0005, n0006 ...;" in said
+
+
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch):
+    image_folder(tmp_path, 2, 2)
+    original = os.scandir
+
+    def refuse(path):
+        if str(path) == str(tmp_path / "n0001"):
+            raise PermissionError(13, "Permission denied", path)
+        return original(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(UseError, match=r"n0001 cannot be read \(Permission denied\)"):
+        find_files(tmp_path, World())
+
+
+COMPOSED, SEPARATE = "fa\u00e7ade", "fac\u0327ade"  # the same word in NFC and NFD
+
+
+@pytest.mark.parametrize("trained", [COMPOSED, SEPARATE], ids=["NFC", "NFD"])
+def test_class_names_are_compared_in_one_unicode_form(tmp_path, trained):
+    """A copy by way of a Mac may spell them with separate accents, in part or all of them."""
+    for name in ("facade", trained, "faz"):
+        image_folder(tmp_path / "train" / name, 1, 1)
+    for name in (COMPOSED, SEPARATE):
+        image_folder(tmp_path / "val" / name, 1, 1)
+    *_, classes = find_files(tmp_path / "train", World())
+    assert classes == ["facade", "faz", COMPOSED]
+    paths, labels, _ = find_files(tmp_path / "val", World(), classes)
+    assert len(paths) == 2
+    assert labels.tolist() == [2, 2]
+
+
+def test_a_part_beside_the_test_part_is_named(tmp_path, capsys):
+    for part in ("train", "val", "test"):
+        image_folder(tmp_path / part, 1, 1)
+    files(tmp_path, 32)
+    assert (
+        f"{tmp_path}/val is the test part, {tmp_path}/test is left out" in capsys.readouterr().out
+    )
+
+
 def test_a_part_may_lack_a_class(tmp_path):
     image_folder(tmp_path, 2, 2)
-    _, labels, _ = find_files(tmp_path, ["a", "n0000", "n0001"])
+    _, labels, _ = find_files(tmp_path, World(), ["a", "n0000", "n0001"])
     assert labels.tolist() == [1, 2]
 
 
 def test_small_images_are_held_in_memory(tmp_path):
     image_folder(tmp_path, 2, 3, size=(90, 100))
-    paths, labels, _ = find_files(tmp_path)
+    paths, labels, _ = find_files(tmp_path, World())
     train, test = read_parts((paths, labels), (paths[:1], labels[:1]), 32)
     assert isinstance(train, Memory)
     assert train.images.shape == (3, 32, 32, 3)
@@ -199,14 +291,14 @@ def test_small_images_are_held_in_memory(tmp_path):
 
 def test_large_images_stay_files(tmp_path):
     image_folder(tmp_path, 2, 3)
-    paths, labels, _ = find_files(tmp_path)
+    paths, labels, _ = find_files(tmp_path, World())
     train, _ = read_parts((paths, labels), (paths, labels), 65)
     assert train == Files(paths, labels)
 
 
 def test_another_size_is_refused_where_it_must_be_exact(tmp_path):
     image_folder(tmp_path, 1, 1, size=(32, 40))
-    paths, labels, _ = find_files(tmp_path)
+    paths, labels, _ = find_files(tmp_path, World())
     with pytest.raises(UseError, match=r"0\.png is 40x32 pixels, expected 32x32"):
         read_folder(paths, labels, 32, exact=True)
 

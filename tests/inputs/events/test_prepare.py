@@ -141,6 +141,19 @@ def test_a_part_of_the_classes(recordings, tmp_path, capsys):
     assert manifest_of(tmp_path / "prepared/a")["test"][0]["label"] == 3
 
 
+def test_what_is_left_out_is_counted(recordings, tmp_path, capsys):
+    shutil.copytree(recordings / "cat", tmp_path / "cat")
+    recording(tmp_path / "cat/more/cifar10_cat_12.aedat")
+    recording(tmp_path / "loose_13.aedat")
+    for name in ("cat/._8.aedat", "cat/notes.txt", "cat/8.dat", "cat/9.DAT"):
+        (tmp_path / name).write_text("left out")
+    prepare(tmp_path, tmp_path / "prepared/a")
+    assert (
+        f"note: {tmp_path}: 4 recordings read; files that are left out: 2 .dat, 1 .txt, "
+        "1 beside the class folders, 1 folders in a class, 1 hidden\n"
+    ) in capsys.readouterr().out
+
+
 # ---- unusable recordings ----
 
 
