@@ -15,6 +15,12 @@ class RunError(Exception):
     status = 1
 
 
+def reason(error):
+    """What a decoder says of a damaged file, in one short line; some say nothing."""
+    words = " ".join(str(error).split())
+    return words[:120] or type(error).__name__
+
+
 def guard(main, argv=None):
     """Run main(argv) as a command line.
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.errors import UseError
+from engine.errors import UseError, reason
 
 from .left_out import kind, note
 
@@ -134,17 +134,18 @@ def decode(path, size=None):
     out.
 
     Raises:
-        UseError: the file is truncated or not an image, or its white is unknown.
+        UseError: the file is truncated, huge or not an image, or its white is unknown.
     """
     from PIL import Image
 
     try:
         with Image.open(path) as image:
             image = _to_rgb(image)
-    # Pillow's decoders raise each of these on a damaged file
-    except (OSError, SyntaxError, ValueError) as error:
+    except UseError:
+        raise
+    except Exception as error:  # Pillow's decoders raise anything on a damaged file, or a huge one
         raise UseError(
-            f"{path} cannot be read as an image ({error}): replace it or remove it"
+            f"{path} cannot be read as an image ({reason(error)}): replace it or remove it"
         ) from None
     if size:
         # the shorter side fits; the longer one is cut to the middle

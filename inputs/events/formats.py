@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 
-from engine.errors import UseError
+from engine.errors import UseError, reason
 from engine.files import write_atomic
 
 # Where the public scripts keep DVS-CIFAR10: <class>/<recordings>, prepared/<split>.
@@ -229,9 +229,8 @@ def read(path):
     except UseError:
         raise
     except Exception as error:  # scipy, zipfile, h5py and aedat raise anything on a damaged file
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UseError(
-            f"{path} is damaged or not a {path.suffix} recording ({reason[:120]}); {HINT}"
+            f"{path} is damaged or not a {path.suffix} recording ({reason(error)}); {HINT}"
         ) from None
     t, x, y, p = map(partial(_integers, path), "txyp", columns)
     if suffix == ".npz":
@@ -280,9 +279,9 @@ def simulated(folder):
     path = Path(folder) / "simulated.json"
     try:
         return json.loads(path.read_text()) if path.exists() else None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UseError(
-            f"{path} cannot be read ({error}): remove {folder} and simulate it anew"
+            f"{path} cannot be read ({reason(error)}): remove {folder} and simulate it anew"
         ) from None
 
 

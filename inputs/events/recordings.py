@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from engine.errors import UseError
+from engine.errors import UseError, reason
 from inputs.loader import AUGMENTATION, Loader, seeded
 
 from .coding import SENSOR, SIDE, Coding, augment, encode
@@ -126,6 +126,13 @@ def _rows(manifest, part):
     return list(map(operator.itemgetter("label", "sha256"), manifest[part]))
 
 
+def _source(manifest):
+    """What the recordings are, as results name it."""
+    made_with = manifest.get("simulated")
+    source = f"simulated events of {made_with['images']}" if made_with else "DVS-CIFAR10"
+    return f"{source}, split {manifest['split']}"
+
+
 def read_manifest(options):
     """(folder, manifest) of the prepared recordings that `CodingOptions` name.
 
@@ -154,9 +161,10 @@ def read_manifest(options):
                     f"{path} must list training and test recordings with labels from 0 to "
                     f"{classes - 1}"
                 )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise UseError(f"{path} is not a whole manifest ({reason}): {ANEW}") from None
+        _source(manifest)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        words = f"{type(error).__name__}: {reason(error)}"
+        raise UseError(f"{path} is not a whole manifest ({words}): {ANEW}") from None
     if options.split not in (None, split):
         raise UseError(f"{folder} holds the split {split!r}, --split asks for {options.split!r}")
     return folder, manifest
@@ -167,8 +175,8 @@ def _read_part(path, rows):
     # mapped: rows come from the disk when they are asked for
     try:
         frames = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise UseError(f"{path} is missing or truncated ({error}): {ANEW}") from None
+    except Exception as error:  # NumPy reads the header as Python, which raises anything
+        raise UseError(f"{path} is missing or truncated ({reason(error)}): {ANEW}") from None
     expected = (len(rows), FRAMES, 2, SENSOR, SENSOR // 8)
     if frames.shape != expected or frames.dtype != np.uint8:
         raise UseError(
@@ -186,14 +194,13 @@ def load(options, coding):
         UseError: see `read_manifest`; an array is missing, truncated or not what the manifest says.
     """
     folder, manifest = read_manifest(options)
-    classes, made_with = manifest["classes"], manifest.get("simulated")
-    source = f"simulated events of {made_with['images']}" if made_with else "DVS-CIFAR10"
+    classes = manifest["classes"]
     about = {
         "name": "DVS-CIFAR10",
-        "source": f"{source}, split {manifest['split']}",
+        "source": _source(manifest),
         "where": str(folder),
         "split": manifest["split"],
-        "simulated": bool(made_with),
+        "simulated": bool(manifest.get("simulated")),
         "num_classes": len(classes),
         "image_size": SIDE,
     }

@@ -95,9 +95,10 @@ def _line(content):
 def _entry(line):
     """The entry of a line of the journal; of one that is not whole, {}."""
     try:
-        return json.loads(line) if line.endswith(b"\n") else {}
-    except ValueError:
+        entry = json.loads(line) if line.endswith(b"\n") else {}
+    except (ValueError, RecursionError):
         return {}
+    return entry if isinstance(entry, dict) else {}
 
 
 def is_finished(output, task):
@@ -112,7 +113,7 @@ def is_finished(output, task):
             if size != HEADER + len(content[part]) * BYTES:
                 return False
         entries |= {e["file"]: e for e in content["skipped"]}
-    except (OSError, ValueError, KeyError, TypeError):  # none, or damaged
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):  # none, or damaged
         return False
     same = task.head.items() <= content.items() and len(entries) == len(task.jobs)
     found = (entries.get(job.file, {}) for job in task.jobs)
@@ -191,7 +192,7 @@ class Store(ExitStack):
             if usable(entry):
                 # a line whose row is lost or damaged does not hold, either
                 row = self.rows[job.part].read(BYTES)
-                if zlib.crc32(row) != entry["crc32"]:
+                if zlib.crc32(row) != entry.get("crc32"):
                     break
             done.append(entry)
             end += len(line)

@@ -49,6 +49,31 @@ def test_a_grey_image_has_three_channels(tmp_path):
     assert (decode(tmp_path / "grey.png") == np.full((8, 8, 3), 77)).all()
 
 
+def bomb(path):
+    """A picture of 20,000 x 20,000 pixels, which Pillow refuses to decode."""
+    path.write_bytes(b"P5 20000 20000 255\n")
+    return path
+
+
+def test_a_huge_picture_is_named(tmp_path):
+    path = bomb(tmp_path / "huge.pgm")
+    with pytest.raises(UseError) as error:
+        decode(path)
+    assert f"{path} cannot be read as an image (Image size (400000000 pixels)" in str(error.value)
+
+
+@pytest.mark.parametrize("raised", [MemoryError(), struct.error("short"), zlib.error("-3")])
+def test_whatever_a_decoder_raises_is_one_line(tmp_path, monkeypatch, raised):
+    def fail(self, mode):
+        raise raised
+
+    Image.new("L", (8, 8)).save(tmp_path / "a.png")
+    monkeypatch.setattr(Image.Image, "convert", fail)
+    words = rf"a\.png cannot be read as an image \({str(raised) or 'MemoryError'}\)"
+    with pytest.raises(UseError, match=words):
+        decode(tmp_path / "a.png")
+
+
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
 DEEP = RAMP.astype(np.uint16) * 257  # the same in 16 bits
 LITTLE = Image.fromarray(DEEP)

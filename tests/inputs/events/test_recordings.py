@@ -176,12 +176,23 @@ def cut_short(folder):
     (folder / "train.npy").write_bytes(whole[: 10**5])
 
 
+def spoil_header(folder, before, after):
+    path = folder / "train.npy"
+    path.write_bytes(path.read_bytes().replace(before, after, 1))
+
+
 DAMAGE = [  # (what is done to a folder of 2 + 2 recordings, words of the line)
     (
         lambda d: (d / "manifest.json").unlink(),
         ("no prepared recordings in {d}", "no manifest.json", "dvscifar_prepare.py"),
     ),
     (lambda d: (d / "manifest.json").write_text("{"), ("manifest.json is not a whole manifest",)),
+    (
+        lambda d: (d / "manifest.json").write_text("[" * 10**5),
+        ("manifest.json is not a whole manifest", "RecursionError"),
+    ),
+    (lambda d: spoil(d, "simulated", "yes"), ("not a whole manifest", "TypeError")),
+    (lambda d: spoil(d, "simulated", {"seed": 1}), ("not a whole manifest", "images")),
     (
         lambda d: spoil(d, "format", "mlif-dvs-9"),
         ("format 'mlif-dvs-9', expected 'mlif-dvs-1'",),
@@ -199,6 +210,14 @@ DAMAGE = [  # (what is done to a folder of 2 + 2 recordings, words of the line)
     ),
     (lambda d: (d / "train.npy").unlink(), ("train.npy is missing or truncated",)),
     (cut_short, ("train.npy is missing or truncated",)),
+    (
+        lambda d: spoil_header(d, b"'|u1', ", b"'|u1', ("),
+        ("train.npy is missing or truncated",),
+    ),
+    (
+        lambda d: spoil_header(d, b"(2, 80,", b"(9**99,"),
+        ("train.npy is missing or truncated",),
+    ),
     (
         lambda d: np.save(d / "test.npy", np.zeros((2, 80, 2, 128, 128), bool)),
         ("test.npy holds bool",),

@@ -102,6 +102,12 @@ def overwrite(path, at, data):
         file.write(data)
 
 
+def rename_last_checksum(output):
+    path = output / "journal.jsonl"
+    before, _, after = path.read_bytes().rpartition(b"crc32")
+    path.write_bytes(before + b"crc" + after)
+
+
 ROW = b"\1" * store.BYTES
 DAMAGE = {  # what happened to files of a run cut off after 5 recordings: (how, how many still hold)
     "nothing": (lambda output: None, 5),
@@ -110,6 +116,8 @@ DAMAGE = {  # what happened to files of a run cut off after 5 recordings: (how, 
     "more rows than there will be": (lambda output: append(output / "test.npy.part", ROW * 11), 5),
     "half a line": (lambda output: append(output / "journal.jsonl", b'{"file": "airpl'), 5),
     "a line without its end": (lambda output: shorten(output / "journal.jsonl", 1), 4),
+    "a line of another kind": (lambda output: append(output / "journal.jsonl", b"[]\n"), 5),
+    "a line without its checksum": (rename_last_checksum, 4),
     "a line without its row": (lambda output: shorten(output / "train.npy.part", 1), 4),
     "a row of zeros": (
         lambda output: overwrite(output / "train.npy.part", -2 * store.BYTES, bytes(store.BYTES)),
