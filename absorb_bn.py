@@ -115,8 +115,7 @@ def rules(asked):
 
 def result(asked):
     """File of the fused network."""
-    path = Path(asked.network.pretrained_ann)
-    return path.with_name(f"{path.stem}_bn_fused.pth")
+    return Path(f"{checkpoint.bare(asked.network.pretrained_ann)}_bn_fused.pth")
 
 
 def main(argv=None):

@@ -35,13 +35,18 @@ def named(path):
     return path / "best.pth" if path.is_dir() else path
 
 
+def bare(path):
+    """Path of a checkpoint without its suffix; other dots are part of a name (ann_w0.125)."""
+    # timm writes .pth.tar
+    return re.sub(r"(\.(pth|pt|ckpt))?(\.tar)?$", "", str(Path(path)))
+
+
 def beside(path, suffix, output=""):
     """Path without suffix of what is written of the checkpoint that `path` names.
 
     It lies beside the checkpoint, in the folder `output`, or where `output` says.
     """
-    # timm writes .pth.tar
-    stem = re.sub(r"(\.pth)?(\.tar)?$", suffix, str(named(path)), count=1)
+    stem = bare(named(path)) + suffix
     if output.endswith("/") or Path(output or "-").is_dir():
         return str(Path(output) / Path(stem).name)
     return output or stem

@@ -203,10 +203,10 @@ def report(asked, question, chains):
         "versions": versions(),
         "runs": runs,
     }
-    write_json(target.with_suffix(".json"), content)
+    write_json(f"{target}.json", content)
     if question.figure:
-        draw(asked, runs, first, target)
+        draw(asked, runs, first, f"{target}.png")
     # the page comes last, since it names the others
     text = page(asked, question, runs)
-    write_text(target.with_suffix(".md"), text)
+    write_text(f"{target}.md", text)
     return text

@@ -177,6 +177,15 @@ def test_page_numbers_and_figure_are_written(tmp_path):
     assert (tmp_path / "q.png").stat().st_size > 10_000
 
 
+def test_a_dot_in_a_questions_name_is_no_suffix(tmp_path):
+    question = questions.Question("q0.5", "What?", "base", {"base": "base"}, figure=True, chain={})
+    chains = seeds_of((0.5, 0.6))
+    chains[0].stages["base"].recipe = {"num_channels": "4", "timesteps": "2"}
+    answers.report(asked(f"--seeds 0 --results {tmp_path}"), question, chains)
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert written == ["q0.5.json", "q0.5.md", "q0.5.png", "q0.5.svg"]
+
+
 def test_nothing_is_written_before_the_reference_is_finished(tmp_path):
     words = f"--seeds 0 1 --results {tmp_path}"
     told = answers.report(asked(words), QUESTION, seeds_of((0.5, 0.6), (None, 0.6)))

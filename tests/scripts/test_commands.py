@@ -265,6 +265,22 @@ def error(net, name):
     return convert.relative_error(torch.from_numpy(NUMBERS[name]), got)
 
 
+@pytest.mark.parametrize(
+    "given, expected",
+    [
+        ("ann/x_w0.125.pth", "ann/x_w0.125_bn_fused.pth"),
+        ("ann/x_w0.125_20250101-120000/", "ann/x_w0.125_20250101-120000_bn_fused.pth"),
+        ("ann/x_w0.25_20250101-120000", "ann/x_w0.25_20250101-120000_bn_fused.pth"),
+        ("x.pth.tar", "x_bn_fused.pth"),
+        ("x.v2.pt", "x.v2_bn_fused.pth"),
+    ],
+)
+def test_the_fused_file_is_named_after_the_whole_name(given, expected):
+    """A dot in a name begins no suffix."""
+    asked = absorb_bn.get_parser().parse(["--pretrained_ann", given])
+    assert str(absorb_bn.result(asked)) == expected
+
+
 def test_published_ann_is_fused(published):
     absorb_bn.main(f"{NETWORK} --bn --pretrained_ann ann.pth".split())
     content = checkpoint.load("ann_bn_fused.pth")
