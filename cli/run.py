@@ -1,5 +1,6 @@
 """What the training commands share: settings with --resume, network, teacher, run folder."""
 
+import os
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -322,6 +323,9 @@ def train(net, recipe, kind, stable, task, extra=None):
     # from here on, where weights and data are the same, each process draws its own dropout masks
     seed_all(asked.compute.seed + world.rank)
     folder = _run_folder(asked, stable, world)
+    if task.saved:
+        # its settings name the folder of then, and a run may have been moved
+        stable = Path(os.path.normpath(folder / "..")) / stable.name
     record = Record(kind, task.about, settings.flat(asked), stable, folder, extra or {})
     options = asked.run, asked.compute
     trainer = Trainer(net, recipe, task.loaders, record, *options, world, _measure(task))

@@ -238,7 +238,6 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "recipe": self.recipe.state_dict(),
             "rng": states,
-            "stable": str(self.record.stable),
         }
         content = self._content(self.net, self.epoch - 1, training=training)
         checkpoint.save(self.record.folder / "last.pth", content)
@@ -469,6 +468,10 @@ class Trainer:
         yet.
         """
         record, folder = self.record, self.record.folder
+        weights = record.stable
+        # a run folder that was moved alone has left it behind
+        if folder and not weights.is_file():
+            weights = folder / "best.pth"
         summary = {
             "kind": record.kind,
             "network": self.net.built,
@@ -478,7 +481,7 @@ class Trainer:
             "last_accuracy": last["accuracy"],
             "epochs": self.recipe.epochs,
             "seconds": self.seconds,
-            "checkpoint": folder and str(record.stable),
+            "checkpoint": folder and str(weights),
             "run": folder and str(folder),
             **record.extra,
         }
@@ -492,8 +495,6 @@ class Trainer:
         text = f"best {self.best:.2%} at epoch {self.best_epoch}"
         if "test_accuracy" in summary:
             text += f", test {summary['test_accuracy']:.2%}"
-        where = (
-            f"weights {record.stable}, run {folder}" if folder else "nothing saved (--dont_save)"
-        )
+        where = f"weights {weights}, run {folder}" if folder else "nothing saved (--dont_save)"
         self.world.say(f"{text}; {where}")
         return summary

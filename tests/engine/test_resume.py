@@ -1,6 +1,7 @@
 """A run that is cut off and resumed ends bit for bit where the uninterrupted one ends."""
 
 import json
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -111,7 +112,7 @@ def flat(value, name=""):
 def states(folder):
     """Everything in last.pth and best.pth that a run determines."""
     last, best = checkpoint.load(folder / "last.pth"), checkpoint.load(folder / "best.pth")
-    training = {k: v for k, v in last["training"].items() if k not in ("seconds", "stable")}
+    training = {k: v for k, v in last["training"].items() if k != "seconds"}
     of_last = [last["model"], training, last["accuracy"]]
     return flat([*of_last, best["model"], best["accuracy"], best["epoch"]])
 
@@ -236,6 +237,35 @@ def test_a_finished_run_is_left_as_it_is(finished):
     before = {path: path.read_bytes() for path in files}
     ann_ddp.main(["--resume", str(finished)])
     assert {path: path.read_bytes() for path in files} == before
+
+
+def test_a_moved_run_writes_where_it_lies_now(commands, uninterrupted, cut, tmp_path):
+    main, argv = commands["ann"]
+    cut(main, argv, 5)
+    shutil.move(tmp_path / "cut", tmp_path / "moved")
+    folder = run_folder(tmp_path / "moved")
+    summary = main(["--resume", str(folder)])
+    (stable,) = folder.parent.glob("*.pth")
+    assert summary["checkpoint"] == str(stable)
+    assert not (tmp_path / "cut").exists()
+    assert_same(folder, uninterrupted("ann"))
+
+
+def test_a_run_folder_that_moved_alone_names_its_own_best_network(finished, tmp_path, capsys):
+    """The file that lay beside it stayed behind."""
+    folder = shutil.copytree(finished, tmp_path / "alone")
+    summary = ann_ddp.main(["--resume", str(folder)])
+    assert (summary["checkpoint"], summary["run"]) == (str(folder / "best.pth"), str(folder))
+    assert f"weights {folder}/best.pth, run {folder}" in capsys.readouterr().out
+
+
+def test_a_run_is_resumed_from_inside_its_folder(commands, cut, monkeypatch):
+    main, argv = commands["ann"]
+    folder = cut(main, argv.replace("--epochs 3", "--epochs 1"), 2)
+    monkeypatch.chdir(folder)
+    summary = main(["--resume", "."])
+    assert Path(summary["checkpoint"]).resolve().parent == folder.parent.resolve()
+    assert Path(summary["checkpoint"]).is_file()
 
 
 def test_resume_takes_free_options_and_repeated_ones(commands, cut):
