@@ -69,6 +69,7 @@ def read_published(content, asked):
     if not any("running_mean" in key for key in content["model"]):
         raise UseError(f"{path} holds no batch norm: it is fused already, or trained without --bn")
     checkpoint.load_into(net, content, path)
+    print(checkpoint.told(content, path))
     return content | {"data": about, "settings": {}, "kind": "ann"}, net
 
 
@@ -95,6 +96,11 @@ def read(asked):
     if not path:
         raise UseError("give --pretrained_ann, the ANN whose batch norm is to be fused")
     content = checkpoint.load(path)
+    if content["kind"] in ("sdt", "vggsnn"):
+        raise UseError(
+            f"{path} holds a {content['kind']}, which keeps its batch norm: "
+            "give a VGG16 or ResNet20 of ann_ddp.py"
+        )
     if content["format"] == "published":
         return read_published(content, asked)
     if content["kind"] == "snn":

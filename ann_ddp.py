@@ -85,7 +85,7 @@ def build(task):
         weights = checkpoint.load(path)
         # an ANN has no ranges, an LQ-ANN's may start an ANN
         checkpoint.load_into(net, weights, path, new=("lo", "hi"), dropped=("lo", "hi"))
-        task.world.say(f"weights from {path}")
+        task.world.say(checkpoint.told(weights, path))
         if task.asked.run.test_only:
             run.note_activation(weights, act, path, task.world)
     return run.place(net, task.world)

@@ -82,13 +82,13 @@ def shape_only(asked):
 def settled(asked, content):
     """The data options: those of the training, unless the command line names others."""
     path = asked.measure.checkpoint
+    if content["kind"] in ELSEWHERE:
+        kind = content["kind"]
+        raise UseError(f"{path} holds a {kind}: measure it with {ELSEWHERE[kind]}")
     if content["format"] == "published":
         raise UseError(
             f"{path} is a file of the published code: run absorb_bn.py or snn_ddp.py on it first"
         )
-    if content["kind"] in ELSEWHERE:
-        kind = content["kind"]
-        raise UseError(f"{path} holds a {kind}: measure it with {ELSEWHERE[kind]}")
     # the command line wins: the data may have moved
     names = ("dataset", "data_root", "dataset_dir", "image_size")
     stored = {

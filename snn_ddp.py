@@ -163,7 +163,9 @@ def convert_ann(net, task):
     # an ANN has neither; an LQ-ANN's ranges are left behind
     path = asked.network.pretrained_ann
     new = ("theta", "leak", "scale")
-    checkpoint.load_into(net, checkpoint.load(path), path, new=new, dropped=("lo", "hi"))
+    weights = checkpoint.load(path)
+    checkpoint.load_into(net, weights, path, new=new, dropped=("lo", "hi"))
+    world.say(checkpoint.told(weights, path))
     net = run.place(net, world).eval()
     done = {"conversion": asked.conversion.conversion, "pretrained_ann": path}
     if world.main:
@@ -185,6 +187,7 @@ def start_weights(net, act, task):
     if path:
         weights = checkpoint.load(path)
         checkpoint.load_into(net, weights, path, new=("scale",))
+        task.world.say(checkpoint.told(weights, path))
         run.note_activation(weights, act, path, task.world)
     elif network.pretrained_ann:
         return {"converted": convert_ann(net, task)}

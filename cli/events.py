@@ -118,7 +118,7 @@ def start(asked, trained_on, saved, world):
     net = run.build(replace(asked.network, architecture="vggsnn"), about, act)
     # the weights of a run that goes on come from its last.pth
     if path and not saved:
-        checkpoint.load_named(net, path)
+        world.say(checkpoint.load_named(net, path))
     return run.Task(asked, saved, world, data, made), run.place(net, world)
 
 

@@ -2,14 +2,17 @@
 
 A checkpoint holds `format`, `kind` ('ann', 'lq', 'snn', 'sdt', 'vggsnn'), `fused`, `network` and
 `activation` (how to build it), `data`, `settings`, `accuracy` (fraction), `epoch`, `model` (the
-weights) and `versions`; `last.pth` also `training` (see `loop.py`). Files of the published code (a
-`state_dict` with its own key names) are read too.
+weights) and `versions`; `last.pth` also `training` (see `loop.py`). Files of the published code and
+of timm (a `state_dict` with its own key names) are read too.
 """
 
 import re
 import warnings
+from argparse import Namespace
+from numbers import Real
 from pathlib import Path
 
+import numpy as np
 import torch
 
 import models
@@ -60,7 +63,8 @@ def load(path):
 
     Returns:
         What it holds: plain values and tensors only. Of a published file, `format` is 'published',
-        and there are `model` (weights by their published names) and `accuracy`.
+        `kind` is the family of its names (see `published.FAMILIES`), and there are `model` (weights
+        by their published names), `taken` (the key that they were under) and `accuracy`.
     Raises:
         UseError: no such file, truncated, or not a checkpoint.
     """
@@ -77,18 +81,25 @@ def load(path):
         return content
 
     # a published file: a state_dict, alone or beside accuracy and optimizer
-    state = content.get("state_dict", content)
-    tensors = isinstance(state, dict) and all(isinstance(v, torch.Tensor) for v in state.values())
-    if not tensors or not state:
-        raise UseError(
-            f"{path} is not a checkpoint: neither this project's nor a published state_dict"
-        )
+    try:
+        state, taken = published.weights(content)
+    except ValueError as error:
+        raise UseError(f"{path} is not a checkpoint: {error}") from None
+    accuracy = content.get("accuracy")
+    known = isinstance(accuracy, (Real, torch.Tensor))
     return {
         "format": PUBLISHED,
-        # a network that was saved inside its distributed wrapper has the prefix
-        "model": {key.removeprefix("module."): value for key, value in state.items()},
-        "accuracy": content.get("accuracy"),
+        "kind": published.family(state),
+        "model": state,
+        "taken": taken,
+        "accuracy": float(accuracy) if known else None,
     }
+
+
+def told(content, path):
+    """What is said of the weights that were taken: `content` is what `load(path)` returned."""
+    taken = content.get("taken")
+    return f"weights from {path}" + (f", its {taken}" if taken else "")
 
 
 def _check_exists(path):
@@ -103,10 +114,35 @@ def _check_exists(path):
     raise UseError(f"no checkpoint at {path}{way}")
 
 
+class _NumberType:
+    """Stands for numpy.dtype in a file: a name, which makes nothing that NumPy would run."""
+
+    def __init__(self, name, *_):
+        self.name = name
+
+    def __setstate__(self, state):
+        _, order, *_ = state
+        self.name = order + self.name
+
+
+def _number(kind, data):
+    """The plain value of a NumPy scalar in a file."""
+    return np.frombuffer(data, kind.name).item()
+
+
+# The only foreign types in files of timm: its arguments, and metrics.
+HARMLESS = [
+    Namespace,
+    (_NumberType, "numpy.dtype"),
+    (_number, "numpy.core.multiarray.scalar"),
+    (_number, "numpy._core.multiarray.scalar"),
+]
+
+
 def _read(path):
-    """What torch.save wrote to a file, if that is tensors and plain values."""
+    """What torch.save wrote to a file, if that is tensors, plain values and HARMLESS."""
     try:
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what is no pickle fails in the unpickler, in any way
         text = str(error).strip() or type(error).__name__
@@ -182,12 +218,7 @@ def load_into(
         UseError: another network, width, class count, or fused against unfused weights.
     """
     if checkpoint["format"] == PUBLISHED:
-        try:
-            state = published.rename(net, checkpoint["model"])
-        except ValueError as error:
-            raise UseError(
-                f"{path} does not fit a {net.built['name']}: {error}; check --architecture"
-            ) from None
+        state = _renamed(net, checkpoint, path)
     else:
         state = checkpoint["model"]
         # thresholds that may be missing will come from a conversion: the file is an ANN's
@@ -207,17 +238,35 @@ def load_named(net, path):
     Their neurons' theta and leak are settings and not weights: the file may have them or not, as
     M-LIF stores them and SpikingJelly's LIF does not.
 
+    Returns:
+        What is said of them, see `told`.
     Raises:
         UseError: no such file, or its weights do not fit.
     """
     settings = ("theta", "leak")
     checkpoint = load(path)
     if checkpoint["format"] != PUBLISHED:
-        return load_into(net, checkpoint, path, new=settings, dropped=settings)
+        load_into(net, checkpoint, path, new=settings, dropped=settings)
+        return told(checkpoint, path)
     try:
-        published.fit(net, published.rename(net, checkpoint["model"]), new=settings)
+        published.fit(net, _renamed(net, checkpoint, path), new=settings)
     except published.Misfit as misfit:
         raise UseError(f"{path}: {misfit}") from None
+    return told(checkpoint, path)
+
+
+def _renamed(net, checkpoint, path):
+    """The weights of a published file under the names of `net`."""
+    name = net.built["name"]
+    try:
+        return published.rename(net, checkpoint["model"])
+    except ValueError as error:
+        raise UseError(f"{path} does not fit a {name}: {error}; {_way(name)}") from None
+
+
+def _way(wanted):
+    """Way out of a file of another network than the one that is wanted."""
+    return "check --architecture" if wanted in models.CNNS else f"give weights of a {wanted}"
 
 
 def _check_network(
@@ -230,7 +279,7 @@ def _check_network(
     held = checkpoint["network"]["name"]
     wanted = net.built["name"]
     if held != wanted:
-        raise UseError(f"{path} holds a {held}, expected a {wanted}: check --architecture")
+        raise UseError(f"{path} holds a {held}, expected a {wanted}: {_way(wanted)}")
 
     if spiking and checkpoint["kind"] != "snn":
         raise UseError(

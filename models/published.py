@@ -1,11 +1,12 @@
 """Names that the published code gives its weights, and the strict loading of weights of any origin.
 
-`rename` puts a published state_dict under the names of a network; `fit` loads what fits exactly.
+`weights` finds a published state_dict in what a file holds, `rename` puts it under the names of a
+network, and `fit` loads what fits exactly.
 """
 
 import re
 
-from torch import nn
+from torch import Tensor, nn
 
 from .layers import Synapse
 
@@ -57,6 +58,8 @@ def fit(
         Misfit: they do not fit; the network is as it was.
     """
     own = net.state_dict()
+    # batch norm's counter, which nothing reads, is not in every file
+    new = (*new, "num_batches_tracked")
     missing = [name for name in own if name not in state and _last(name) not in new]
     unknown = [name for name in state if name not in own and _last(name) not in dropped]
     resized = [
@@ -74,6 +77,55 @@ def _last(name):
     return name.rpartition(".")[2]
 
 
+# Keys under which files hold weights. timm's average stands before the last weights, as in timm:
+# the metric of its file is the average's.
+HOLDERS = ("state_dict_ema", "model_ema", "state_dict", "model", "net", "model_state_dict")
+
+# What DistributedDataParallel, torch.compile or a class around a network puts before its names;
+# torch.compile of a part of it, inside of them.
+WRAPPERS = re.compile(r"^((module|model|net|_orig_mod)\.)+|(?<=\.)_orig_mod\.")
+
+
+def weights(content):
+    """Weights of what a file holds, without the prefixes of wrappers.
+
+    Returns:
+        ({name: tensor}, the key that they were under, such as "state_dict", or "").
+    Raises:
+        ValueError: there are none, or they are of two networks.
+    """
+    taken = []
+    while held := [key for key in HOLDERS if isinstance(content.get(key), dict)]:
+        taken.append(held[0])
+        content = content[held[0]]
+    named = all(isinstance(key, str) for key in content)
+    if not (content and named and all(isinstance(value, Tensor) for value in content.values())):
+        held = ", ".join(map(str, [*content][:5])) or "nothing"
+        raise ValueError(f"neither this project's nor a published state_dict: it holds {held}")
+
+    names = [WRAPPERS.sub("", key) for key in content]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise ValueError(
+            f"it holds two networks: {twice[0]} is there {names.count(twice[0])} times"
+        )
+    return dict(zip(names, content.values())), ".".join(taken)
+
+
+# What only the names of one kind of network begin with.
+FAMILIES = {
+    "sdt": re.compile(r"patch_embed\."),
+    "vggsnn": re.compile(r"features\.\d+\.fwd\."),
+    "cnn": re.compile(r"(features|pre_process)\.\d+\.(weight|running_mean)"),
+}
+
+
+def family(state):
+    """Key of `FAMILIES` that published names belong to; None: of none of them."""
+    kinds = (kind for kind, mark in FAMILIES.items() if any(map(mark.match, state)))
+    return next(kinds, None)
+
+
 def rename(net, state):
     """Weights of the published code, {key: tensor}, under the names of `net`.
 
@@ -81,9 +133,12 @@ def rename(net, state):
     follow the network: a published threshold is [1], and a 1x1 convolution may have one dimension.
 
     Raises:
-        ValueError: `state` has no weights by the names of the published code.
+        ValueError: `state` has no weights by the names of the published code, or another network's.
     """
     name = net.built["name"]
+    held = family(state)
+    if held not in (None, name if name in FAMILIES else "cnn"):
+        raise ValueError(f"it holds a {held}")
     if name == "sdt":
         modules = _transformer(net.built["depth"])
     elif name == "vggsnn":
@@ -113,10 +168,11 @@ def rename(net, state):
 # Fields that have another name here: the range of a quantiser.
 FIELDS = {"minimum": "lo", "maximum": "hi"}
 
-# What the published code stores and nobody needs: the spikes that it counted (features.3.ops,
-# classifier_ops), and modules that it builds and never runs (block.0.attn.talking_heads.weight).
+# What files store and nobody needs: the spikes that the published code counted (features.3.ops,
+# classifier_ops), modules that it builds and never runs (block.0.attn.talking_heads.weight), and
+# the counter of torch's AveragedModel.
 UNUSED = re.compile(
-    r"features\.\d+\.ops|classifier_ops|block\.\d+\.attn\.(talking_heads|attn_lif).*"
+    r"features\.\d+\.ops|classifier_ops|n_averaged|block\.\d+\.attn\.(talking_heads|attn_lif).*"
 )
 
 

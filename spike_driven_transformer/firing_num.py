@@ -72,7 +72,7 @@ def load(asked, path, world):
     data, loaders = load_data(filled(asked, content.get("settings", {})), world)
     if published:
         net = build(asked, data.about)
-        checkpoint.load_named(net, path)
+        world.say(checkpoint.load_named(net, path))
     else:
         net = checkpoint.rebuild(content)
 

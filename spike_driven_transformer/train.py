@@ -87,8 +87,7 @@ def start_network(task):
     path = asked.experiment.initial_checkpoint
     # a resumed run has its weights in last.pth
     if path and not task.saved:
-        checkpoint.load_named(net, path)
-        world.say(f"weights from {path}")
+        world.say(checkpoint.load_named(net, path))
     net = run.place(net, world)
     net.recompute = asked.compute.recompute
     if asked.experiment.sync_bn:

@@ -6,6 +6,7 @@ import argparse
 import os
 import re
 import shutil
+from pathlib import Path
 from urllib.error import URLError
 
 import pytest
@@ -15,10 +16,12 @@ from PIL import Image
 import absorb_bn
 import ann_ddp
 import energy
+import models
 import snn_ddp
 from engine import checkpoint
 from engine.errors import UseError, guard
 from engine.recipes.cnn import CNNRecipe
+from models import transformer, vggsnn
 from tests.conftest import digests
 from tests.helpers import ROOT, end, image_folder, start
 
@@ -51,6 +54,7 @@ def here(cifar, tmp_path_factory):
     next((root / "snn").glob("*.pth")).rename(root / "snn.pth")
     next(p for p in (root / "snn").iterdir() if p.is_dir()).rename(root / "snn_run")
     damaged(root)
+    other_networks(root)
     data(root)
     return root
 
@@ -63,11 +67,21 @@ def damaged(root):
     (root / "text.pth").write_text("accuracy 93.5 %\n")
     Foreign.mark = root / "mark"
     torch.save({"state_dict": {}, "what": Foreign()}, root / "object.pth")
-    torch.save({"state_dict": {}, "what": argparse.Namespace(a=1)}, root / "namespace.pth")
+    torch.save({"state_dict": {}, "what": argparse.Namespace(a=Path())}, root / "path.pth")
     torch.save({"format": checkpoint.FORMAT, "model": {}}, root / "part.pth")
     torch.save({"layer1.weight": torch.zeros(3, 3)}, root / "foreign.pth")
     torch.save({"act.maximum": torch.zeros(4)}, root / "odd.pth")
     torch.save(torch.zeros(3), root / "tensor.pth")
+
+
+def other_networks(root):
+    """Files of the other scripts' networks, ours and the published code's."""
+    sdt = models.build("sdt", transformer.neurons("lif", 1, 1), depth=1, dim=16)
+    events = models.build("vggsnn", vggsnn.neurons(1, 1), width_mult=1 / 16)
+    for kind, net in (("sdt", sdt), ("vggsnn", events)):
+        checkpoint.save(root / f"{kind}.pth", checkpoint.content(net, kind, {}, {}))
+    state = {"module.patch_embed.proj_bn.running_mean": torch.zeros(2)}
+    torch.save({"state_dict": state}, root / "original.pth.tar")
 
 
 def data(root):
@@ -198,7 +212,21 @@ CASES = [  # script, arguments ({h}: the folder, {c}: --data_root with CIFAR), w
         "object.pth holds an object of posix.mkdir",
         "only files of",
     ),
-    ("fuse", "--pretrained_ann {h}/namespace.pth", "argparse.Namespace"),
+    ("fuse", "--pretrained_ann {h}/path.pth", "path.pth holds an object of pathlib"),
+    (
+        "fuse",
+        "--pretrained_ann {h}/sdt.pth",
+        "{h}/sdt.pth holds a sdt, which keeps its batch norm",
+        "give a VGG16 or ResNet20 of ann_ddp.py",
+    ),
+    ("fuse", "--pretrained_ann {h}/vggsnn.pth -a VGG16 --bn --bias", "holds a vggsnn, which keeps"),
+    ("fuse", "--pretrained_ann {h}/original.pth.tar --bn", "holds a sdt, which keeps"),
+    ("energy", "{h}/original.pth.tar", "holds a sdt: measure it with", "firing_num.py"),
+    (
+        "ann",
+        "--data_root {c} --bn --pretrained_ann {h}/original.pth.tar",
+        "does not fit a vgg16: it holds a sdt; check --architecture",
+    ),
     ("fuse", "--pretrained_ann {h}/part.pth", "{h}/part.pth is not a whole checkpoint", "kind"),
     (
         "fuse",

@@ -62,6 +62,19 @@ def test_published_weights_are_measured(prepared, tmp_path):
     assert (tmp_path / "published_test.csv").is_file()
 
 
+def test_published_weights_start_a_training(prepared, tmp_path):
+    """As the published trainer stores them: bare, and with the spikes that it counted."""
+    path = tmp_path / "VGGSNN_woAP_T10_C1.pth"
+    counted = {"features.3.ops": torch.ones(4), "classifier_ops": torch.ones(1)}
+    weights = {f"module.{key}": value for key, value in state("mc1_S3").items()}
+    torch.save(weights | {f"module.{key}": value for key, value in counted.items()}, path)
+    options = f"{SMALL}{LANES} --width_mult 0.125 --prepared {prepared} --output_dir {tmp_path}"
+    still = "--epochs 1 --limit_train_batches 1 --learning_rate 0"
+    trained = train(f"{options} {still} --pretrained_snn {path}")
+    found = torch.load(trained["checkpoint"], weights_only=True)["model"]
+    assert torch.equal(found["head.weight"], state("mc1_S3")["classifier.module.weight"])
+
+
 def test_a_checkpoints_settings_hold_in_every_test(trained, prepared, tmp_path):
     """Its lanes, frames and width need not be given again; the folder of its recordings may have
     another name.
