@@ -199,15 +199,6 @@ def build(network, about, act, **more):
 
 def place(net, world):
     """Move to the device in channels_last, the faster layout for these convolutions."""
-    if world.device.type == "cpu":
-        # oneDNN 3.12 overruns its buffer in the weight gradient of such a narrow layer
-        torch.backends.mkldnn.enabled = not any(
-            isinstance(module, torch.nn.Conv2d)
-            and module.kernel_size == (1, 1)
-            and module.stride != (1, 1)
-            and module.in_channels < 8
-            for module in net.modules()
-        )
     return net.to(world.device, memory_format=torch.channels_last)
 
 
@@ -314,12 +305,6 @@ def train(net, recipe, kind, stable, task, extra=None):
     kind, stable, extra: see `engine.loop.Record`.
     """
     asked, world = task.asked, task.world
-    narrow = world.device.type == "cpu" and not torch.backends.mkldnn.enabled
-    if asked.compute.compile != "none" and narrow:
-        raise UseError(
-            "--compile: torch compiles these convolutions for oneDNN, which cannot run so narrow "
-            "a network (see `cli.run.place`): leave it out, or give a larger --width_mult"
-        )
     # from here on, where weights and data are the same, each process draws its own dropout masks
     seed_all(asked.compute.seed + world.rank)
     folder = _run_folder(asked, stable, world)

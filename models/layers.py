@@ -72,6 +72,18 @@ class Synapse(nn.Module):
         return self.norm(self.map(x))
 
 
+class StridedPointwise(nn.Conv2d):
+    """A 1x1 convolution with a stride: what `nn.Conv2d` computes, and by its names of weights."""
+
+    def forward(self, x):
+        if not x.is_cpu:
+            return super().forward(x)
+        # oneDNN 3.12 overruns its buffers in the weight gradient of a strided 1x1 convolution with
+        # fewer input channels than its block, which is 8 with AVX2 and 16 with AVX-512. So the
+        # pixels are picked first, by a pooling, whose backward is cheaper than that of a slice.
+        return F.conv2d(F.avg_pool2d(x, 1, self.stride), self.weight, self.bias)
+
+
 def convolution(
     inputs,
     outputs,
@@ -82,7 +94,8 @@ def convolution(
 ):
     """Synapse of a convolution that keeps the resolution, but for its stride."""
     padding = size // 2
-    return Synapse(nn.Conv2d(inputs, outputs, size, stride, padding, bias=bias), norm)
+    kind = StridedPointwise if size == 1 and stride > 1 else nn.Conv2d
+    return Synapse(kind(inputs, outputs, size, stride, padding, bias=bias), norm)
 
 
 class Layer(nn.Module):

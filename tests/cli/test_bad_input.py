@@ -367,13 +367,6 @@ CASES = [  # script, arguments ({h}: the folder, {c}: --data_root with CIFAR), w
         "CUDA graphs, which need a GPU",
         "--compile alone",
     ),
-    (
-        "ann",
-        "--data_root {c} -a RESNET20 --width_mult 0.0625 --compile --device cpu",
-        "--compile",
-        "oneDNN",
-        "--width_mult",
-    ),
     ("ann", "--compile fast", "--compile", "reduce-overhead"),
     ("ann", "--device tpu", "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
     ("ann", "--gpu 256", "--device must be auto, cpu, cuda or cuda:N, got 'cuda:256'"),

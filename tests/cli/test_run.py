@@ -222,13 +222,6 @@ def test_a_network_that_cannot_be_built_is_refused():
         run.build(NetworkOptions(kernel_size=4), ABOUT, models.ReLU(), bn=False, head_dropout=0.5)
 
 
-@pytest.mark.parametrize("width, kept", [(0.125, True), (0.0625, False)])
-def test_narrow_strided_shortcut_runs_on_the_cpu(width, kept, monkeypatch):
-    monkeypatch.setattr(torch.backends.mkldnn, "enabled", True)
-    run.place(models.build("resnet20", models.ReLU(), width_mult=width), World())
-    assert torch.backends.mkldnn.enabled is kept
-
-
 def test_a_network_is_placed_in_channels_last():
     net = run.place(models.build("vgg16", models.ReLU(), width_mult=0.125), World())
     weights = [p for p in net.parameters() if p.dim() == 4]

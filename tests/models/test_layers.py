@@ -1,10 +1,43 @@
 """Parts of the networks: held dropout, running a stage again, the order of the signal."""
 
+import pytest
 import torch
 from torch import nn
 
 import models
-from models.layers import HeldDropout, in_signal_order
+from models.layers import HeldDropout, StridedPointwise, in_signal_order
+from tests.helpers import ROOT, end, start
+
+# Steps of ResNet20s with few channels, which end the process where oneDNN overruns a buffer.
+NARROW = """
+import torch
+import models
+
+for width in (0.0625, 0.125, 0.1875):
+    for side in (48, 160):
+        net = models.build("resnet20", models.ReLU(), width_mult=width, image_size=side)
+        net.to(memory_format=torch.channels_last)
+        images = torch.randn(2, 3, side, side).to(memory_format=torch.channels_last)
+        net(images).sum().backward()
+"""
+
+
+@pytest.mark.parametrize("instructions", ["DEFAULT", "AVX2"])
+def test_a_narrow_network_trains_on_any_cpu(instructions, tmp_path):
+    process = start(["-c", NARROW], tmp_path, PYTHONPATH=ROOT, ONEDNN_MAX_CPU_ISA=instructions)
+    assert end(process) == (0, "", "")
+
+
+def test_a_strided_pointwise_convolution_is_a_convolution():
+    plain = nn.Conv2d(5, 7, 1, stride=2).double()
+    ours = StridedPointwise(5, 7, 1, stride=2).double()
+    ours.load_state_dict(plain.state_dict())
+    x = torch.randn(2, 5, 9, 6, dtype=torch.float64, requires_grad=True)
+    found = []
+    for conv in (plain, ours):
+        out = conv(x)
+        found.append((out, *torch.autograd.grad(out.square().sum(), (x, *conv.parameters()))))
+    torch.testing.assert_close(*found)
 
 
 def test_a_dropout_mask_is_held_over_time():
