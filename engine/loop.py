@@ -138,12 +138,23 @@ def finite(net):
     return all(p.isfinite().all() for p in net.parameters())
 
 
+def check_finite(net, advice):
+    """Raises RunError, with the advice, for weights that are not finite numbers."""
+    if not finite(net):
+        raise RunError(f"the network has weights that are not finite numbers: {advice}")
+
+
 @torch.no_grad()
-def evaluate(net, loader, world, amp="none", label="test"):
+def evaluate(net, loader, world, amp="none", label="test", advice="give other weights"):
     """Loss and accuracy (fraction) over the loader.
 
     Every image is counted once whatever the number of processes.
+
+    Raises:
+        RunError: weights or outputs are not finite numbers; the advice is part of it.
     """
+    # outputs need not show it: a quantiser takes NaN for 0, and so does a neuron of SpikingJelly
+    check_finite(net, advice)
     training = net.training
     net.eval()
     # loss, correct, images: summed on the device in float64, read once at the end
@@ -157,6 +168,11 @@ def evaluate(net, loader, world, amp="none", label="test"):
             sums += torch.stack([loss, correct, out.new_full((), len(labels))]).double()
     net.train(training)
     loss, correct, count = world.sum(sums).tolist()
+    if not np.isfinite(loss):
+        raise RunError(
+            f"the {label} loss is {loss}: the network's outputs are not finite numbers, so there "
+            f"is no accuracy; {advice}"
+        )
     return {"loss": loss / count, "accuracy": correct / count, "images": int(count)}
 
 
@@ -377,7 +393,12 @@ class Trainer:
         self.world.say(f"{about['source']}: {train} training, {test} test images; {chosen}")
 
     def fit(self, resumed=False):
-        """Train to the last epoch; returns the summary, which is also written to the run folder."""
+        """Train to the last epoch; returns the summary, which is also written to the run folder.
+
+        Raises:
+            RunError: weights, outputs or loss are not finite numbers, or a file cannot be written.
+        """
+        check_finite(self.net, "start from others")
         log = self._open_log(resumed)
         self._say_data()
         # a run that is killed in its first epoch can be resumed, too
@@ -397,7 +418,9 @@ class Trainer:
     def _evaluate(self):
         """Loss and accuracy of the trained network on the images that choose the best epoch."""
         net = self.recipe.trained(self.net)
-        return evaluate(net, self.choose_loader, self.world, self.compute.amp)
+        label = "val" if self.held_back else "test"
+        advice = f"lower --learning_rate, this is epoch {self.epoch}"
+        return evaluate(net, self.choose_loader, self.world, self.compute.amp, label, advice)
 
     def _fit_epoch(self, log):
         """Train, evaluate, log and store one epoch; returns its evaluation."""
@@ -418,11 +441,6 @@ class Trainer:
         chosen = self._evaluate()
         self.seconds += time.perf_counter() - start
         name = "val" if self.held_back else "test"
-        if not np.isfinite(chosen["loss"]):
-            raise RunError(
-                f"the {name} loss is {chosen['loss']} after epoch {self.epoch}: "
-                "lower --learning_rate"
-            )
         self.accuracy = chosen["accuracy"]
         if chosen["accuracy"] > self.best:
             self.best, self.best_epoch = chosen["accuracy"], self.epoch

@@ -144,8 +144,9 @@ def balance_thresholds(
     """Find and set the threshold of each spiking layer, in order; returns them, unscaled.
 
     theta_l is the maximum over `steps` steps of the 99.7 percentile of layer l's current, divided
-    by 2^(S-1), every earlier layer firing with its own theta and leak 1. Each layer runs its steps
-    once; spike trains are stored packed.
+    by 2^(S-1), every earlier layer firing with its own theta and leak 1. A layer where that is not
+    positive keeps the threshold that it has. Each layer runs its steps once; spike trains are
+    stored packed.
 
     Args:
         net: SNN in eval mode, directly encoded, whose stages have `firings`.
@@ -218,8 +219,10 @@ def _balance(act, current, steps):
             kept[t] = u
         top = percentile(u, PERCENT, top)
 
-    # the percentile comes to lie on the highest boundary
-    act.theta.copy_(top / 2 ** (act.config.levels - 1))
+    # The percentile comes to lie on the highest boundary. A layer that is silent without a
+    # threshold, too, has no positive percentile, and a threshold must be positive.
+    if top > 0:
+        act.theta.copy_(top / 2 ** (act.config.levels - 1))
     return dict.fromkeys(range(steps), u) if act.constant else kept
 
 

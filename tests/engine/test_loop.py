@@ -114,6 +114,22 @@ def test_evaluation_counts_every_image_once():
     assert result["accuracy"] == pytest.approx((out.argmax(1) == labels).float().mean().item())
 
 
+def test_outputs_that_are_not_finite_have_no_accuracy():
+    loader = noise(3, 3)
+    loader.given[1][0][0, 0] = float("nan")
+    with pytest.raises(RunError, match=r"the test loss is nan: .* there is no accuracy"):
+        evaluate(linear(), loader, World())
+
+
+def test_weights_that_are_not_finite_have_no_accuracy():
+    """A later layer, as a quantiser or SpikingJelly's LIF, may hide them from the outputs."""
+    net = torch.nn.Sequential(linear(), torch.nn.Hardtanh(), linear())
+    net[0].weight.data[0, 0] = float("nan")
+    net[1].forward = torch.zeros_like
+    with pytest.raises(RunError, match="the network has weights that are not finite numbers"):
+        evaluate(net, noise(3), World())
+
+
 def test_evaluation_averages_the_readouts_of_the_steps():
     steps = torch.randn(4, 3, 5)  # [T, B, classes]
     net = torch.nn.Module()
@@ -219,6 +235,20 @@ def test_a_loss_that_is_not_finite_ends_the_run():
     train.given[1][0][0, 0] = float("inf")
     with pytest.raises(RunError, match=r"the loss is (nan|inf) at epoch 1, step 2: lower --learn"):
         trainer(linear(), Noting(1), train, print_freq=2).fit()
+
+
+def test_a_run_does_not_begin_with_weights_that_are_not_finite():
+    net = linear()
+    net.bias.data[1] = float("nan")
+    with pytest.raises(RunError, match="weights that are not finite numbers: start from"):
+        trainer(net, Noting(1), noise(4)).fit()
+
+
+def test_a_network_that_leaves_the_finite_numbers_ends_the_run():
+    recipe = Noting(1)
+    recipe.after_step = lambda net: net.bias.data.fill_(float("nan"))
+    with pytest.raises(RunError, match="not finite numbers: lower --learning_rate, this is"):
+        trainer(linear(), recipe, noise(4)).fit()
 
 
 @pytest.mark.parametrize("part", ["train", "test"])

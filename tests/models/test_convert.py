@@ -133,6 +133,19 @@ def test_thresholds_are_those_of_the_whole_network(neuron):
     assert tops == pytest.approx(thetas, rel=1e-9)
 
 
+def test_a_layer_without_positive_currents_keeps_its_threshold():
+    """It stays silent; a threshold that is not positive would make NaN of everything."""
+    net = spiking("resnet20", scale=False)
+    nn.init.constant_(net.stages[1].synapse.map.bias, -100.0)
+    dead = net.sites()[1]
+    dead.theta.data.fill_(0.7)
+    images = torch.randn(4, 3, 32, 32)
+    thetas = convert.balance_thresholds(net, images, steps=2)
+    assert thetas[1] == dead.theta.item() == pytest.approx(0.7)
+    assert min(thetas) > 0
+    assert net(images).isfinite().all()
+
+
 def test_thresholds_do_not_depend_on_what_is_kept(monkeypatch):
     net, images = of_recording("resnet20", "T1_S3")
     thetas = []
