@@ -1,6 +1,7 @@
 """What the training commands share: settings with --resume, network, teacher, run folder."""
 
 import os
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from analysis.measure import Measure
 from engine import checkpoint, log, settings
 from engine.dist import World, launch
 from engine.errors import UseError
+from engine.files import locked
 from engine.loop import Record, Trainer, seed_all
 from inputs.images import Data
 from inputs.loader import loaders as make_loaders
@@ -303,6 +305,8 @@ def train(net, recipe, kind, stable, task, extra=None):
     """Make or reopen the run folder and train; returns the summary.
 
     kind, stable, extra: see `engine.loop.Record`.
+    Raises:
+        UseError: another process works in the run folder.
     """
     asked, world = task.asked, task.world
     # from here on, where weights and data are the same, each process draws its own dropout masks
@@ -313,7 +317,10 @@ def train(net, recipe, kind, stable, task, extra=None):
         stable = Path(os.path.normpath(folder / "..")) / stable.name
     record = Record(kind, task.about, settings.flat(asked), stable, folder, extra or {})
     options = asked.run, asked.compute
-    trainer = Trainer(net, recipe, task.loaders, record, *options, world, _measure(task))
-    if task.saved:
-        trainer.restore(task.saved)
-    return trainer.fit(resumed=task.saved is not None)
+    with ExitStack() as held:
+        if folder:
+            world.alone(lambda: held.enter_context(locked(folder, "end it")))
+        trainer = Trainer(net, recipe, task.loaders, record, *options, world, _measure(task))
+        if task.saved:
+            trainer.restore(task.saved)
+        return trainer.fit(resumed=task.saved is not None)

@@ -1,10 +1,11 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders for one process at a time."""
 
+import fcntl
 import os
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from .errors import RunError
+from .errors import RunError, UseError
 
 
 def write_atomic(path, write):
@@ -35,3 +36,49 @@ def write_atomic(path, write):
 def write_text(path, text):
     """Write a text file as `write_atomic` does."""
     write_atomic(path, lambda temporary: temporary.write_text(text))
+
+
+@contextmanager
+def locked(folder, otherwise):
+    """Only one process works in `folder`, which is made if it is not there.
+
+    Yields the lock's descriptor. The lock ends with the process, however it ends, and, where it is
+    passed on to a script that is started, with that script.
+
+    Args:
+        otherwise: what to do instead of waiting.
+    Raises:
+        UseError: another process works there, or there is a file in the folder's place.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise UseError(
+            f"{folder} cannot be a folder, there is a file in its way: {otherwise}"
+        ) from None
+
+    # appended to, since whoever holds the lock has written into it
+    with open(folder / "lock", "a+") as file:
+        # a worker process may outlive this one by some seconds
+        os.register_at_fork(after_in_child=file.close)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            holder = file.read().strip() or "?"
+            raise UseError(
+                f"{folder} is in use by process {holder} or a script that it started: "
+                f"wait for it, or {otherwise}"
+            ) from None
+        except OSError as error:
+            # some file systems of clusters have no locks
+            print(
+                f"warning: {folder} cannot be locked ({error.strerror}): see to it that no other "
+                "process works there",
+                flush=True,
+            )
+        # whom the next one finds here
+        file.truncate(0)
+        file.write(f"{os.getpid()}\n")
+        file.flush()
+        yield file.fileno()

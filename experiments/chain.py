@@ -6,13 +6,11 @@ arithmetic of the code, the checkpoints that it starts from or the data have cha
 results never mix.
 """
 
-import fcntl
-import os
 import shutil
-from contextlib import contextmanager
 from pathlib import Path
 
 from engine.errors import RunError, UseError
+from engine.files import locked
 
 from .arithmetic import sources
 
@@ -31,38 +29,6 @@ def same_data(found):
                     f"{name} has {here['images']} {part} images, {first} had {there['images']} "
                     "others: results never mix, give the same --data_root to all"
                 )
-
-
-@contextmanager
-def locked(folder):
-    """Only one process works in `folder`.
-
-    Yields the lock's descriptor, which a script that is started must inherit: the lock ends when
-    the last of them does, however it ends.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise UseError(
-            f"{folder} cannot be a folder, there is a file in its way: give another --output_dir"
-        ) from None
-
-    # appended to, since whoever holds the lock has written into it
-    with open(folder / "lock", "a+") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            file.seek(0)
-            holder = file.read().strip() or "?"
-            raise UseError(
-                f"{folder} is in use by process {holder} or a script that it started: "
-                "wait for it, or give another --output_dir"
-            ) from None
-        # whom the next one finds here
-        file.truncate(0)
-        file.write(f"{os.getpid()}\n")
-        file.flush()
-        yield file.fileno()
 
 
 class Chain:
@@ -97,7 +63,7 @@ class Chain:
             stage.parsed()
         done = {}
         data = {}
-        with locked(self.folder) as lock:
+        with locked(self.folder, "give another --output_dir") as lock:
             begun = sources()
             # a stage may take days, in which somebody edits the code
             for name, stage in self.stages.items():

@@ -17,6 +17,7 @@ import snn_ddp
 from engine import checkpoint, dist
 from engine.dist import DeviceOptions, World
 from engine.errors import UseError
+from engine.files import locked
 from tests.helpers import LAUNCHERS, ROOT, cifar_copy, command, end, read, start
 
 SMALL = (
@@ -213,8 +214,8 @@ KEEP = """
 
 @pytest.fixture(scope="module")
 def resumed(tmp_path_factory):
-    """(last.pth of a run with dropout on two processes, last.pth and log of its twin that was taken
-    up in the middle of its second epoch).
+    """(last.pth of a run with dropout on two processes, folder of its twin that was taken up in the
+    middle of its second epoch).
     """
     folder = tmp_path_factory.mktemp("resumed")
     (folder / "keep.py").write_text(textwrap.dedent(KEEP))
@@ -227,13 +228,13 @@ def resumed(tmp_path_factory):
     whole = checkpoint.load(run / "last.pth")
     shutil.rmtree(run)
     succeeded(pair([ROOT / "snn_ddp.py", "--resume", "interrupted"], folder))
-    log = (folder / "interrupted/log.jsonl").read_text().splitlines()
-    return whole, checkpoint.load(folder / "interrupted/last.pth"), map(json.loads, log)
+    return whole, folder / "interrupted"
 
 
 def test_resume_is_exact_on_two_processes(resumed):
     """The resumed run ends with the very same state as the uninterrupted one."""
-    whole, again, log = resumed
+    whole, folder = resumed
+    again = checkpoint.load(folder / "last.pth")
     assert all(torch.equal(v, again["model"][k]) for k, v in whole["model"].items())
     for a, b in zip(whole["training"]["rng"], again["training"]["rng"], strict=True):
         assert torch.equal(a["torch"], b["torch"])
@@ -241,7 +242,17 @@ def test_resume_is_exact_on_two_processes(resumed):
     assert moments.keys() == same.keys()
     for index, state in moments.items():
         assert all(torch.equal(v, same[index][k]) for k, v in state.items())
-    assert [entry["epoch"] for entry in log] == [1, 2]
+    log = (folder / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in log] == [1, 2]
+
+
+def test_a_folder_in_use_ends_both_processes_with_one_line(resumed):
+    _, folder = resumed
+    with locked(folder, "end it"):
+        results = pair([ROOT / "snn_ddp.py", "--resume", folder], folder.parent)
+    assert all(status for status, *_ in results)
+    (error,) = "".join(error for *_, error in results).splitlines()
+    assert f"{folder} is in use by process {os.getpid()}" in error
 
 
 @pytest.mark.parametrize(

@@ -1,13 +1,17 @@
 """Files are written whole or not at all."""
 
+import errno
+import fcntl
+import os
+import signal
 from pathlib import Path
 
 import pytest
 import torch
 
 from engine import checkpoint, log
-from engine.errors import RunError
-from engine.files import write_atomic, write_text
+from engine.errors import RunError, UseError
+from engine.files import locked, write_atomic, write_text
 
 
 @pytest.fixture
@@ -89,3 +93,43 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
         log.write_json(path, circular)
     assert path.read_text() == "{}"
     assert list(tmp_path.iterdir()) == [path]
+
+
+# ---- a folder for one process
+
+
+def test_a_folder_in_use_names_its_user(tmp_path):
+    with locked(tmp_path / "run", "end it"):
+        with pytest.raises(UseError) as error, locked(tmp_path / "run", "end it"):
+            pass
+        assert f"run is in use by process {os.getpid()} or " in str(error.value)
+        assert str(error.value).endswith("wait for it, or end it")
+    with locked(tmp_path / "run", "end it"):
+        pass
+
+
+def test_a_worker_that_outlives_its_process_does_not_hold_the_folder(tmp_path):
+    """As those that decode images do, for some seconds after a kill."""
+    reading, writing = os.pipe()
+    with locked(tmp_path, "end it"):
+        worker = os.fork()
+        if not worker:
+            os.write(writing, b"begun")
+            signal.pause()
+        os.read(reading, 5)
+    try:
+        with locked(tmp_path, "end it"):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+        os.waitpid(worker, 0)
+
+
+def test_a_file_system_without_locks_is_told(tmp_path, monkeypatch, capsys):
+    def refuse(file, operation):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with locked(tmp_path, "end it"):
+        pass
+    assert f"{tmp_path} cannot be locked (Function not implemented)" in capsys.readouterr().out

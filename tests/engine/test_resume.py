@@ -14,6 +14,7 @@ import ann_ddp
 import snn_ddp
 from engine import checkpoint
 from engine.errors import guard
+from engine.files import locked
 from engine.loop import Trainer, seed_all
 from tests.helpers import PATIENCE, image_folder, run_folder, start
 
@@ -215,6 +216,27 @@ def test_killed_process(commands, uninterrupted, tmp_path, wait):
     folder = run_folder(tmp_path / "cut")
     main(["--resume", str(folder)])
     assert_same(folder, uninterrupted("ann"))
+
+
+def test_a_run_that_goes_on_is_not_resumed_a_second_time(commands, cut, fails):
+    main, argv = commands["ann"]
+    folder = cut(main, argv, 5)
+    with locked(folder, "end it"):
+        words = (f"{folder} is in use by process", "wait for it, or end it")
+        fails(main, f"--resume {folder}", *words, keep=folder)
+
+
+def test_a_run_that_begins_is_not_resumed_on_the_way(commands, fails, monkeypatch, tmp_path):
+    main, argv = commands["ann"]
+
+    def resume(self):
+        folder = run_folder(tmp_path)
+        fails(main, f"--resume {folder}", "is in use by process", keep=folder)
+        raise Cut
+
+    monkeypatch.setattr(Trainer, "_train_epoch", resume)
+    with pytest.raises(Cut):
+        train(main, argv, tmp_path)
 
 
 @pytest.fixture
