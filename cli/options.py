@@ -20,7 +20,7 @@ from engine.settings import (
     width,
 )
 from inputs.loader import BatchOptions
-from inputs.table import DataOptions
+from inputs.table import CropOptions, DataOptions
 
 # the published spelling of the networks that the CNN scripts train
 ARCHITECTURES = tuple(name.upper() for name in models.CNNS)
@@ -164,4 +164,5 @@ class CNNSettings(TrainingSettings):
 
     network: NetworkOptions = group()
     data: DataOptions = group()
+    crop: CropOptions = group()
     training: TrainingOptions = group()

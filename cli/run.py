@@ -17,7 +17,7 @@ from engine.files import locked
 from engine.loop import Record, Trainer, seed_all
 from inputs.images import Data
 from inputs.loader import loaders as make_loaders
-from inputs.table import data_rules, load
+from inputs.table import augmented, data_rules, load
 from models.neuron.backends import compiled
 
 from .options import TrainingSettings
@@ -72,9 +72,15 @@ def cnn_rules(asked):
         (
             ["lr_interval", "lr_reduce"],
             training.lr_schedule == "step",
-            "--lr_schedule cosine has no drops",
+            f"--lr_schedule {training.lr_schedule} has no drops",
         ),
         (["warm_up_epochs", "warm_up_lr"], training.warm_up, "give --warm_up"),
+        (["nesterov"], training.optimizer == "SGD", "it belongs to --optimizer SGD"),
+        (
+            ["norm_bias_lr", "fixed_norm_scale"],
+            asked.network.bn,
+            "there is no batch norm, give --bn",
+        ),
         (
             ["distill_weight", "distill_temperature"],
             training.distill,
@@ -233,7 +239,7 @@ def start(asked, saved, world):
     note_unused(asked, world)
     check_compile(asked.compute.compile, world)
     seed_all(asked.compute.seed)
-    data = load(asked.data, world)
+    data = augmented(load(asked.data, world), asked.crop)
     loaders = make_loaders(data, asked.batches, asked.compute.seed, world)
     return Task(asked, saved, world, data, loaders)
 

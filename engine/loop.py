@@ -335,7 +335,9 @@ class Trainer:
                 # reading the sums makes the host wait for the device, so not at every step
                 if self.step % self.run.print_freq == 0:
                     loss, accuracy = self._check()
-                    bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.2%}")
+                    shown = {"loss": f"{loss:.3f}", "accuracy": f"{accuracy:.2%}"}
+                    # the bar knows when it is due
+                    bar.set_postfix(shown, refresh=False)
                 every = self.run.save_freq
                 if every and self.step % every == 0 and self.step < total:
                     self._check()

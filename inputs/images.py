@@ -63,10 +63,11 @@ class Data:
     """A data set as training sees it.
 
     train, test: its parts. about: what it is, plain values. mean, std: per channel, of pixels in
-    [0, 1]. crop: zero padding of the random crop, pixels. flip: mirror half of the training images.
-    transforms: training -> transform of a PIL image, in worker processes, in the place of crop,
-    flip and normalisation. repeats: how often an epoch shows each of (correspondingly fewer)
-    images. drop_last: train on whole batches alone.
+    [0, 1]. crop: padding of the random crop, pixels; reflect: by the mirrored image, not by zeros.
+    flip: mirror half of the training images; alternate: by turns, not by chance. transforms:
+    training -> transform of a PIL image, in worker processes, in the place of crop, flip and
+    normalisation. repeats: how often an epoch shows each of (correspondingly fewer) images.
+    drop_last: train on whole batches alone.
     """
 
     train: Memory | Files
@@ -79,6 +80,8 @@ class Data:
     transforms: Callable | None = None
     repeats: int = 1
     drop_last: bool = False
+    reflect: bool = False
+    alternate: bool = False
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from PIL import Image
-from torch.nn import functional as F
 
 from engine.errors import UseError
 from engine.settings import machine_option, natural, number, option, positive
 
 from .images import Memory, decode
 
-AUGMENTATION, DECODING = 1, 2  # which of the generators of a (seed, epoch, ...) is meant
+AUGMENTATION, DECODING, FLIPS = 1, 2, 3  # which of the generators of a (seed, ...) is meant
 
 
 @dataclass(frozen=True)
@@ -112,6 +111,12 @@ class Loader:
                 yield step, batch[places], places, len(batch)
 
 
+def padded(images, pad, reflect=False):
+    """uint8 [N, H + 2 * pad, W + 2 * pad, 3] of [N, H, W, 3], with zeros or mirrored around."""
+    widths = (0, 0), (pad, pad), (pad, pad), (0, 0)
+    return torch.from_numpy(np.pad(images.numpy(), widths, "reflect" if reflect else "constant"))
+
+
 class MemoryLoader(Loader):
     """Loader of images in memory; crop and flip are one gather on the device, different for every
     image.
@@ -122,11 +127,14 @@ class MemoryLoader(Loader):
         device = self.world.device
         # the whole padded set lies on the device: 0.2 GB for CIFAR
         pad = self.data.crop if self.training else 0
-        self.store = F.pad(self.part.images, (0, 0, pad, pad, pad, pad)).to(device)
+        self.store = padded(self.part.images, pad, self.data.reflect).to(device)
         self.labels = self.part.labels.to(device)
         self.mean = torch.tensor(self.data.mean, device=device) * 255
         self.scale = 1 / (torch.tensor(self.data.std, device=device) * 255)
         self.side = torch.arange(self.part.images.shape[1], device=device)
+        # of alternating flips: whether an image is mirrored in the epochs of even number
+        draw = seeded(self.seed, 0, 0, FLIPS)
+        self.mirrored = torch.rand(len(self.labels), generator=draw) < 0.5
 
     def pixels(self, index, top, left, flip):
         """Normalised crops [b, 3, H, W] (channels_last) of the stored images at `index` [b].
@@ -138,7 +146,7 @@ class MemoryLoader(Loader):
         images = self.store[index[:, None, None], rows[:, :, None], columns[:, None, :]]
         return images.float().sub_(self.mean).mul_(self.scale).permute(0, 3, 1, 2)
 
-    def _draw(self, epoch, step, places, whole_batch):
+    def _draw(self, epoch, step, index, places, whole_batch):
         """(top, left, flip) of this process's images, out of those of the whole batch."""
         if not self.training:
             offsets = torch.zeros(2, len(places), dtype=torch.long)
@@ -146,13 +154,15 @@ class MemoryLoader(Loader):
         # drawn for the whole batch, so that the number of processes changes nothing
         draw = seeded(self.seed, epoch, step, AUGMENTATION)
         offsets = torch.randint(0, 2 * self.data.crop + 1, (2, whole_batch), generator=draw)
-        flip = torch.rand(whole_batch, generator=draw) < 0.5
-        return *offsets[:, places], flip[places] & self.data.flip
+        flip = (torch.rand(whole_batch, generator=draw) < 0.5)[places]
+        if self.data.alternate:
+            flip = self.mirrored[index] ^ bool(epoch % 2)
+        return *offsets[:, places], flip & self.data.flip
 
     def epoch(self, epoch, start=0):
         """Iterate over the epoch from step `start` on."""
         for step, index, places, whole_batch in self.shares(epoch, start):
-            draws = self._draw(epoch, step, places, whole_batch)
+            draws = self._draw(epoch, step, index, places, whole_batch)
             index, top, left, flip = map(self.world.send, (index, *draws))
             yield self.pixels(index, top, left, flip), self.labels[index], whole_batch
 

@@ -1,13 +1,13 @@
 """Every data set's facts, one entry each, and the data set that the options name."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from engine.errors import UseError
 from engine.settings import machine_option, number, option
 
 from .cifar import read_cifar
-from .images import Data, Memory, describe_part, read_digits, read_image_folder
+from .images import IN_MEMORY, Data, Memory, describe_part, read_digits, read_image_folder
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,33 @@ class DataOptions:
     )
 
 
+@dataclass(frozen=True)
+class CropOptions:
+    """augmentation of images up to 64 pixels"""
+
+    flip: str = option(
+        "random",
+        "random: each image is mirrored or not by chance; alternating: in every other epoch",
+        choices=("random", "alternating"),
+    )
+    padding: str = option(
+        "zero",
+        "what surrounds an image of which a random crop is taken: zeros, or the image mirrored",
+        choices=("zero", "reflect"),
+    )
+
+
+def augmented(data, options):
+    """`Data` that is augmented as `CropOptions` say."""
+    reflect, alternate = options.padding == "reflect", options.flip == "alternating"
+    return replace(data, reflect=reflect, alternate=alternate)
+
+
 def data_rules(options):
     """Options that do nothing with this data set (see `cli.parser.refuse_idle`)."""
     entry = TABLE[options.dataset]
     name, looks_in = entry.name, entry.looks_in
+    in_memory = (entry.side or options.image_size or 0) <= IN_MEMORY
     fixed = f"{name} has a fixed size, only --dataset FOLDER takes one"
     elsewhere = f"{name} is not looked for under --data_root"
     return [
@@ -129,6 +152,8 @@ def data_rules(options):
         (["data_root"], looks_in == "data_root", elsewhere),
         # published commands give --dataset_dir with every data set: CIFAR's may, too
         (["dataset_dir"], looks_in, f"{name} needs no folder"),
+        (["padding"], in_memory, f"images over {IN_MEMORY} pixels are resized to random crops"),
+        (["flip"], in_memory and entry.flip, "these images are not mirrored, or all by chance"),
     ]
 
 

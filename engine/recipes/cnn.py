@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from ..settings import (
@@ -32,8 +33,8 @@ class TrainingOptions:
     learning_rate: float = option(1e-3, "initial learning rate", rate, spellings=("-lr", "--lr"))
     lr_schedule: str = option(
         "step",
-        "step: drops at --lr_interval, as published; cosine: to 0 over the epochs, in every step",
-        choices=("step", "cosine"),
+        "step: drops at --lr_interval, as published; cosine, linear: to 0, in every step",
+        choices=("step", "cosine", "linear"),
     )
     lr_interval: tuple = option(
         (0.45, 0.70, 0.90),
@@ -47,6 +48,11 @@ class TrainingOptions:
     optimizer: str = option("SGD", "SGD with momentum, or Adam", choices=("SGD", "Adam"))
     weight_decay: float = option(5e-4, "L2 penalty on the parameters", rate)
     momentum: float = option(0.9, "momentum of SGD; Adam does not use one", rate)
+    nesterov: bool = option(False, "Nesterov's momentum, for SGD")
+    norm_bias_lr: float = option(
+        1.0, "factor of the learning rate of batch norm's biases", strictly_positive
+    )
+    fixed_norm_scale: bool = option(False, "keep the scales of batch norm at 1; the biases learn")
     amsgrad: bool = option(True, "Adam's AMSGrad variant: true or false", boolean)
     betas: tuple = option((0.9, 0.999), "Adam's two averaging factors", pair)
     warm_up: bool = option(False, "raise the learning rate linearly at the start")
@@ -70,23 +76,42 @@ class TrainingOptions:
 def make_optimizer(net, options):
     """SGD with momentum or Adam.
 
-    With `thr_lr` > 0 thetas (and output scales) form a group of their own, at that constant rate.
+    With `thr_lr` > 0 thetas (and output scales) form a group of their own, at that constant rate;
+    so do the biases of batch norm with a `norm_bias_lr`.
     """
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+    if options.fixed_norm_scale:
+        for norm in norms:
+            norm.weight.requires_grad_(False)
+    shifts = [norm.bias for norm in norms if options.norm_bias_lr != 1]
+    shifted = set(shifts)
+
     # a rate of 0 means one group, as published
     weights, thresholds = [], []
     for name, parameter in net.named_parameters():
         apart = options.thr_lr and name.rpartition(".")[2] in THRESHOLDS
-        if parameter.requires_grad:
+        if parameter.requires_grad and parameter not in shifted:
             (thresholds if apart else weights).append(parameter)
     groups = [{"params": weights, "lr": options.learning_rate, "scheduled": True}]
     if thresholds:
         groups.append({"params": thresholds, "lr": options.thr_lr, "scheduled": False})
+    if shifts:
+        rate = options.norm_bias_lr * options.learning_rate
+        groups.append(
+            {"params": shifts, "lr": rate, "scheduled": True, "factor": options.norm_bias_lr}
+        )
 
     # fused: one pass over all parameters instead of several for each
     common = {"weight_decay": options.weight_decay, "fused": True}
     if options.optimizer == "SGD":
-        return torch.optim.SGD(groups, momentum=options.momentum, **common)
+        momentum, nesterov = options.momentum, options.nesterov
+        return torch.optim.SGD(groups, momentum=momentum, nesterov=nesterov, **common)
     return torch.optim.Adam(groups, betas=options.betas, amsgrad=options.amsgrad, **common)
+
+
+def linear(epoch, epochs, rate):
+    """A line from `rate` at epoch 1 to 0 after `epochs` epochs."""
+    return rate * (1 - (epoch - 1) / epochs)
 
 
 def cosine(epoch, epochs, rate):
@@ -94,22 +119,25 @@ def cosine(epoch, epochs, rate):
     return rate * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
 
 
+SMOOTH = {"cosine": cosine, "linear": linear}
+
+
 def learning_rate(epoch, options):
     """Learning rate at `epoch`, counted from 1: 2.5 is the middle of the second epoch.
 
     'step' (published): divided by lr_reduce from epoch int(f * epochs) on, for every f in
-    lr_interval, in whole epochs. 'cosine': half a cosine from learning_rate to 0, step by step.
-    Before either, with `warm_up`, linear from warm_up_lr over warm_up_epochs epochs.
+    lr_interval, in whole epochs. 'cosine', 'linear': half a cosine or a line from learning_rate to
+    0, step by step. Before each, with `warm_up`, linear from warm_up_lr over warm_up_epochs epochs.
     """
-    top, smooth = options.learning_rate, options.lr_schedule == "cosine"
-    if not smooth:
+    top, smooth = options.learning_rate, SMOOTH.get(options.lr_schedule)
+    if smooth is None:
         epoch = int(epoch)
     # the warm-up's first step has warm_up_lr, the first one after it the full rate
     warm = options.warm_up_epochs if options.warm_up else 0
     if epoch - 1 < warm:
         return options.warm_up_lr + (top - options.warm_up_lr) * (epoch - 1) / warm
-    if smooth:
-        return cosine(epoch - warm, options.epochs - warm, top)
+    if smooth is not None:
+        return smooth(epoch - warm, options.epochs - warm, top)
     # truncated, as published: 0.7 of 90 epochs is epoch 62
     drops = sum(1 <= int(f * options.epochs) <= epoch for f in options.lr_interval)
     return top / options.lr_reduce**drops
@@ -137,7 +165,8 @@ class CNNRecipe(Recipe):
         for group in optimizer.param_groups:
             # the group of thresholds keeps its own rate, as published
             if group["scheduled"]:
-                group["lr"] = rate
+                # optimizers of older runs have no factors
+                group["lr"] = rate * group.get("factor", 1)
         return rate
 
     def targets(self, images, labels, epoch):

@@ -14,7 +14,7 @@ from PIL import Image
 
 from engine.errors import UseError
 from inputs.images import Files
-from inputs.loader import FileLoader, MemoryLoader, drawn_from, seeded
+from inputs.loader import FileLoader, MemoryLoader, drawn_from, padded, seeded
 from inputs.table import IMAGENET
 from tests.helpers import image_folder
 from tests.inputs.noise import batches, files, make, marked, normalised
@@ -270,6 +270,33 @@ def test_half_of_the_images_are_mirrored(augmented):
 def test_every_image_has_its_own_crop(augmented):
     _, flip, crops = augmented
     assert len(set(crops)) > (50 if flip else 20)
+
+
+def test_alternating_flips_mirror_an_image_in_every_other_epoch():
+    """Whatever the crop; and another image in the other epochs."""
+    data = replace(marked(200, crop=0), alternate=True)
+    loader = make(data, batch_size=64)[0]
+    mirrored = []
+    for epoch in (1, 2, 3):
+        flips = torch.zeros(200, dtype=torch.bool)
+        for images, labels, _ in loader.epoch(epoch):
+            upright = normalised(data.train.images[labels], data.mean, data.std)
+            same = (images.permute(0, 2, 3, 1) - upright).abs().amax((1, 2, 3)) < 1e-4
+            flips[labels] = ~same
+        mirrored.append(flips)
+    first, second, third = mirrored
+    assert torch.equal(first, ~second)
+    assert torch.equal(first, third)
+    assert abs(first.sum().item() - 100) < 5 * math.sqrt(50)
+
+
+def test_a_crop_may_reach_into_the_mirrored_image():
+    row = torch.arange(4, dtype=torch.uint8)
+    images = row.repeat(1, 4, 1).unsqueeze(3).repeat(1, 1, 1, 3)  # [1, 4, 4, 3]
+    around = padded(images, 2, reflect=True)
+    assert around.shape == (1, 8, 8, 3)
+    assert around[0, 0, :, 0].tolist() == [2, 1, 0, 1, 2, 3, 2, 1]
+    assert padded(images, 2)[0, :, 0].eq(0).all()
 
 
 # ---- images from files

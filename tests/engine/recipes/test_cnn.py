@@ -41,6 +41,12 @@ def test_cosine_falls_step_by_step_to_zero():
     assert learning_rate(9 - 1e-9, cosine) == pytest.approx(0, abs=1e-12)
 
 
+def test_a_line_falls_to_zero_after_the_warm_up():
+    line = options(lr_schedule="linear", warm_up=True)
+    rates = [learning_rate(e, line) for e in (1, 2, 3, 6, 9)]
+    assert rates == pytest.approx([0, 0.4, 0.8, 0.4, 0])
+
+
 def test_a_warm_up_comes_before_the_cosine():
     warm = options(warm_up=True)
     assert [learning_rate(e, warm) for e in (1, 1.5, 2)] == pytest.approx([0, 0.2, 0.4])
@@ -69,6 +75,23 @@ def test_a_drop_is_at_the_whole_part_of_its_fraction():
 
 
 # ---- optimizers
+
+
+def test_the_biases_of_batch_norm_learn_at_a_multiple_of_the_rate():
+    """And with fixed scales nothing else of it does."""
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1, bias=False), torch.nn.BatchNorm2d(2))
+    recipe = CNNRecipe(options(norm_bias_lr=64.0, fixed_norm_scale=True, momentum=0.0))
+    optimizer = recipe.optimizer(net)
+    recipe.set_rate(optimizer, 5)
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    before = [parameter.clone() for parameter in net.parameters()]
+    optimizer.step()
+    weight, scale, bias = [old - p for old, p in zip(before, net.parameters())]
+    decayed = 0.4 * 5e-4 * before[0]
+    torch.testing.assert_close(weight, 0.4 + decayed)
+    torch.testing.assert_close(bias, torch.full((2,), 0.4 * 64))
+    assert scale.eq(0).all()
 
 
 class Site(torch.nn.Module):
