@@ -30,12 +30,14 @@ class SnnSettings(CNNSettings):
     """Options of snn_ddp.py."""
 
     network: NetworkOptions = group(
-        hidden=("bn",),
+        bn={"help": "train with the batch norm of an unfused ANN; what is stored is fused"},
         dropout={
             "default": 0.5,
             "help": "dropout after activations, with one mask for all timesteps",
         },
-        pretrained_ann={"help": "fused ANN to convert (absorb_bn.py writes one)"},
+        pretrained_ann={
+            "help": "ANN to convert: fused (absorb_bn.py writes one), or with --bn unfused"
+        },
     )
     neuron: NeuronOptions = group()
     conversion: ConversionOptions = group()
@@ -96,6 +98,7 @@ def rules(asked):
             not network.pretrained_snn,
             "--pretrained_snn holds thresholds and leaks",
         ),
+        (["bn"], not network.pretrained_snn, "a stored spiking network has no batch norm"),
         (["conversion"], from_ann, "there is no --pretrained_ann to convert"),
         (
             ["scaling_factor", "balance", "balance_steps"],
@@ -226,7 +229,7 @@ def work(asked, saved, world):
     network, neuron, compute = asked.network, asked.neuron, asked.compute
     run.say_backend(neuron.neuron_backend, world, compute.compile)
     act = activation(asked)
-    net = run.build(network, task.about, act, bn=False, head_dropout=network.dropout)
+    net = run.build(network, task.about, act, head_dropout=network.dropout)
     check(net, asked)
     extra = start_weights(net, act, task)
     net = run.place(net, world)

@@ -298,7 +298,7 @@ def _check_norm(net, state, path):
     if in_file and not in_network:
         raise UseError(
             f"{path} holds unfused batch norm: "
-            "run absorb_bn.py on it first and give its ..._bn_fused.pth"
+            "run absorb_bn.py on it first and give its ..._bn_fused.pth, or give --bn"
         )
     if in_network and not in_file:
         raise UseError(

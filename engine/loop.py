@@ -71,6 +71,12 @@ class RunOptions:
         "run folder (or the last.pth in a run folder) of an interrupted run to go on with; the "
         "settings of that run hold",
     )
+    keep: str = option(
+        "best",
+        "epoch whose network is the result: the best one on the test set, as published, or on "
+        "images held back by --val_fraction; or the last one",
+        choices=("best", "last"),
+    )
     test_only: bool = option(False, "evaluate --pretrained weights once, train nothing")
     energy: bool = run_option(
         False,
@@ -388,7 +394,9 @@ class Trainer:
         about = self.record.data
         train, test = (about[part]["images"] for part in ("train", "test"))
         chosen = "the best epoch is chosen on "
-        if self.held_back:
+        if self.run.keep == "last":
+            chosen = "the last epoch counts"
+        elif self.held_back:
             chosen += "held-back training images"
         else:
             chosen += "the test set (published habit; --val_fraction holds images back)"
@@ -444,7 +452,7 @@ class Trainer:
         self.seconds += time.perf_counter() - start
         name = "val" if self.held_back else "test"
         self.accuracy = chosen["accuracy"]
-        if chosen["accuracy"] > self.best:
+        if chosen["accuracy"] > self.best or self.run.keep == "last":
             self.best, self.best_epoch = chosen["accuracy"], self.epoch
             self.save_best()
 
@@ -464,7 +472,7 @@ class Trainer:
         self.world.say(
             f"epoch {self.epoch}/{self.recipe.epochs}  train {loss:.4f} {accuracy:.2%}  "
             f"{name} {chosen['loss']:.4f} {chosen['accuracy']:.2%}  "
-            f"best {self.best:.2%} ({self.best_epoch})  "
+            f"{self.run.keep} {self.best:.2%} ({self.best_epoch})  "
             f"lr {self.rate:.3g}  {values['images_per_s']:.0f} images/s"
         )
         # the next epoch's number goes with this epoch's weights
@@ -512,7 +520,7 @@ class Trainer:
         if self.writes:
             write_json(folder / "summary.json", summary)
 
-        text = f"best {self.best:.2%} at epoch {self.best_epoch}"
+        text = f"{self.run.keep} {self.best:.2%} at epoch {self.best_epoch}"
         if "test_accuracy" in summary:
             text += f", test {summary['test_accuracy']:.2%}"
         where = f"weights {weights}, run {folder}" if folder else "nothing saved (--dont_save)"

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from . import LogQuant, build
+from . import ReLU, build
 from .activations import unfold
 from .layers import Synapse
 from .neuron.backends.dispatch import mlif
@@ -64,7 +64,7 @@ def fuse_bn(net, images, tolerance=1e-4):
         b' = (b - mean) * g / sqrt(var + eps) + beta
 
     Args:
-        net: an ANN or LQ-ANN with batch norm, compared in eval mode. images: [B, C, H, W].
+        net: a network with batch norm, compared in eval mode. images: [B, C, H, W].
     Raises:
         ValueError: net has no batch norm.
         ConversionError: the outputs differ by more than `tolerance`.
@@ -85,12 +85,12 @@ def fuse_bn(net, images, tolerance=1e-4):
     fit(fused, merged.state_dict())
 
     compared = fused
-    if isinstance(net.act, LogQuant):
-        # Rounding may carry a value to a quantiser's other level: compare in double precision.
+    if not isinstance(net.act, ReLU):
+        # Rounding may carry a value to another level: compare what is exact, in double precision.
         images = images.double()
         net.double()
-        compared = copy.deepcopy(fused).double()
-    return fused, prove("fused", net(images), compared(images), tolerance)
+        compared = merged
+    return fused, prove("fused", _outputs(net, images), _outputs(compared, images), tolerance)
 
 
 def to_spiking(net, act):

@@ -1,5 +1,5 @@
-"""The recipe of a converted spiking network: bounds on thresholds and leaks, a price on spikes,
-folded output scales.
+"""The recipe of a spiking network: bounds on thresholds and leaks, a price on spikes, folded batch
+norm and output scales.
 """
 
 import torch
@@ -19,7 +19,7 @@ class SpikingRecipe(CNNRecipe):
     Args:
         net: the network that is trained; its firing is watched if there is a penalty.
         rate_penalty: weight of the mean firing rate in the loss of an image.
-        images: function that gives images [B, 3, H, W] on which folded output scales are proved.
+        images: function that gives images [B, 3, H, W] on which what is stored is proved.
     """
 
     def __init__(self, options, net, rate_penalty=0.0, images=None, teacher=None):
@@ -46,11 +46,11 @@ class SpikingRecipe(CNNRecipe):
         torch._foreach_clamp_min_(self.positive, THETA_MIN)
 
     def export(self, net):
-        """The network with its output scales folded into weights, proved equal; see `Recipe`."""
-        if not self.scaled:
-            return net
+        """The network with batch norm and scales in its weights, proved equal; see `Recipe`."""
         try:
-            return convert.fold_scales(net, self.images())
+            if net.built["bn"]:
+                net, _ = convert.fuse_bn(net, self.images())
+            return convert.fold_scales(net, self.images()) if self.scaled else net
         except convert.ConversionError as error:
             raise RunError(
                 f"{error}: lower --thr_lr or --learning_rate, last.pth holds the state before"

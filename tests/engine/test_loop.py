@@ -189,6 +189,20 @@ def test_the_best_epoch_is_the_first_of_the_highest_accuracy(monkeypatch):
     assert summary["last_accuracy"] == 0.5
 
 
+def test_the_last_epoch_counts_where_it_is_asked_for(monkeypatch, capsys):
+    """So no figure of it was chosen on the test set."""
+    accuracies = iter([0.25, 0.75, 0.5])
+    net = linear()
+    run = trainer(net, Noting(epochs=3), noise(4), keep="last")
+    monkeypatch.setattr(run, "_evaluate", lambda: {"loss": 1.0, "accuracy": next(accuracies)})
+    summary = run.fit()
+    assert (summary["best_epoch"], summary["best_accuracy"]) == (3, 0.5)
+    assert torch.equal(run.kept.weight, net.weight)
+    said = capsys.readouterr().out
+    assert "the last epoch counts" in said
+    assert "last 50.00% at epoch 3" in said
+
+
 def test_the_best_network_is_kept_as_it_was(monkeypatch):
     """In memory, where no folder holds it; further training does not move it."""
     accuracies, seen = iter([0.75, 0.5]), []

@@ -51,6 +51,23 @@ def test_an_lq_ann_is_fused_with_its_ranges():
     assert all(after.ready and after.hi == before.hi for before, after in ranges)
 
 
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_a_spiking_network_is_fused_spike_for_spike(name, steps):
+    """Whatever its running statistics have become in training."""
+    net = models.build(name, Spiking(NeuronConfig.vgg(3), steps, 0.1), width_mult=1 / 16)
+    for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.running_mean.normal_(0, 0.1)
+        norm.running_var.uniform_(0.5, 2)
+        nn.init.uniform_(norm.weight, 0.5, 1.5)
+    images = torch.randn(8, 3, 32, 32)
+    fused, error = convert.fuse_bn(net, images)
+    assert error < 1e-12
+    assert not any("norm" in key for key in fused.state_dict())
+    images = images.double()
+    close(fused.double()(images), net.double().eval()(images), 1e-3)
+
+
 def test_there_must_be_something_to_fuse():
     net = golden.build("vgg16", models.ReLU(), bn=False)
     with pytest.raises(ValueError, match="no batch norm"):
