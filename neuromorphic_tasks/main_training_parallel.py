@@ -76,8 +76,6 @@ def work(asked, saved, world):
     if not data.keep:
         words += "; --cache_gb does not hold the coded recordings: they are coded in every epoch"
     world.say(words)
-    if weights and not saved:
-        world.say(f"weights from {weights}")
     net.recompute = asked.compute.recompute
     if asked.run.test_only:
         return run.test_only(net, task, weights, "--pretrained_snn")
