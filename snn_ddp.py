@@ -88,6 +88,12 @@ def rules(asked):
         ),
         (["surrogate_edge"], inner, "only one-hot neurons of several lanes have inner boundaries"),
         (
+            ["surrogate_gamma", "surrogate_edge"],
+            neuron.surrogate == "triangle",
+            "it belongs to --surrogate triangle",
+        ),
+        (["clipped_slope"], neuron.surrogate == "clipped", "give --surrogate clipped"),
+        (
             ["amsgrad", "betas"],
             training.optimizer == "Adam",
             "it belongs to --optimizer Adam",
@@ -111,12 +117,14 @@ def rules(asked):
 def activation(asked):
     """The `Spiking` activation of the options."""
     neuron = asked.neuron
+    clipped = neuron.surrogate == "clipped"
     config = models.NeuronConfig.vgg(
         neuron.levels,
         neuron.hardware_opt,
         bool(neuron.reset_to_zero),
-        neuron.surrogate_gamma,
+        neuron.clipped_slope if clipped else neuron.surrogate_gamma,
         neuron.surrogate_edge,
+        neuron.surrogate,
     )
     # matched conversion fits an output scale to every layer
     matched = asked.network.pretrained_ann and asked.conversion.conversion == "matched"

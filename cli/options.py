@@ -65,10 +65,17 @@ class NeuronOptions:
     )
     reset_to_zero: int = option(0, "1: hard reset, 0: subtract", **SWITCH)
     input_encoding: int = option(1, "1: analog image, 0: Bernoulli rate", **SWITCH)
-    activation: str = option("Linear", "surrogate: the linear triangle", choices=("Linear",))
+    activation: str = option("Linear", "published: the triangle", choices=("Linear",))
+    surrogate: str = option(
+        "triangle",
+        "surrogate gradient: the published triangle around each threshold, or clipped: constant up "
+        "to the top level, 0 above",
+        choices=("triangle", "clipped"),
+    )
     surrogate_gamma: float = option(
         0.3, "height of the triangular surrogate (damping)", strictly_positive
     )
+    clipped_slope: float = option(0.75, "height of the clipped surrogate", strictly_positive)
     surrogate_edge: str = option(
         "published",
         "weight of the inner boundaries in the surrogate: 1/2 of the paper, or 3/2 of the "

@@ -10,7 +10,8 @@ from math import inf
 
 MAX_LEVELS = 8
 RESETS = ("soft", "soft_theta", "hard")
-SURROGATES = ("triangle", "sigmoid")  # a kernel knows a surrogate by its place in this row
+# a kernel knows a surrogate by its place in this row
+SURROGATES = ("triangle", "sigmoid", "clipped")
 INNER_SLOPES = ("paper", "published")
 
 
@@ -36,7 +37,8 @@ class NeuronConfig:
         detach_reset: no gradient through the firing decision inside the reset; always True for
             'soft_theta', which has none.
         scaled: boundaries at `theta * 2^(s-S+1)`, outputs `2^(s-S+1)`: the top lane emits 1.
-        surrogate: 'triangle' (height `gamma`) or 'sigmoid' (steepness `alpha`).
+        surrogate: 'triangle' (height `gamma`) or 'sigmoid' (steepness `alpha`) at each boundary;
+            'clipped' is `gamma` from 0 to where a line of that slope reaches the top output.
         relative: the surrogate's distance is `r / 2^i - 1` (True) or `r - 2^i` (False).
         inner_slope: weight of the surrogate at the inner boundaries of a one-hot neuron with
             relative distances: 'paper' takes the jump's 1/2, 'published' 3/2.
@@ -132,12 +134,14 @@ class NeuronConfig:
         reset_to_zero=False,
         gamma=0.3,
         inner_slope="published",
+        surrogate="triangle",
     ):
         """Neuron of VGG16 and ResNet20 (`snn_ddp.py`); `hardware_opt` 1 one-hot, 2 multi-hot."""
         return cls(
             levels=levels,
             one_hot=hardware_opt != 2,
             reset="hard" if reset_to_zero else "soft",
+            surrogate=surrogate,
             gamma=gamma,
             inner_slope=inner_slope,
         )

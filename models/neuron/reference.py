@@ -67,11 +67,19 @@ def sigmoid(d, config):
     return alpha * s * (1 - s)
 
 
-PHI = {"triangle": triangle, "sigmoid": sigmoid}  # one for each of config.SURROGATES
+PHI = {"triangle": triangle, "sigmoid": sigmoid}  # of config.SURROGATES, those around a boundary
+
+
+def clipped(r, config):
+    """gamma where 0 < r < top / gamma: straight through the staircase, up to the top output."""
+    gamma, top = config.gamma, config.boundaries[-1]
+    return gamma * ((r > 0) & (r < top / gamma)).to(r.dtype)
 
 
 def surrogate(r, config):
-    """d o / d r at r = u / unit: sum_i c_i * phi(d_i)."""
+    """d o / d r at r = u / unit: sum_i c_i * phi(d_i), or `clipped`."""
+    if config.surrogate == "clipped":
+        return clipped(r, config)
     phi = PHI[config.surrogate]
     total = torch.zeros_like(r)
     for slope, boundary in zip(config.slopes, config.boundaries, strict=True):

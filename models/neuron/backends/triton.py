@@ -140,12 +140,15 @@ if triton is not None:
         GAMMA: constexpr,
         ALPHA: constexpr,
     ):
-        total = tl.zeros_like(r)
-        for i in tl.static_range(LEVELS):
-            d = r * (1.0 / 2.0**i) - 1.0 if RELATIVE else r - 2.0**i
-            inner = INNER if RELATIVE else INNER * 2.0 ** (i - 1)
-            weight = inner if i > 0 else 1.0
-            total += _bump(d, weight, SURROGATE, GAMMA, ALPHA)
+        if SURROGATE == "clipped":
+            total = tl.where((r > 0.0) & (r < 2.0 ** (LEVELS - 1) / GAMMA), GAMMA, 0.0).to(r.dtype)
+        else:
+            total = tl.zeros_like(r)
+            for i in tl.static_range(LEVELS):
+                d = r * (1.0 / 2.0**i) - 1.0 if RELATIVE else r - 2.0**i
+                inner = INNER if RELATIVE else INNER * 2.0 ** (i - 1)
+                weight = inner if i > 0 else 1.0
+                total += _bump(d, weight, SURROGATE, GAMMA, ALPHA)
         return total
 
     # The kernels' constants are explained in kernels/mlif.cu. A potential that is not given or not

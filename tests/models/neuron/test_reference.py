@@ -181,6 +181,16 @@ def test_no_neurons(backend):
     assert gtheta == 0
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_clipped_surrogate_is_a_line_to_the_top_level(backend):
+    """x = -1, 0, 1, 20, 21.4, theta 4: r = -0.25, 0, 0.25, 5, 5.35, and 4 / 0.75 is 5.33."""
+    config = NeuronConfig.vgg(3, gamma=0.75, surrogate="clipped")
+    x = torch.tensor([[-1.0, 0.0, 1.0, 20.0, 21.4]])
+    gx = run(config, x, 4.0, backend=backend, grad=torch.ones(1, 5))[2]
+    slope = 0.75 / 4
+    assert gx.flatten().tolist() == pytest.approx([0, 0, slope, slope, 0])
+
+
 @pytest.mark.parametrize("levels", [1, 2, 4])
 @pytest.mark.parametrize("gamma", [0.3, 1.0])
 def test_surrogate_areas(gamma, levels):
