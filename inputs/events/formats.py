@@ -13,6 +13,8 @@ and frames keep the axes of the sensor                                (docs/meth
 
 import json
 import re
+import struct
+import zlib
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,6 +27,7 @@ from engine.files import write_atomic
 # Where the public scripts keep DVS-CIFAR10: <class>/<recordings>, prepared/<split>.
 DATA = Path(__file__).resolve().parents[2] / "neuromorphic_tasks" / "data" / "dvs-cifar10"
 SIDE = 128  # of the sensor, pixels
+NARROW = SIDE // 3  # fewer columns or rows with events than any scene before a DVS128 has
 FRAMES = 80  # of a prepared recording
 FORMAT = "mlif-dvs-1"  # of prepared data
 PARTS = ("train", "test")  # of prepared data
@@ -36,10 +39,12 @@ EVENT = {
     "1.0": np.dtype([("address", ">u2"), ("t", ">u4")]),
     "2.0": np.dtype([("address", ">u4"), ("t", ">u4")]),
 }
+COMPRESSED = 15  # miCOMPRESSED, a data type of MATLAB 5 files
 SPECIAL = 1 << 15  # addresses from here on have bits that no pixel has
 
 # An event may begin with the byte '#', too: a line of the header is text.
 HEADER = re.compile(rb"(?:#[^\x00-\x08\n]*\n)*")
+CHIP = re.compile(rb"^# *AEChip: *[\w.$]*?(\w+)\s*$", re.MULTILINE)  # the last word: its class
 TEXT = (
     "#!AER-DAT2.0\r\n# This is a raw AE data file - do not edit\r\n"
     "# Data format is int32 address, int32 timestamp (8 bytes total), repeated for each event\r\n"
@@ -54,7 +59,7 @@ class Events:
 
     t: int64 [N], us, 32-bit timestamps unwrapped. x, y: int16 [N] in 0 .. 127. p: uint8 [N], 0 OFF,
     1 ON. dropped: how many were left out: `special` (the address has bits beyond the pixel's) and
-    `outside` the sensor.
+    `outside` the sensor. chip: the sensor that the header names.
     """
 
     path: Path
@@ -64,6 +69,7 @@ class Events:
     p: np.ndarray
     dropped: dict = field(default_factory=dict)
     steps_back: int = 0
+    chip: str = ""
 
     def __len__(self):
         return len(self.t)
@@ -82,7 +88,7 @@ def encode(x, y, p):
     return 1 - p | (127 - x) << 1 | y << 8
 
 
-# ---- readers: path -> (t, x, y, p, number of special events), columns as the file holds them ----
+# ---- readers: path -> (t, x, y, p, number of special events, chip); columns as the file has them
 
 
 def _unwrap(ticks):
@@ -104,7 +110,8 @@ def _read_jaer(path, data, version):
     words = np.frombuffer(data, event, offset=start)
     pixels = words[words["address"] < SPECIAL]
     t, special = _unwrap(pixels["t"]), len(words) - len(pixels)
-    return t, *decode(pixels["address"]), special
+    named = CHIP.search(data, 0, start)
+    return t, *decode(pixels["address"]), special, named[1].decode() if named else ""
 
 
 def _read_aedat4(path):
@@ -125,7 +132,7 @@ def _read_aedat4(path):
         parts = [events[key] for events in packets]
         return np.concatenate(parts or [np.empty(0, int)])
 
-    return column("t"), column("x"), column("y"), column("on"), 0
+    return column("t"), column("x"), column("y"), column("on"), 0, ""
 
 
 def _read_aedat(path):
@@ -144,10 +151,28 @@ def _read_aedat(path):
     raise UseError(f"{path} is AEDAT {version}, expected one of {', '.join(EVENT)}, 4.0; {HINT}")
 
 
+def _check_sums(path):
+    """Unpack the compressed matrices of a MATLAB 5 file, which end with their checksums.
+
+    Raises:
+        zlib.error: damaged, or cut off.
+    """
+    data, at = path.read_bytes(), 128
+    order = {b"\0\1IM": "<II", b"\1\0MI": ">II"}.get(data[124:128])
+    while order and at + 8 <= len(data):
+        kind, size = struct.unpack_from(order, data, at)
+        at += 8
+        if kind == COMPRESSED:
+            zlib.decompress(data[at : at + size])
+        at += size
+
+
 def _read_mat(path):
     from scipy.io import loadmat
 
     try:
+        # SciPy reads as far as a matrix's header says, so a checksum may stay unchecked
+        _check_sums(path)
         table = loadmat(path, variable_names=["out1"], appendmat=False)["out1"]
     except NotImplementedError:  # MATLAB 7.3 writes HDF5, transposed
         try:
@@ -167,7 +192,7 @@ def _read_mat(path):
             f"{HINT}"
         )
     t, _, _, x, y, p = table.T
-    return t, x, y, p, 0
+    return t, x, y, p, 0, ""
 
 
 def _read_npz(path):
@@ -180,7 +205,7 @@ def _read_npz(path):
     shapes = [list(column.shape) for column in columns]
     if len(shapes[0]) != 1 or shapes.count(shapes[0]) != 4:
         raise UseError(f"{path}: t, x, y, p are {shapes}, expected four of one length; {HINT}")
-    return *columns, 0
+    return *columns, 0, ""
 
 
 READERS = {".mat": _read_mat, ".npz": _read_npz}  # the others are AEDAT
@@ -225,7 +250,7 @@ def read(path):
         raise UseError(f"no recording at {path}")
     suffix = path.suffix.lower()
     try:
-        *columns, special = READERS.get(suffix, _read_aedat)(path)
+        *columns, special, chip = READERS.get(suffix, _read_aedat)(path)
     except UseError:
         raise
     except Exception as error:  # scipy, zipfile, h5py and aedat raise anything on a damaged file
@@ -237,25 +262,40 @@ def read(path):
         # SpikingJelly turned the picture upright
         x, y = y, SIDE - 1 - x
     _check(path, "p", p, (p >= -1) & (p <= 1), "0 or -1 (OFF), or 1 (ON)")
-    return _on_sensor(path, t, x, y, p, special)
+    return _on_sensor(path, t, x, y, p, special, chip)
 
 
-def _on_sensor(path, t, x, y, p, special):
+def _on_sensor(path, t, x, y, p, special, chip):
     """The `Events` of columns of whole numbers, without those outside the sensor."""
     inside = (np.minimum(x, y) >= 0) & (np.maximum(x, y) < SIDE)
     dropped = {"special": special, "outside": int((~inside).sum())}
     lost, total = sum(dropped.values()), special + len(t)
     if lost > total / 2:
+        named = f", its header names a {chip}" if chip else ""
         raise UseError(
             f"{path}: {lost} of {total} events have no place on a {SIDE}x{SIDE} sensor: "
-            f"expected a recording of a DVS128; {HINT}"
+            f"expected a recording of a DVS128{named}; {HINT}"
         )
     if not len(t):
         raise UseError(f"{path} holds no events; {HINT}")
     t, on = t[inside], p[inside] > 0
     x, y = (column[inside].astype(np.int16) for column in (x, y))
     steps_back = int((np.diff(t) < 0).sum())
-    return Events(path, t, x, y, on.astype(np.uint8), dropped, steps_back)
+    return Events(path, t, x, y, on.astype(np.uint8), dropped, steps_back, chip)
+
+
+def oddities(events):
+    """What is odd about events of a DVS128, as texts: another sensor's may fit its addresses."""
+    found = []
+    if events.chip not in ("", "DVS128"):
+        found.append(f"the header names a {events.chip}")
+    if events.p.min() == events.p.max():
+        found.append(f"all events are {'ON' if events.p[0] else 'OFF'}")
+    for name in "xy":
+        values = len(np.unique(getattr(events, name)))
+        if values < NARROW:
+            found.append(f"{values} of {SIDE} values of {name}")
+    return found
 
 
 # ---- writing ----

@@ -36,6 +36,7 @@ from .formats import (
     SIDE,
     SUFFIXES,
     frames,
+    oddities,
     read,
     simulated,
 )
@@ -199,7 +200,8 @@ def convert(source, job):
         "steps_back": events.steps_back,
         "crc32": zlib.crc32(row),
     }
-    return entry, row
+    odd = oddities(events)
+    return entry | ({"odd": odd} if odd else {}), row
 
 
 # ---- all of them ----
@@ -258,7 +260,9 @@ def _fill(store, processes):
 
 
 def _say_result(manifest):
-    """Tell what was prepared, and of classes that are not split 900 / 100 as published."""
+    """Tell what was prepared, of odd recordings, and of classes that are not split 900 / 100 as
+    published.
+    """
     train, test = (manifest[part] for part in PARTS)
     whole = train + test
     rejected = sum(sum(entry["dropped"].values()) for entry in whole)
@@ -267,6 +271,13 @@ def _say_result(manifest):
         f"{len(manifest['skipped'])} skipped, of {sum(entry['events'] for entry in whole)} events "
         f"({rejected} left out, {sum(entry['steps_back'] for entry in whole)} steps back in time)"
     )
+    odd = [entry for entry in whole if "odd" in entry]
+    if odd:
+        first = f"{odd[0]['file']} ({'; '.join(odd[0]['odd'])})"
+        print(
+            f"warning: {len(odd)} recordings are odd for a DVS128, the first: {first}; the "
+            "manifest lists them"
+        )
     if manifest["split"] != "first900":
         return
 

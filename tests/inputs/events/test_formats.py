@@ -5,6 +5,8 @@ separate reader reads.
 import struct
 import sys
 import types
+import zlib
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +17,7 @@ from scipy.io import savemat
 from scipy.sparse import csc_matrix
 
 from engine.errors import UseError
-from inputs.events.formats import Events, decode, encode, frames, read, write
+from inputs.events.formats import Events, decode, encode, frames, oddities, read, write
 from tests.helpers import GOLDEN
 from tests.inputs.events.made import columns, random_events
 
@@ -128,6 +130,37 @@ def test_times_that_wrap_or_step_back(tmp_path):
     assert events.steps_back == 2  # in the order of the file, which the frames follow
 
 
+# ---- recordings of another sensor ----
+
+
+def test_nothing_is_odd_about_a_genuine_recording():
+    assert oddities(golden_events()) == []
+    assert oddities(random_events(80)) == []
+
+
+def test_a_sensor_that_fits_the_addresses_is_odd(tmp_path):
+    """A cochlea's ten bits: channels and ears, where the DVS128 has x, y and polarity."""
+    rng = np.random.default_rng(0)
+    words = [(int(address) | 1, tick) for tick, address in enumerate(rng.integers(0, 1024, 500))]
+    assert oddities(aedat2(tmp_path, words)) == ["all events are OFF", "4 of 128 values of y"]
+
+
+@pytest.mark.parametrize("side, names", [(34, ["x", "y"]), (64, [])])
+def test_events_in_a_corner_are_odd(side, names):
+    """34 pixels: N-MNIST."""
+    events = random_events(2000)
+    corner = replace(events, x=events.x % side, y=events.y % side)
+    assert oddities(corner) == [f"{side} of 128 values of {name}" for name in names]
+
+
+@pytest.mark.parametrize("chip", ["DVS128", "DAVIS240C"])
+def test_the_chip_that_a_header_names(tmp_path, chip):
+    events = random_events(200)
+    write(tmp_path / "a.aedat", events, f"AEChip: eu.seebetter.chips.{chip}")
+    known = [] if chip == "DVS128" else ["the header names a DAVIS240C"]
+    assert oddities(read(tmp_path / "a.aedat")) == known
+
+
 # ---- the same events from every format ----
 
 
@@ -196,6 +229,7 @@ def test_aedat4(monkeypatch, real):
 # ---- what cannot be read ----
 
 ROW = struct.pack(">II", 0, 0)
+FAR = struct.pack(">II", 1 << 31, 0)  # of another sensor
 BAD = {  # file: (content, words of the line)
     "empty.aedat": (b"", "no AEDAT recording", "'#!AER-DAT2.0' at byte 0"),
     "text.aedat": (b"accuracy 93.5 %\n", "no AEDAT recording", "b'accuracy 93."),
@@ -213,9 +247,14 @@ BAD = {  # file: (content, words of the line)
         "6 bytes each, the last one has 2",
     ),
     "davis.aedat": (
-        HEAD + struct.pack(">II", 1 << 31, 0) * 3 + ROW,
+        HEAD + FAR * 3 + ROW,
         "3 of 4 events have no place on a 128x128",
         "DVS128",
+    ),
+    "named.aedat": (
+        HEAD + b"# AEChip: eu.seebetter.ini.chips.davis.DAVIS240C\r\n" + ROW + FAR * 3,
+        "3 of 4 events have no place on a 128x128 sensor",
+        "expected a recording of a DVS128, its header names a DAVIS240C",
     ),
     "only.aedat": (HEAD + struct.pack(">II", 1 << 15, 0) * 3, "3 of 3 events have no place"),
     "a.aedat4": (b"#!AER-DAT4.0\r\n", "pip install aedat"),
@@ -309,6 +348,16 @@ def test_an_array_that_is_read_in_part_is_checked_whole(tmp_path):
     (tmp_path / "b.npz").write_bytes((tmp_path / "a.npz").read_bytes().replace(b"<i8", b"<i4", 1))
     with pytest.raises(UseError, match="fails its checksum"):
         read(tmp_path / "b.npz")
+
+
+def test_a_matrix_whose_checksum_is_cut_off_is_refused(tmp_path):
+    savemat(tmp_path / "a.mat", {"out1": RECORDED["events"]}, do_compression=True)
+    whole = (tmp_path / "a.mat").read_bytes()
+    head, body = whole[:128], zlib.decompress(whole[136:])
+    packed = zlib.compress(body)[:-1]
+    (tmp_path / "b.mat").write_bytes(head + struct.pack("<II", 15, len(packed)) + packed)
+    with pytest.raises(UseError, match=r"b\.mat is damaged"):
+        read(tmp_path / "b.mat")
 
 
 # ---- damaged files, drawn at random ----

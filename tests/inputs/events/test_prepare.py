@@ -9,7 +9,7 @@ import pytest
 
 from engine.errors import UseError
 from inputs.events import prepare as preparation
-from inputs.events.formats import CLASSES, frames, read
+from inputs.events.formats import CLASSES, Events, frames, read, write
 from neuromorphic_tasks.data import dvscifar_prepare
 from tests.helpers import ROOT
 from tests.helpers import read as script
@@ -18,6 +18,7 @@ from tests.inputs.events.made import (
     is_prepared,
     manifest_of,
     prepare,
+    random_events,
     recording,
     shorten,
 )
@@ -152,6 +153,22 @@ def test_what_is_left_out_is_counted(recordings, tmp_path, capsys):
         f"note: {tmp_path}: 4 recordings read; files that are left out: 2 .dat, 1 .txt, "
         "1 beside the class folders, 1 folders in a class, 1 hidden\n"
     ) in capsys.readouterr().out
+
+
+def test_recordings_of_another_sensor_are_named(recordings, tmp_path, capsys):
+    shutil.copytree(recordings / "cat", tmp_path / "cat")
+    for n in (9, 10):
+        events = random_events(200)
+        off = Events("off", events.t, events.x, events.y % 4, events.p * 0)
+        write(tmp_path / f"cat/cifar10_cat_{n}.aedat", off)
+    prepare(tmp_path, tmp_path / "prepared/a")
+    assert (
+        "warning: 2 recordings are odd for a DVS128, the first: cat/cifar10_cat_9.aedat (all "
+        "events are OFF; 4 of 128 values of y)"
+    ) in capsys.readouterr().out
+    manifest = manifest_of(tmp_path / "prepared/a")
+    odd = {entry["file"]: entry["odd"] for entry in manifest["train"] if "odd" in entry}
+    assert list(odd) == ["cat/cifar10_cat_9.aedat", "cat/cifar10_cat_10.aedat"]
 
 
 # ---- unusable recordings ----
