@@ -440,6 +440,7 @@ class Trainer:
             self.sums.zero_()
             self.recipe.before_epoch(self.net, self.epoch)
         self._train_epoch()
+        self.recipe.after_epoch(self.net, self.optimizer)
         # batch norm: all processes evaluate what rank 0 stores
         for net in dict.fromkeys((self.net, self.recipe.trained(self.net))):
             self.world.share(net.buffers())

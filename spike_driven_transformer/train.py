@@ -105,11 +105,9 @@ def make_recipe(asked, about, net):
         UseError: timm refuses an option, or the batch cannot be mixed.
     """
     mixing, size = asked.mixing, asked.batches.batch_size
-    # images are mixed in pairs: the first with the last, and so on
-    if mixing.on and mixing.mixup_mode != "elem" and size % 2:
-        raise UseError(
-            f"--batch_size {size}: mixing by --mixup_mode {mixing.mixup_mode} needs an even one"
-        )
+    # timm's `Mixup` demands it in every mode, since images are mixed in pairs
+    if mixing.on and size % 2:
+        raise UseError(f"--batch_size {size}: mixing needs an even one")
     parts = (asked.training, asked.timm, asked.schedule, mixing, asked.loss)
     return TimmRecipe(*parts, about["num_classes"], net)
 

@@ -47,6 +47,9 @@ class Recipe:
     def after_step(self, net):
         """After the optimizer's step."""
 
+    def after_epoch(self, net, optimizer):
+        """After the last step of an epoch, before the evaluation."""
+
     def trained(self, net):
         """The network that is evaluated after an epoch, such as an average of the weights."""
         return net

@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 
 from timm.data import Mixup
+from timm.models import model_parameters
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad
@@ -33,7 +34,7 @@ class TimmOptions:
     clip_mode: str = option(
         "norm",
         "what --clip_grad bounds: the norm of all gradients, every value, or norms relative to "
-        "those of the weights (agc)",
+        "those of the weights (agc; all but the readout's)",
         choices=("norm", "value", "agc"),
     )
 
@@ -150,6 +151,11 @@ class TimmRecipe(Recipe):
         self.tet = loss
         # made now, since timm checks values in the making
         self.made = make_optimizer(net, training, timm)
+        if getattr(self.made, "is_second_order", False):
+            raise UseError(
+                f"--opt {timm.opt} needs second derivatives, which a spiking neuron has not: "
+                "give another"
+            )
         self.scheduler, _ = create_scheduler_v2(
             self.made, num_epochs=training.epochs, **asdict(schedule)
         )
@@ -184,14 +190,21 @@ class TimmRecipe(Recipe):
         return F.cross_entropy(out, targets, reduction="sum", label_smoothing=smoothing)
 
     def before_step(self, net, optimizer, scaler):
-        bound = self.timm.clip_grad
+        bound, mode = self.timm.clip_grad, self.timm.clip_mode
         if bound:
             scaler.unscale_(optimizer)  # true gradients are bounded, not those that fp16 scales
-            dispatch_clip_grad(net.parameters(), bound, mode=self.timm.clip_mode)
+            # agc is not meant for the readout, which comes last
+            parameters = model_parameters(net, exclude_head=mode == "agc")
+            dispatch_clip_grad(parameters, bound, mode=mode)
 
     def after_step(self, net):
         if self.average:
             self.average.update(net)
+
+    def after_epoch(self, net, optimizer):
+        # --opt lookahead_...: its slow weights are the result
+        if hasattr(optimizer, "sync_lookahead"):
+            optimizer.sync_lookahead()
 
     def trained(self, net):
         return self.average.module if self.average else net

@@ -85,6 +85,13 @@ class Noting(Recipe):
     def after_step(self, net):
         self.calls.append("after step")
 
+    def after_epoch(self, net, optimizer):
+        self.calls.append("after epoch")
+
+    def trained(self, net):
+        self.calls.append("trained")
+        return net
+
 
 def linear():
     net = torch.nn.Linear(5, 3)
@@ -155,7 +162,9 @@ def test_the_recipe_is_called_in_the_order_of_its_methods():
     recipe = Noting(epochs=1)
     trainer(linear(), recipe, noise(3, 3)).fit()
     step = ["targets", "loss", "before step", "after step"]
-    assert recipe.calls == ["before epoch 1", "rate 1.00", *step, "rate 1.50", *step]
+    before = recipe.calls[: recipe.calls.index("trained")]
+    steps = ["before epoch 1", "rate 1.00", *step, "rate 1.50", *step]
+    assert before == [*steps, "after epoch"]
 
 
 def test_a_step_descends_by_the_mean_gradient_of_the_batch():

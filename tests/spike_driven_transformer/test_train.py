@@ -54,7 +54,15 @@ SMALL = (
         ("--spike_modus lif", ("did you mean --spike_mode?",)),
         ("--aa foo-m9 --pooling_stat 0011", ("timm refuses one of the options",)),
         ("--opt adamv --pooling_stat 0011", ("timm refuses one of the options",)),
-        ("--mixup 0.5 -b 15 --pooling_stat 0011", ("--batch_size 15", "--mixup_mode batch")),
+        ("--mixup 0.5 -b 15 --pooling_stat 0011", ("--batch_size 15: mixing needs an even one",)),
+        (
+            "--mixup 0.5 --mixup_mode elem -b 15 --pooling_stat 0011 --dim 16 --no_aug",
+            ("--batch_size 15: mixing needs an even one",),
+        ),
+        (
+            "--opt lookahead_adahessian --pooling_stat 0011",
+            ("--opt lookahead_adahessian", "second derivatives"),
+        ),
     ],
 )
 def test_command_line_mistakes(words, expected, tmp_path, fails):

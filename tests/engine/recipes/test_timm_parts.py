@@ -7,10 +7,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import models
 from engine.errors import UseError
 from engine.recipes.cnn import TrainingOptions
 from engine.recipes.tet import TETOptions
 from engine.recipes.timm_parts import MixingOptions, ScheduleOptions, TimmOptions, TimmRecipe
+from models import transformer
 
 CLASSES = 4
 IMAGES, LABELS = torch.randn(6, 3, 4, 4), torch.tensor([0, 1, 2, 3, 0, 1])
@@ -93,6 +95,8 @@ def test_the_optimizer_is_the_one_that_is_named(net):
     [
         ({"timm": TimmOptions("adamv")}, "timm refuses one of the options .*adamv"),
         ({"schedule": ScheduleOptions("spline")}, "timm refuses one of the options"),
+        ({"timm": TimmOptions("adahessian")}, "--opt adahessian .*second derivatives"),
+        ({"timm": TimmOptions("lookahead_adahessian")}, "--opt lookahead_adahessian .*second"),
     ],
 )
 def test_what_timm_refuses_is_the_command_lines_mistake(net, given, words):
@@ -173,6 +177,35 @@ def test_gradients_are_bounded_where_it_is_asked_for(net, timm, largest):
     scaler = torch.amp.GradScaler("cpu", enabled=False)
     recipe.before_step(net, recipe.optimizer(net), scaler)
     assert net.weight.grad.max() == largest
+
+
+def test_agc_leaves_the_head_alone():
+    """As in timm's train.py: the gradients of all other weights are bounded unit by unit."""
+    net = models.build("sdt", transformer.neurons("lif", 1, 1), depth=1, dim=16)
+    recipe = make(net, timm=TimmOptions(clip_grad=0.01, clip_mode="agc"))
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    scaler = torch.amp.GradScaler("cpu", enabled=False)
+    recipe.before_step(net, recipe.optimizer(net), scaler)
+    untouched = [name for name, p in net.named_parameters() if p.grad.min() == 1]
+    assert untouched == ["head.weight", "head.bias"]
+    first = next(net.parameters())
+    size, bound = first.grad.flatten(1).norm(dim=1), first.flatten(1).norm(dim=1)
+    assert (size <= 0.01 * bound * 1.001).all()
+
+
+def test_lookahead_is_evaluated_at_its_slow_weights(net):
+    """Of nine steps of -1 the slow weights, which meet the sixth, go half of the rest."""
+    training = TrainingOptions(learning_rate=1.0, momentum=0.0, weight_decay=0.0)
+    still = ScheduleOptions(warmup_epochs=0)
+    recipe = make(net, training, TimmOptions("lookahead_momentum"), still)
+    optimizer, start = recipe.optimizer(net), net.weight.detach().clone()
+    net.weight.grad, net.bias.grad = torch.ones_like(net.weight), torch.ones_like(net.bias)
+    for _ in range(9):
+        optimizer.step()
+    torch.testing.assert_close(net.weight, start - 9)
+    recipe.after_epoch(net, optimizer)
+    torch.testing.assert_close(net.weight, start - 7.5)
 
 
 def test_the_average_follows_the_weights_and_is_stored(net):
