@@ -1,5 +1,6 @@
 """What the training commands share: settings with --resume, network, teacher, run folder."""
 
+import copy
 import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -291,6 +292,28 @@ def test_only(net, task, weights, give):
     return summary
 
 
+@torch.no_grad()
+def check_shares(net, loader):
+    """Refuse training batches of which a process gets too little for the network's batch norm.
+
+    Raises:
+        UseError: a share is a single image, whose smallest feature maps are a single value.
+    """
+    if min(loader.share_sizes()) > 1:
+        return
+    images, *_ = next(loader.epoch(1))
+    image = images[:1]
+    probe = copy.deepcopy(net)
+    models.calibrate(probe, [image])  # an LQ-ANN has no ranges yet
+    try:
+        probe.train()(image)
+    except ValueError as error:
+        raise UseError(
+            "batch norm needs more than one value per channel, and a process gets a single image "
+            f"of a training batch: give another --batch_size ({error})"
+        ) from None
+
+
 def _run_folder(asked, stable, world):
     """The run folder of all processes: that of --resume, else a new one; None with --dont_save."""
     # rank 0 decides, the others are told
@@ -312,9 +335,10 @@ def train(net, recipe, kind, stable, task, extra=None):
 
     kind, stable, extra: see `engine.loop.Record`.
     Raises:
-        UseError: another process works in the run folder.
+        UseError: another process works in the run folder, or see `check_shares`.
     """
     asked, world = task.asked, task.world
+    check_shares(net, task.loaders[0])
     # from here on, where weights and data are the same, each process draws its own dropout masks
     seed_all(asked.compute.seed + world.rank)
     folder = _run_folder(asked, stable, world)

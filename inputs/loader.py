@@ -110,6 +110,12 @@ class Loader:
             if len(places):
                 yield step, batch[places], places, len(batch)
 
+    def share_sizes(self):
+        """How many images a process may get of a training batch: all numbers that occur."""
+        whole = {n for *_, n in self.shares(epoch=1)}
+        size = self.world.size
+        return {n // size for n in whole} | {-(-n // size) for n in whole}
+
 
 def padded(images, pad, reflect=False):
     """uint8 [N, H + 2 * pad, W + 2 * pad, 3] of [N, H, W, 3], with zeros or mirrored around."""

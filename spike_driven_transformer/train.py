@@ -98,18 +98,22 @@ def start_network(task):
     return net
 
 
-def make_recipe(asked, about, net):
+def make_recipe(task, net):
     """The recipe of the options.
 
     Raises:
-        UseError: timm refuses an option, or the batch cannot be mixed.
+        UseError: timm refuses an option, or a batch cannot be mixed.
     """
-    mixing, size = asked.mixing, asked.batches.batch_size
-    # timm's `Mixup` demands it in every mode, since images are mixed in pairs
-    if mixing.on and size % 2:
-        raise UseError(f"--batch_size {size}: mixing needs an even one")
+    asked, mixing = task.asked, task.asked.mixing
+    # timm mixes images in pairs, and demands an even number in every mode
+    odd = [n for n in task.loaders[0].share_sizes() if n % 2]
+    if mixing.on and odd:
+        raise UseError(
+            f"mixing needs an even number of images per step and process, here {odd[0]}: give an "
+            "even --batch_size of no more than the training images"
+        )
     parts = (asked.training, asked.timm, asked.schedule, mixing, asked.loss)
-    return TimmRecipe(*parts, about["num_classes"], net)
+    return TimmRecipe(*parts, task.about["num_classes"], net)
 
 
 def work(asked, saved, world):
@@ -125,7 +129,7 @@ def work(asked, saved, world):
     if asked.run.test_only:
         weights = asked.experiment.initial_checkpoint
         return run.test_only(net, task, weights, "--initial_checkpoint")
-    return run.train(net, make_recipe(asked, task.about, net), "sdt", result(asked), task)
+    return run.train(net, make_recipe(task, net), "sdt", result(asked), task)
 
 
 def main(argv=None):

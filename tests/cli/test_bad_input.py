@@ -371,6 +371,14 @@ CASES = [  # script, arguments ({h}: the folder, {c}: --data_root with CIFAR), w
     ("ann", "--device tpu", "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
     ("ann", "--gpu 256", "--device must be auto, cpu, cuda or cuda:N, got 'cuda:256'"),
     ("ann", "--device cuda:99", "--device cuda:99 is not here", "--device cpu"),
+    # batches
+    (
+        "ann",
+        "--dataset FOLDER --dataset_dir {h}/three --image_size 16 -a RESNET20 --bn --batch_size 5 "
+        "--width_mult 0.0625 --device cpu",
+        "batch norm needs more than one value",
+        "--batch_size",
+    ),
     # resume
     ("ann", "--resume {h}/no_run", "no checkpoint at {h}/no_run/last.pth"),
     ("ann", "--resume {h}/absent", "no checkpoint at {h}/absent"),

@@ -1,6 +1,7 @@
 """What the training commands share: settings with --resume, network, teacher, notes, names."""
 
 from dataclasses import dataclass
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -240,6 +241,34 @@ def test_a_compilation_that_cannot_run_is_refused(mode, why, words, monkeypatch)
     with pytest.raises(UseError, match=words):
         run.check_compile(mode, World())
     run.check_compile("none", World())
+
+
+# ---- batches
+
+
+def one_image(side):
+    """A loader of batches of which a process may get a single image."""
+    images = torch.randn(4, 3, side, side)
+    return SimpleNamespace(share_sizes=lambda: {1, 4}, epoch=lambda epoch: iter([(images,)]))
+
+
+@pytest.mark.parametrize("act", [models.ReLU(), models.LogQuant(2)], ids=["ann", "lq"])
+def test_a_single_value_is_too_little_for_batch_norm(act):
+    """The last feature maps of a 16-pixel image are one pixel wide."""
+    net = models.build("resnet20", act, image_size=16, width_mult=0.0625)
+    with pytest.raises(UseError, match=r"batch norm needs .* give another --batch_size"):
+        run.check_shares(net, one_image(16))
+
+
+@pytest.mark.parametrize("side, bn, steps", [(32, True, 1), (16, False, 1), (16, True, 2)])
+def test_a_single_image_may_be_enough(side, bn, steps):
+    """Of more pixels, without batch norm, or over several timesteps; the network stays as it is."""
+    act = models.Spiking(models.NeuronConfig.vgg(3), steps)
+    net = models.build("resnet20", act, image_size=side, width_mult=0.0625, bn=bn).eval()
+    before = {name: value.clone() for name, value in net.state_dict().items()}
+    run.check_shares(net, one_image(side))
+    assert not net.training
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
 
 
 # ---- images of a conversion

@@ -98,6 +98,19 @@ def test_fewer_images_than_processes(size, batch, words):
         make(marked(45), size=size, batch_size=batch)
 
 
+@pytest.mark.parametrize(
+    "count, batch, size, expected",
+    [(12, 6, 1, {6}), (13, 6, 1, {1, 6}), (12, 7, 2, {2, 3, 4}), (15, 64, 2, {7, 8})],
+)
+def test_the_shares_that_occur_are_known(count, batch, size, expected):
+    shown = set()
+    for rank in range(size):
+        loader, *_ = make(marked(count), rank, size, batch_size=batch)
+        assert loader.share_sizes() == expected
+        shown |= {len(labels) for _, labels, _ in batches(loader)}
+    assert shown == expected
+
+
 # ---- order
 
 

@@ -54,11 +54,10 @@ SMALL = (
         ("--spike_modus lif", ("did you mean --spike_mode?",)),
         ("--aa foo-m9 --pooling_stat 0011", ("timm refuses one of the options",)),
         ("--opt adamv --pooling_stat 0011", ("timm refuses one of the options",)),
-        ("--mixup 0.5 -b 15 --pooling_stat 0011", ("--batch_size 15: mixing needs an even one",)),
-        (
-            "--mixup 0.5 --mixup_mode elem -b 15 --pooling_stat 0011 --dim 16 --no_aug",
-            ("--batch_size 15: mixing needs an even one",),
-        ),
+        ("--mixup 0.5 -b 15 --pooling_stat 0011", ("an even number", "here 15", "--batch_size")),
+        ("--cutmix 1 --mixup_mode elem -b 15 --pooling_stat 0011", ("even number", "here 15")),
+        # a single batch, of all images
+        ("--mixup 0.5 -b 10000 --pooling_stat 0011", ("even number", "here 1437", "--batch_size")),
         (
             "--opt lookahead_adahessian --pooling_stat 0011",
             ("--opt lookahead_adahessian", "second derivatives"),
