@@ -67,9 +67,10 @@ def test_a_data_set_is_named_in_any_case(text):
     "given, names",
     [
         ({"dataset": "CIFAR10"}, {"image_size"}),
-        ({"dataset": "IMAGENET"}, {"image_size", "data_root"}),
-        ({"dataset": "DIGITS"}, {"image_size", "data_root", "dataset_dir"}),
-        ({"dataset": "FOLDER"}, {"data_root"}),
+        ({"dataset": "IMAGENET"}, {"image_size", "data_root", "padding", "flip"}),
+        ({"dataset": "DIGITS"}, {"image_size", "data_root", "dataset_dir", "flip"}),
+        ({"dataset": "FOLDER", "image_size": 64}, {"data_root"}),
+        ({"dataset": "FOLDER", "image_size": 65}, {"data_root", "padding", "flip"}),
     ],
 )
 def test_options_that_do_nothing(given, names):
