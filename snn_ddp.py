@@ -18,6 +18,7 @@ from engine.errors import UseError, guard
 from engine.log import progress
 from engine.loop import evaluate
 from engine.recipes.cnn import TrainingOptions
+from engine.recipes.price import PriceOptions
 from engine.recipes.snn import SpikingRecipe
 from engine.settings import group
 from models import convert
@@ -40,6 +41,7 @@ class SnnSettings(CNNSettings):
         },
     )
     neuron: NeuronOptions = group()
+    price: PriceOptions = group()
     conversion: ConversionOptions = group()
     training: TrainingOptions = group(
         epochs=30, learning_rate=1e-4, lr_interval=(0.6, 0.8, 0.9), momentum=0.95
@@ -81,6 +83,7 @@ def rules(asked):
     return [
         *run.cnn_rules(asked),
         run.backend_rule(asked, traced),
+        run.price_rule(asked.price),
         (
             ["num_channels", "hardware_opt"],
             neuron.multi_channel,
@@ -226,9 +229,9 @@ def make_recipe(net, task):
         images, *_ = next(task.test.epoch(0))
         return images[:32]
 
-    training, penalty = task.asked.training, task.asked.neuron.rate_penalty
+    training = task.asked.training
     teacher = run.teacher(training.distill, task.about, task.world)
-    return SpikingRecipe(training, net, penalty, proof, teacher)
+    return SpikingRecipe(training, net, proof, teacher)
 
 
 def work(asked, saved, world):
@@ -258,7 +261,8 @@ def work(asked, saved, world):
             f"right after the {asked.conversion.conversion} conversion: {right_after:.2%} "
             "on the test set"
         )
-    return run.train(net, make_recipe(net, task), "snn", result(asked), task, extra)
+    recipe = make_recipe(net, task)
+    return run.train(net, recipe, "snn", result(asked), task, extra, asked.price)
 
 
 def main(argv=None):

@@ -14,7 +14,6 @@ from engine.settings import (
     number,
     option,
     positive,
-    rate,
     share,
     strictly_positive,
     width,
@@ -88,12 +87,6 @@ class NeuronOptions:
         choices=models.BACKENDS,
     )
     fixed_neuron: bool = option(False, "keep the initial thresholds, leaks and output scales")
-    rate_penalty: float = option(
-        0.0,
-        "weight of the mean firing rate in the loss: fewer spikes, so less energy, for some "
-        "accuracy",
-        rate,
-    )
 
     @property
     def levels(self):

@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 
 import models
+from analysis import energy, pricing
 from analysis.measure import Measure
 from engine import checkpoint, log, settings
 from engine.dist import World, launch
 from engine.errors import UseError
 from engine.files import locked
 from engine.loop import Record, Trainer, seed_all
+from engine.recipes.price import Price
 from inputs.images import Data
 from inputs.loader import loaders as make_loaders
 from inputs.table import augmented, data_rules, load
@@ -330,10 +332,41 @@ def _run_folder(asked, stable, world):
     return folder[0] and Path(folder[0])
 
 
-def train(net, recipe, kind, stable, task, extra=None):
+def price_rule(price):
+    """--penalty_warm_up does nothing where spikes have no price; price: `PriceOptions`."""
+    return (["penalty_warm_up"], price.on, "give --rate_penalty or --energy_target")
+
+
+def make_price(options, net, task):
+    """The `Price` on the network's spikes, or None; options: `PriceOptions`.
+
+    Raises:
+        UseError: no spikes are few enough for the energy that is asked for.
+    """
+    if not options.on:
+        return None
+    world = task.world
+    bill = torch.zeros(2, dtype=torch.float64, device=world.device)
+    if world.main:
+        images, *_ = next(task.test.epoch(0))
+        first, *rows = energy.measure(net, [images]).layers
+        full = sum(row.macs for row in rows) * energy.E_AC * pricing.MICRO
+        bill = bill.new_tensor([first.energy_uj, full])
+    world.share([bill])
+    fixed, full = bill.tolist()
+    target = options.energy_target
+    if target and target <= fixed:
+        raise UseError(
+            f"--energy_target {target:g} uJ: the first layer alone takes {fixed:.3g} uJ, whatever "
+            "fires; give more"
+        )
+    return Price(options, net, fixed, full, world)
+
+
+def train(net, recipe, kind, stable, task, extra=None, price=None):
     """Make or reopen the run folder and train; returns the summary.
 
-    kind, stable, extra: see `engine.loop.Record`.
+    kind, stable, extra: see `engine.loop.Record`. price: `PriceOptions`, None: spikes have none.
     Raises:
         UseError: another process works in the run folder, or see `check_shares`.
     """
@@ -346,11 +379,12 @@ def train(net, recipe, kind, stable, task, extra=None):
         # its settings name the folder of then, and a run may have been moved
         stable = Path(os.path.normpath(folder / "..")) / stable.name
     record = Record(kind, task.about, settings.flat(asked), stable, folder, extra or {})
+    price = price and make_price(price, net, task)
     options = asked.run, asked.compute
     with ExitStack() as held:
         if folder:
             world.alone(lambda: held.enter_context(locked(folder, "end it")))
-        trainer = Trainer(net, recipe, task.loaders, record, *options, world, _measure(task))
+        trainer = Trainer(net, recipe, task.loaders, record, *options, world, _measure(task), price)
         if task.saved:
             trainer.restore(task.saved)
         return trainer.fit(resumed=task.saved is not None)

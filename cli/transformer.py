@@ -6,6 +6,7 @@ from pathlib import Path
 from engine.errors import UseError
 from engine.loop import ComputeOptions, RunOptions
 from engine.recipes.cnn import TrainingOptions
+from engine.recipes.price import PriceOptions
 from engine.recipes.tet import TETOptions
 from engine.recipes.timm_parts import MixingOptions, ScheduleOptions, TimmOptions
 from engine.settings import boolean, group, number, option, positive, width
@@ -130,6 +131,7 @@ class TransformerSettings(TrainingSettings):
     timm: TimmOptions = group()
     schedule: ScheduleOptions = group()
     loss: TETOptions = group(TET=False, lamb=0.0)
+    price: PriceOptions = group()
     compute: ComputeOptions = group(seed=42)
     run: RunOptions = group(
         output_dir={"default": "./output", "spellings": ("--output",)},

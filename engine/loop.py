@@ -193,12 +193,13 @@ class Trainer:
         world: `dist.World`.
         measure: `analysis.measure.Measure` or None; called for the figures of the finished network,
             and asked for `curves` after each epoch.
+        price: `recipes.price.Price` or None; added to the loss.
     """
 
-    def __init__(self, net, recipe, loaders, record, run, compute, world, measure=None):
+    def __init__(self, net, recipe, loaders, record, run, compute, world, measure=None, price=None):
         self.net, self.recipe, self.record, self.world = net, recipe, record, world
         self.train_loader, self.choose_loader, self.test_loader = loaders
-        self.run, self.compute, self.measure = run, compute, measure
+        self.run, self.compute, self.measure, self.price = run, compute, measure, price
         self.optimizer = recipe.optimizer(net)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=compute.amp == "fp16")
 
@@ -259,6 +260,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
             "recipe": self.recipe.state_dict(),
+            "price": self.price and self.price.state_dict(),
             "rng": states,
         }
         content = self._content(self.net, self.epoch - 1, training=training)
@@ -297,6 +299,9 @@ class Trainer:
         self.scaler.load_state_dict(state["scaler"])
         # files of early versions have no state of the recipe
         self.recipe.load_state_dict(state.get("recipe", {}))
+        # nor had they a price with a state
+        if self.price and state.get("price"):
+            self.price.load_state_dict(state["price"])
         for name in PROGRESS:
             setattr(self, name, state[name])
         # the sums are of all processes: one of them goes on with them
@@ -357,7 +362,8 @@ class Trainer:
         images [b, ...], labels [b]: this process's share of a batch of `whole_batch` images.
         """
         recipe, loader = self.recipe, self.train_loader
-        self.rate = recipe.set_rate(self.optimizer, self.epoch + self.step / len(loader))
+        now = self.epoch + self.step / len(loader)
+        self.rate = recipe.set_rate(self.optimizer, now)
         # a smaller last batch is not worth compiling for
         full = whole_batch == min(loader.batch_size, loader.images)
         model = self.fast if self.fast is not None and full else self.model
@@ -366,6 +372,8 @@ class Trainer:
             out = model(images)
         out = out.float()
         loss = recipe.loss(out, targets)
+        if self.price:
+            loss = loss + len(images) * self.price(now)
 
         self.optimizer.zero_grad()
         # DDP averages over the processes: scaled, it is the sum over the whole batch, divided by
@@ -468,6 +476,8 @@ class Trainer:
             "images_per_s": images / trained,
             "seconds": self.seconds,
         }
+        if self.price:
+            values |= self.price.figures()
         curves = self.measure.curves(self.net) if log.board and self.measure else {}
         log.epoch(self.epoch, values, curves)
         self.world.say(

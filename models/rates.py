@@ -1,39 +1,93 @@
-"""The firing rate as something to train on: a price on spikes in the loss.
+"""What a network's spikes cost, as something to train on: the MACs that become additions.
 
-Energy is paid per spike (docs/method.md section 7).
+The energy model `paper` bills rate_l * MAC_l additions of a weighted layer l (docs/method.md,
+section 7), so their sum is the energy but for a constant.
 """
 
 import torch
+from torch import nn
 
 
-class FiringRate:
-    """Mean firing rate of a network's spiking layers in its last forward, differentiable.
+def weighted(net):
+    """Its convolutions and linear layers."""
+    return [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
 
-    A layer's rate is the share of its neurons that fire, summed over the T steps. Every layer
-    counts alike: the convolutions of these networks have about the same MACs, so that this is about
-    the share of MACs that become additions. A spike worth o passes the gradient on as
-    `d rate / d o = 1 / o`, a silent neuron as if its output were the least spike.
+
+def sources(net):
+    """{weighted layer: the site of neurons whose spikes it reads}, found by running the network.
 
     Args:
-        net: a network of `Spiking` or `LIF` neurons; from now on it is watched while it trains.
+        net: a network of images [B, 3, image_size, image_size].
+    """
+    outputs, found = {}, {}
+
+    def begin(site, args, out):
+        # a graph of its own goes from here to the next neurons
+        out = out.detach().requires_grad_()
+        outputs[out] = site
+        return out
+
+    def end(module, args):
+        x = args[0]
+        if x.requires_grad:
+            reached = torch.autograd.grad(x.sum(), list(outputs), allow_unused=True)
+            (found[module],) = (s for s, g in zip(outputs.values(), reached) if g is not None)
+
+    handles = [site.register_forward_hook(begin) for site in net.sites()]
+    handles += [module.register_forward_pre_hook(end) for module in weighted(net)]
+    side = net.built["image_size"]
+    training = net.training
+    net.eval()(torch.zeros(1, 3, side, side, device=net.head.weight.device))
+    net.train(training)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+class Additions:
+    """Share of the MACs that become additions in a network's last forward, differentiable.
+
+        sum_l rate_l * MAC_l / sum_l MAC_l
+
+    over the weighted layers l that read what the network computed (all but the first); rate_l is
+    the share of inputs that are not 0, summed over the T steps. An input x passes the gradient on
+    as `d rate / d x = 1 / x`, one that is 0 as if it were the least of the others. An output scale
+    of the matched conversion is no part of x.
+
+    Args:
+        net: a network; from now on it is watched while it trains.
     """
 
     def __init__(self, net):
-        self.rates = []
-        net.register_forward_pre_hook(lambda module, args: self.rates.clear())
-        for site in net.sites():
-            site.register_forward_hook(self._count)
+        self.steps = net.act.steps
+        self.paid, self.macs = [], []
+        self.scales = {}  # of the inputs of layers
+        if net.act.scale:
+            self.scales = {module: site.scale for module, site in sources(net).items()}
+        net.register_forward_pre_hook(self._begin)
+        for module in weighted(net):
+            module.register_forward_hook(self._count)
 
-    def _count(self, site, args, out):
-        if not site.training:
+    def _begin(self, net, args):
+        self.paid.clear()
+        self.macs.clear()
+
+    def _count(self, module, args, out):
+        x = args[0]
+        # images and events are no spikes of the network
+        if not (module.training and x.requires_grad):
             return
-        # an output scale of the matched conversion is no part of the spike
-        o = out / site.scale.to(out.dtype) if hasattr(site, "scale") else out
-        fired = o / o.detach().clamp(min=site.config.gain)  # 1 where a neuron fires, else 0
-        self.rates.append(fired.mean(dtype=torch.float32) * site.steps)
+        if module in self.scales:
+            x = x / self.scales[module].to(x.dtype)
+        size = x.detach()
+        least = torch.where(size > 0, size, torch.inf).amin().nan_to_num(posinf=1)  # none: any
+        rate = (x / size.clamp(min=least)).mean(dtype=torch.float32) * self.steps
+        macs = out[0].numel() * module.weight[0].numel()
+        self.paid.append(rate * macs)
+        self.macs.append(macs)
 
     def __call__(self):
         """0-dim float32, of the forward that has just run in training mode; it is read once."""
-        rate = torch.stack(self.rates).mean()
-        self.rates.clear()
-        return rate
+        share = torch.stack(self.paid).sum() / sum(self.macs)
+        self.paid.clear()
+        return share

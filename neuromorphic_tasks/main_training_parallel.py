@@ -17,6 +17,7 @@ from cli.parser import Parser
 from engine.errors import guard
 from engine.loop import ComputeOptions
 from engine.recipes.cnn import TrainingOptions
+from engine.recipes.price import PriceOptions
 from engine.recipes.tet import TETOptions, TETRecipe
 from engine.settings import group, option
 
@@ -39,6 +40,7 @@ class VGGSNNSettings(events.EventSettings):
         weight_decay=0.0,
     )
     loss: TETOptions = group()
+    price: PriceOptions = group()
     compute: ComputeOptions = group(seed=1000)
     published: PublishedOptions = group()
 
@@ -55,6 +57,7 @@ def rules(asked):
     inner = asked.neuron.levels > 1
     return [
         events.lanes_rule(asked),
+        run.price_rule(asked.price),
         run.backend_rule(asked, "--compile traces the neuron into the step"),
         (["surrogate_edge"], inner, "only neurons of several lanes have inner boundaries"),
         (["means", "lamb"], asked.loss.TET, "it belongs to the TET loss"),
@@ -81,7 +84,7 @@ def work(asked, saved, world):
         return run.test_only(net, task, weights, "--pretrained_snn")
     recipe = TETRecipe(asked.training, asked.loss)
     extra = {"S": coding.levels, "T_F": coding.frames, "Q_F": coding.steps}
-    return run.train(net, recipe, "vggsnn", result(asked), task, extra)
+    return run.train(net, recipe, "vggsnn", result(asked), task, extra, asked.price)
 
 
 def main(argv=None):

@@ -70,6 +70,7 @@ def rules(asked):
         (["surrogate_edge"], inner, "only mlif of several lanes has inner boundaries to weigh"),
         (["neuron_backend"], network.multi_level, "lif and plif are SpikingJelly's"),
         run.backend_rule(asked, "--compile traces the neuron"),
+        run.price_rule(asked.price),
         (["means", "lamb"], asked.loss.TET, "give --TET"),
         (["cooldown_epochs"], sched != "step", "--sched step has no cool-down"),
         (["decay_epochs"], sched == "step", f"--sched {sched} has no drops"),
@@ -129,7 +130,8 @@ def work(asked, saved, world):
     if asked.run.test_only:
         weights = asked.experiment.initial_checkpoint
         return run.test_only(net, task, weights, "--initial_checkpoint")
-    return run.train(net, make_recipe(task, net), "sdt", result(asked), task)
+    recipe = make_recipe(task, net)
+    return run.train(net, recipe, "sdt", result(asked), task, price=asked.price)
 
 
 def main(argv=None):

@@ -1,11 +1,10 @@
-"""The recipe of a spiking network: bounds on thresholds and leaks, a price on spikes, folded batch
-norm and output scales.
+"""The recipe of a spiking network: bounds on thresholds and leaks, folded batch norm and output
+scales.
 """
 
 import torch
 
 from models import convert
-from models.rates import FiringRate
 
 from ..errors import RunError
 from .cnn import CNNRecipe
@@ -17,27 +16,19 @@ class SpikingRecipe(CNNRecipe):
     """The CNNs' recipe, for a network with `Spiking` activations.
 
     Args:
-        net: the network that is trained; its firing is watched if there is a penalty.
-        rate_penalty: weight of the mean firing rate in the loss of an image.
+        net: the network that is trained.
         images: function that gives images [B, 3, H, W] on which what is stored is proved.
     """
 
-    def __init__(self, options, net, rate_penalty=0.0, images=None, teacher=None):
+    def __init__(self, options, net, images=None, teacher=None):
         super().__init__(options, teacher)
-        self.rate_penalty, self.images = rate_penalty, images
-        self.firing = FiringRate(net) if rate_penalty else None
+        self.images = images
         sites = net.sites()
         self.scaled = net.act.scale
         self.leaks = [site.leak for site in sites]
         self.positive = [site.theta for site in sites]
         if self.scaled:
             self.positive += [site.scale for site in sites]
-
-    def loss(self, out, targets):
-        loss = super().loss(out, targets)
-        if self.firing is None:
-            return loss
-        return loss + len(out) * (self.rate_penalty * self.firing())
 
     @torch.no_grad()
     def after_step(self, net):

@@ -1,14 +1,14 @@
-"""The price on spikes: its value is the measured rate, its gradient the neuron's."""
+"""The MACs that become additions: their measured share, and the gradient of the neurons."""
 
 import pytest
 import torch
 
 import models
-import snn_ddp
 from analysis.energy import Counter, measure
 from models import transformer, vggsnn
+from models.layers import Layer, Network, Synapse
 from models.neuron.reference import surrogate
-from models.rates import FiringRate
+from models.rates import Additions, sources, weighted
 
 
 def network(steps=1, scale=False, **more):
@@ -16,46 +16,47 @@ def network(steps=1, scale=False, **more):
     return models.build("resnet20", act, bn=False, width_mult=0.0625, **more)
 
 
-def mean_rate(energy):
-    """Mean over the layers of the rates of their lanes."""
-    layers = energy.lane_rates_per_layer.values()
-    return sum(sum(lanes) for lanes in layers) / len(layers)
+def measured(energy):
+    """The share of the MACs of all weighted layers but the first."""
+    _, *rows = energy.layers
+    return sum(row.rate * row.macs for row in rows) / sum(row.macs for row in rows)
 
 
 @pytest.mark.parametrize("steps, scale", [(1, False), (3, True)])
-def test_the_value_is_the_measured_rate(steps, scale):
+def test_the_value_is_the_measured_share(steps, scale):
     net, images = network(steps, scale), torch.randn(8, 3, 32, 32)
     for site in net.sites() if scale else []:
         site.scale.data.fill_(1.7)
-    rate = FiringRate(net)
+    share = Additions(net)
     net.train()(images)
     energy = measure(net, [images])
     net(images)  # the measurement ran the network, too
-    assert rate().item() == pytest.approx(mean_rate(energy), rel=1e-5)
+    assert share().item() == pytest.approx(measured(energy), rel=1e-5)
     assert sum(energy.lane_rates_per_layer["stages.0.act"]) > 0.05
 
 
 @pytest.mark.parametrize("name", ["mlif", "fast_mlif", "lif", "vggsnn"])
 def test_every_layer_of_every_network_counts(name):
-    """A training step of the transformer in its modes, and of VGGSNN; all parameters learn."""
+    """A training step of the transformer in its modes, and of VGGSNN; what lies before a counted
+    layer learns.
+    """
     if name == "vggsnn":
         net = models.build("vggsnn", vggsnn.neurons(2, 3), width_mult=1 / 16)
-        images, layers = torch.randint(0, 4, (2, 3, 2, 48, 48)).float(), 8
+        images = torch.randint(0, 4, (2, 3, 2, 48, 48)).float()
     else:
         act = transformer.neurons(name, 1 if name == "lif" else 3, 2)
         net = models.build("sdt", act, dim=16, depth=1)
-        images, layers = torch.randn(4, 3, 32, 32), 4 + 7 + 1
+        images = torch.randn(4, 3, 32, 32)
     for m in net.modules():
         if isinstance(m, torch.nn.BatchNorm2d):
             torch.nn.init.constant_(m.weight, 3.0)
 
-    rate = FiringRate(net)
+    additions = Additions(net)
     with Counter(net.train()) as counter:
         net(images)
-    assert len(rate.rates) == layers
-    price = rate()
-    assert price.item() == pytest.approx(mean_rate(counter.energy()), rel=1e-5)
-    assert price > 0.05
+    price = additions()
+    assert price.item() == pytest.approx(measured(counter.energy()), rel=1e-5)
+    assert price > 0.02
 
     price.backward()
     untouched = {n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()}
@@ -63,19 +64,73 @@ def test_every_layer_of_every_network_counts(name):
     assert {n for n in untouched if not n.startswith("head.") and "map.bias" not in n} == set()
 
 
+def toy(scale=False):
+    """Neurons behind a convolution that changes nothing, then a linear layer: [B, 3, 4, 4]."""
+    act = models.Spiking(models.NeuronConfig.vgg(3), theta=0.7, scale=scale)
+    same = torch.nn.Conv2d(3, 3, 1, bias=False)
+    torch.nn.init.dirac_(same.weight)
+    stages = [Layer(Synapse(same), act.layer()), torch.nn.Flatten()]
+    net = Network(act, stages, torch.nn.Linear(48, 5, bias=False))
+    torch.nn.init.dirac_(same.weight)
+    net.built = {"image_size": 4}
+    return net
+
+
+def test_a_layer_counts_by_its_macs():
+    """Two linear layers of 48 * 2 and 2 * 6 MACs."""
+    net = toy()
+    net.stages.extend([torch.nn.Linear(48, 2), net.act.layer()])
+    net.head = torch.nn.Linear(2, 6)
+    additions = Additions(net)
+    images = torch.randn(4, 3, 4, 4)
+    net(images)
+    with torch.no_grad():
+        first = net.stages[:2](images)
+        second = net.stages[2:](first)
+    rates = [(spikes > 0).float().mean().item() for spikes in (first, second)]
+    assert 0 < rates[0] < 1
+    assert additions().item() == pytest.approx((96 * rates[0] + 12 * rates[1]) / 108)
+
+
 def test_the_gradient_is_the_neurons_over_the_spike():
-    act = models.Spiking(models.NeuronConfig.vgg(3), theta=0.7, scale=True)
-    site, x = act.layer(), torch.linspace(-2, 6, 81, requires_grad=True)
-    net = torch.nn.Sequential(site)
-    net.sites = lambda: [site]
+    net = toy(scale=True)
+    (site,) = net.sites()
     site.scale.data.fill_(1.3)
-    rate = FiringRate(net)
-    o = (net(x[None])[0] / 1.3).detach()
-    rate().backward()
-    wanted = surrogate(x.detach() / 0.7, act.neuron) / 0.7 / o.clamp(min=1) / 81
-    torch.testing.assert_close(x.grad, wanted)
+    additions = Additions(net)
+    x = torch.linspace(-2, 6, 48).view(1, 3, 4, 4)
+    seen = []
+    site.register_forward_pre_hook(lambda site, args: seen.append(args[0]))
+    net(x)
+    current = seen[-1]
+    current.retain_grad()
+    o = (site(x) / 1.3).detach()
+    additions().backward()
+    wanted = surrogate(x / 0.7, net.act.neuron) / 0.7 / o.clamp(min=1) / 48
+    torch.testing.assert_close(current.grad, wanted)
     assert site.scale.grad.abs() < 1e-6  # the scale does not change who fires
     assert site.theta.grad < 0  # a descent step raises the threshold
+
+
+@pytest.mark.parametrize("name", ["vgg16", "resnet20"])
+def test_what_a_layer_reads_is_found(name):
+    """Through poolings and past blocks: its input is a multiple of that site's scale."""
+    act = models.Spiking(models.NeuronConfig.vgg(2), theta=0.01, scale=True)
+    net = models.build(name, act, bn=False, width_mult=0.0625).eval()
+    for index, site in enumerate(net.sites()):
+        site.scale.data.fill_(1 + index / 32)
+    found, seen = sources(net), []
+
+    def check(module, args):
+        units = args[0] / found[module].scale * 4
+        seen.append(units.any() and torch.equal(units, units.round()))
+
+    _, *others = weighted(net)
+    assert set(found) == set(others)
+    for module in others:
+        module.register_forward_pre_hook(check)
+    net(torch.randn(2, 3, 32, 32))
+    assert all(seen)
+    assert len(seen) == len(others)
 
 
 def test_recomputed_stages_count_once():
@@ -84,23 +139,9 @@ def test_recomputed_stages_count_once():
         torch.manual_seed(0)
         net = network(2)
         net.recompute = recompute
-        rate = FiringRate(net)
+        additions = Additions(net)
         for _ in range(2):
             out = net(torch.randn(4, 3, 32, 32))
-            (out.square().sum() + rate()).backward()
+            (out.square().sum() + additions()).backward()
         gradients.append([p.grad for p in net.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
-
-
-def test_a_penalised_network_fires_less(monkeypatch, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    line = (
-        "--dataset DIGITS -a RESNET20 --width_mult 0.0625 --bias --epochs 2 --batch_size 64 "
-        "-multi_channel 1 -num_channels 3 --timesteps 1 --default_threshold 0.5 --optimizer Adam "
-        "--lr_schedule cosine --weight_decay 0 --learning_rate 0.001 --energy"
-    )
-    rates = [
-        sum(snn_ddp.main(f"{line} --rate_penalty {penalty}".split())["lane_rates"])
-        for penalty in (0, 3)
-    ]
-    assert rates[1] < 0.8 * rates[0]

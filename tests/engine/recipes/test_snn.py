@@ -1,8 +1,7 @@
-"""The recipe of a converted spiking network: bounds, the price on spikes, folded output scales."""
+"""The recipe of a converted spiking network: bounds, folded output scales."""
 
 import pytest
 import torch
-from torch.nn import functional as F
 
 import models
 from engine.errors import RunError
@@ -41,28 +40,6 @@ def test_what_is_inside_the_bounds_is_left_alone():
     before = {name: value.clone() for name, value in net.state_dict().items()}
     SpikingRecipe(TrainingOptions(), net).after_step(net)
     assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
-
-
-def test_a_spike_has_a_price(images):
-    """The loss of an image is its cross-entropy and rate_penalty times the mean firing rate."""
-    net, labels = network().train(), torch.tensor([0, 1, 2, 3])
-    recipe = SpikingRecipe(TrainingOptions(), net, rate_penalty=0.3)
-    _, targets = recipe.targets(images, labels, 1)
-    out = net(images)
-    rate = torch.stack(recipe.firing.rates).mean()
-    entropy = F.cross_entropy(out, labels, reduction="sum")
-    assert rate > 0.05
-    torch.testing.assert_close(recipe.loss(out, targets), entropy + 4 * 0.3 * rate)
-
-
-def test_without_a_penalty_nothing_is_watched(images):
-    net = network().train()
-    recipe = SpikingRecipe(TrainingOptions(), net)
-    assert recipe.firing is None
-    labels = torch.tensor([0, 1, 2, 3])
-    out = net(images)
-    want = F.cross_entropy(out, labels, reduction="sum")
-    torch.testing.assert_close(recipe.loss(out, (labels, None)), want)
 
 
 def test_without_scales_the_network_is_stored_as_it_is():
