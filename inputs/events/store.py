@@ -22,6 +22,7 @@ from .formats import FRAMES, PARTS, SIDE
 
 ROW = (FRAMES, 2, SIDE, SIDE // 8)  # of a recording: frame, polarity, y, 8 pixels along x
 BYTES = math.prod(ROW)
+FACTS = {"events": int, "sha256": str, "dropped": dict, "steps_back": int, "crc32": int}
 
 
 class Job(NamedTuple):
@@ -190,9 +191,11 @@ class Store(ExitStack):
             if not self.task.holds(entry, job):
                 break
             if usable(entry):
-                # a line whose row is lost or damaged does not hold, either
+                # a damaged line does not hold, nor does one whose row is lost or damaged
+                if not all(isinstance(entry.get(name), kind) for name, kind in FACTS.items()):
+                    break
                 row = self.rows[job.part].read(BYTES)
-                if zlib.crc32(row) != entry.get("crc32"):
+                if zlib.crc32(row) != entry["crc32"]:
                     break
             done.append(entry)
             end += len(line)

@@ -102,10 +102,10 @@ def overwrite(path, at, data):
         file.write(data)
 
 
-def rename_last_checksum(output):
+def rename_last(output, key):
     path = output / "journal.jsonl"
-    before, _, after = path.read_bytes().rpartition(b"crc32")
-    path.write_bytes(before + b"crc" + after)
+    before, _, after = path.read_bytes().rpartition(key)
+    path.write_bytes(before + b"other" + after)
 
 
 ROW = b"\1" * store.BYTES
@@ -117,7 +117,8 @@ DAMAGE = {  # what happened to files of a run cut off after 5 recordings: (how, 
     "half a line": (lambda output: append(output / "journal.jsonl", b'{"file": "airpl'), 5),
     "a line without its end": (lambda output: shorten(output / "journal.jsonl", 1), 4),
     "a line of another kind": (lambda output: append(output / "journal.jsonl", b"[]\n"), 5),
-    "a line without its checksum": (rename_last_checksum, 4),
+    "a line without its checksum": (lambda output: rename_last(output, b"crc32"), 4),
+    "a line without its events": (lambda output: rename_last(output, b"events"), 4),
     "a line without its row": (lambda output: shorten(output / "train.npy.part", 1), 4),
     "a row of zeros": (
         lambda output: overwrite(output / "train.npy.part", -2 * store.BYTES, bytes(store.BYTES)),
