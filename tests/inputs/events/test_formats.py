@@ -458,16 +458,23 @@ def test_damaged_aedat_is_refused_or_read_as_it_is(tmp_path_factory, data):
     assert min(map(min, columns(events)[1:])) >= 0
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """({name: bytes} of small .npz and .mat files, the events in them)."""
-    root, events = tmp_path_factory.mktemp("small"), random_events(100)
-    np.savez(root / "a.npz", **turned(events))
-    np.savez_compressed(root / "b.npz", **turned(events))
+def write_archives(folder):
+    """Small .npz and .mat files, packed and not; the events in them."""
+    events = random_events(100)
+    np.savez(folder / "a.npz", **turned(events))
+    np.savez_compressed(folder / "b.npz", **turned(events))
     none = events.t * 0
     table = np.stack([events.t, none, none - 1, events.x, events.y, events.p * 2.0 - 1], axis=1)
-    savemat(root / "a.mat", {"out1": table.astype(np.int32)}, do_compression=True)
-    savemat(root / "b.mat", {"out1": table})
+    savemat(folder / "a.mat", {"out1": table.astype(np.int32)}, do_compression=True)
+    savemat(folder / "b.mat", {"out1": table})
+    return events
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """({name: bytes} of small archives, the events in them)."""
+    root = tmp_path_factory.mktemp("small")
+    events = write_archives(root)
     return {path.name: path.read_bytes() for path in root.iterdir()}, events
 
 
