@@ -16,7 +16,7 @@ from engine import checkpoint, log, settings
 from engine.dist import World, launch
 from engine.errors import UseError
 from engine.files import locked
-from engine.loop import Record, Trainer, seed_all
+from engine.loop import Record, Trainer, finite, seed_all
 from engine.recipes.price import Price
 from inputs.images import Data
 from inputs.loader import loaders as make_loaders
@@ -368,10 +368,14 @@ def train(net, recipe, kind, stable, task, extra=None, price=None):
 
     kind, stable, extra: see `engine.loop.Record`. price: `PriceOptions`, None: spikes have none.
     Raises:
-        UseError: another process works in the run folder, or see `check_shares`.
+        UseError: another process works in the run folder, the starting weights are not finite
+            numbers, or see `check_shares`.
     """
     asked, world = task.asked, task.world
+    if not finite(net):
+        raise UseError("the weights to start from are not finite numbers: give others")
     check_shares(net, task.loaders[0])
+    price = price and make_price(price, net, task)
     # from here on, where weights and data are the same, each process draws its own dropout masks
     seed_all(asked.compute.seed + world.rank)
     folder = _run_folder(asked, stable, world)
@@ -379,7 +383,6 @@ def train(net, recipe, kind, stable, task, extra=None, price=None):
         # its settings name the folder of then, and a run may have been moved
         stable = Path(os.path.normpath(folder / "..")) / stable.name
     record = Record(kind, task.about, settings.flat(asked), stable, folder, extra or {})
-    price = price and make_price(price, net, task)
     options = asked.run, asked.compute
     with ExitStack() as held:
         if folder:

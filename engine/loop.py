@@ -144,12 +144,6 @@ def finite(net):
     return all(p.isfinite().all() for p in net.parameters())
 
 
-def check_finite(net, advice):
-    """Raises RunError, with the advice, for weights that are not finite numbers."""
-    if not finite(net):
-        raise RunError(f"the network has weights that are not finite numbers: {advice}")
-
-
 @torch.no_grad()
 def evaluate(net, loader, world, amp="none", label="test", advice="give other weights"):
     """Loss and accuracy (fraction) over the loader.
@@ -160,7 +154,8 @@ def evaluate(net, loader, world, amp="none", label="test", advice="give other we
         RunError: weights or outputs are not finite numbers; the advice is part of it.
     """
     # outputs need not show it: a quantiser takes NaN for 0, and so does a neuron of SpikingJelly
-    check_finite(net, advice)
+    if not finite(net):
+        raise RunError(f"the network has weights that are not finite numbers: {advice}")
     training = net.training
     net.eval()
     # loss, correct, images: summed on the device in float64, read once at the end
@@ -416,7 +411,6 @@ class Trainer:
         Raises:
             RunError: weights, outputs or loss are not finite numbers, or a file cannot be written.
         """
-        check_finite(self.net, "start from others")
         log = self._open_log(resumed)
         self._say_data()
         # a run that is killed in its first epoch can be resumed, too

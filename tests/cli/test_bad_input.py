@@ -72,6 +72,9 @@ def damaged(root):
     torch.save({"layer1.weight": torch.zeros(3, 3)}, root / "foreign.pth")
     torch.save({"act.maximum": torch.zeros(4)}, root / "odd.pth")
     torch.save(torch.zeros(3), root / "tensor.pth")
+    content = checkpoint.load(root / "ann.pth")
+    content["model"]["head.weight"].fill_(float("nan"))
+    checkpoint.save(root / "nan.pth", content)
 
 
 def other_networks(root):
@@ -371,6 +374,13 @@ CASES = [  # script, arguments ({h}: the folder, {c}: --data_root with CIFAR), w
     ("ann", "--device tpu", "--device must be auto, cpu, cuda or cuda:N, got 'tpu'"),
     ("ann", "--gpu 256", "--device must be auto, cpu, cuda or cuda:N, got 'cuda:256'"),
     ("ann", "--device cuda:99", "--device cuda:99 is not here", "--device cpu"),
+    # weights
+    (
+        "ann",
+        "--data_root {c} --bn --pretrained_ann {h}/nan.pth " + NET,
+        "the weights to start from are not finite numbers",
+        "give others",
+    ),
     # batches
     (
         "ann",
