@@ -19,6 +19,7 @@ from engine.dist import World
 from engine.loop import ComputeOptions, Record, RunOptions, Trainer, evaluate, seed_all
 from engine.recipes.cnn import CNNRecipe, TrainingOptions, learning_rate
 from engine.recipes.lq import LQRecipe
+from engine.recipes.price import Price, PriceOptions
 from engine.recipes.snn import SpikingRecipe
 from engine.recipes.tet import TETOptions, TETRecipe
 from engine.recipes.timm_parts import MixingOptions, ScheduleOptions, TimmOptions, TimmRecipe
@@ -85,13 +86,13 @@ def excited(net):
     return net
 
 
-def trained(net, recipe, batches):
+def trained(net, recipe, batches, price=None):
     """Train two epochs; returns figures of the last gradients, and of the network that is stored:
     loss, outputs, weights, energies, firing rates.
     """
     record = Record("ann", ABOUT, {}, None, None)
     parts = (record, RunOptions(), ComputeOptions(), WORLD)
-    trainer = Trainer(net, recipe, (batches,) * 3, *parts)
+    trainer = Trainer(net, recipe, (batches,) * 3, *parts, price=price)
     trainer.fit()
     gradients = [p.grad.abs().sum().item() for p in net.parameters() if p.grad is not None]
     stored = recipe.export(recipe.trained(net)).eval()
@@ -139,8 +140,9 @@ def converted(fused, act, convert_it, batches, teacher=None):
     convert_it(net, batches.given[0])
     thresholds = [site.theta.item() for site in net.sites()]
     options = TrainingOptions(learning_rate=0.01, thr_lr=0.02, **ADAM)
-    recipe = SpikingRecipe(options, net, 0.1, lambda: batches.given[0], teacher)
-    return [*thresholds, *trained(net, recipe, batches)]
+    recipe = SpikingRecipe(options, net, lambda: batches.given[0], teacher)
+    price = Price(PriceOptions(rate_penalty=0.1), net, 0.0, 1.0, WORLD)
+    return [*thresholds, *trained(net, recipe, batches, price)]
 
 
 def matched_conversion():
