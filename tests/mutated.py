@@ -5,11 +5,15 @@ import zlib
 from collections import Counter
 
 import numpy as np
+import pytest
 
 from engine.errors import UseError
 
-# of the long test, over all readers
+# of the long tests, over all readers: seven of data, checkpoints, configurations
 INPUTS = int(os.environ.get("MLIF_TEST_INPUTS", "10000"))
+EACH = -(-INPUTS // 9)
+SAME, OTHER = "read as it was", "read as it now is"
+counts = pytest.mark.parametrize("count", [50, pytest.param(EACH, marks=pytest.mark.long)])
 REFUSED = "refused in one line"
 
 
@@ -52,3 +56,13 @@ def outcomes(name, count, attempt):
             raise AssertionError(f"{name}, input {number}: {error!r}") from error
         found[outcome] += 1
     return found
+
+
+def try_out(name, count, attempt, capsys):
+    """`outcomes`, of which there must be more than one; the long test prints them."""
+    found = outcomes(name, count, attempt)
+    assert len(found) > 1
+    if count == EACH:
+        said = ", ".join(f"{number} {outcome}" for outcome, number in found.most_common())
+        with capsys.disabled():
+            print(f"\n{name}: {count} inputs: {said}", end="")

@@ -25,9 +25,8 @@ from inputs.table import TABLE, DataOptions, load
 from tests.inputs.events.made import columns, cut_off, recording, write_prepared
 from tests.inputs.events.test_formats import JAER, slowly, write_archives
 from tests.inputs.test_images import PICTURES, RAMP, UNKNOWN, write_picture
-from tests.mutated import INPUTS, mutated, outcomes
+from tests.mutated import OTHER, SAME, counts, mutated, try_out
 
-SAME, OTHER = "read as it was", "read as it now is"
 WRITTEN = {
     "a.jpg": Image.fromarray(RAMP).resize((64, 48)),
     "a.webp": Image.fromarray(RAMP),
@@ -249,19 +248,10 @@ READERS = (
 )
 
 
-EACH = -(-INPUTS // len(READERS))
-
-
 @pytest.mark.filterwarnings("ignore")  # Pillow's and NumPy's
-@pytest.mark.parametrize("count", [50, pytest.param(EACH, marks=pytest.mark.long)])
+@counts
 @pytest.mark.parametrize("reader", READERS, ids=[reader.__name__ for reader in READERS])
 def test_damaged_inputs_are_refused_or_read_without_loss(
     reader, count, tmp_path, monkeypatch, capsys
 ):
-    attempt = reader(tmp_path, monkeypatch)
-    found = outcomes(reader.__name__, count, attempt)
-    assert len(found) > 1
-    if count == EACH:
-        said = ", ".join(f"{number} {outcome}" for outcome, number in found.most_common())
-        with capsys.disabled():
-            print(f"\n{reader.__name__}: {count} inputs: {said}", end="")
+    try_out(reader.__name__, count, reader(tmp_path, monkeypatch), capsys)
