@@ -1,6 +1,9 @@
 """Errors that a user meets: one line on stderr, no traceback unless --debug."""
 
+import re
 import sys
+
+LACK = re.compile("out of memory|allocate memory|not enough memory")  # of torch
 
 
 class UseError(Exception):
@@ -21,20 +24,32 @@ def reason(error):
     return words[:120] or type(error).__name__
 
 
+def _end(error):
+    """End the process with one line."""
+    print(f"{sys.argv[0]}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(error.status)
+
+
 def guard(main, argv=None):
     """Run main(argv) as a command line.
 
-    UseError and RunError are reported in one line, and end the process with their status.
+    UseError, RunError and a lack of memory are reported in one line, and end the process with their
+    status.
     """
     argv = sys.argv[1:] if argv is None else argv
+    # before argv is parsed, since a wrong option is such an error, too
+    debug = bool({"--debug", "-debug"} & set(argv))
     try:
         main(argv)
     except (UseError, RunError) as error:
-        # before argv is parsed, since a wrong option is such an error, too
-        if {"--debug", "-debug"} & set(argv):
+        if debug:
             raise
-        print(f"{sys.argv[0]}: error: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(error.status)
+        _end(error)
+    except (MemoryError, RuntimeError) as error:
+        # torch has no type of its own for a lack of memory on a CPU
+        if debug or not (isinstance(error, MemoryError) or LACK.search(str(error))):
+            raise
+        _end(RunError(f"out of memory ({reason(error)}): lower --batch_size or --width_mult"))
     except KeyboardInterrupt:
         print(
             f"{sys.argv[0]}: interrupted; a training run goes on with --resume <its run folder>, "

@@ -81,6 +81,8 @@ def _last(name):
 # the metric of its file is the average's.
 HOLDERS = ("state_dict_ema", "model_ema", "state_dict", "model", "net", "model_state_dict")
 
+DEPTH = 4  # of holders in holders
+
 # What DistributedDataParallel, torch.compile or a class around a network puts before its names;
 # torch.compile of a part of it, inside of them.
 WRAPPERS = re.compile(r"^((module|model|net|_orig_mod)\.)+|(?<=\.)_orig_mod\.")
@@ -95,7 +97,8 @@ def weights(content):
         ValueError: there are none, or they are of two networks.
     """
     taken = []
-    while held := [key for key in HOLDERS if isinstance(content.get(key), dict)]:
+    # a file may hold a dictionary that holds itself
+    while len(taken) < DEPTH and (held := [k for k in HOLDERS if isinstance(content.get(k), dict)]):
         taken.append(held[0])
         content = content[held[0]]
     named = all(isinstance(key, str) for key in content)

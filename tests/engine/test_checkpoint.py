@@ -174,6 +174,13 @@ def test_weights_may_be_nested(read):
     assert content["taken"] == "model.state_dict"
 
 
+def test_a_file_that_holds_itself_is_no_checkpoint(read):
+    content = {}
+    content["model"] = content
+    with pytest.raises(UseError, match="it holds model"):
+        read(content)
+
+
 def test_the_average_is_taken_before_the_last_weights(read):
     """As timm does; the accuracy that its file names is the average's, too."""
     average = {key: value + 1 for key, value in recorded().items()}
