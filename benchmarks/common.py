@@ -3,13 +3,12 @@
 import argparse
 import json
 import os
-import platform
 import time
-from pathlib import Path
 
 import torch
 
 from engine.files import write_text
+from engine.log import processor
 
 
 def option_parser(name, title):
@@ -41,7 +40,7 @@ def is_missing(device):
 def machine(device):
     """{"machine": ..., "torch": ..., "threads": ..., "load": ...} of the device."""
     threads = torch.get_num_threads()
-    name = f"{_processor()}, {threads} threads"
+    name = f"{processor()}, {threads} threads"
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
     return {
@@ -50,16 +49,6 @@ def machine(device):
         "threads": threads,
         "load": os.getloadavg()[0],  # of the last minute
     }
-
-
-def _processor():
-    info = Path("/proc/cpuinfo")
-    # What the processor is sold as; `platform` has only its architecture on Linux.
-    lines = info.read_text().splitlines() if info.exists() else []
-    for line in lines:
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
 
 
 def alternate(runs, repeats, device, warmup=2, queued=False):

@@ -1,0 +1,214 @@
+"""The record log: how the recipe of the fast rows came to be, a measured change at a time.
+
+python -m experiments.records --list
+python -m experiments.records base steep --data_root data
+
+The second runs what is missing of these records, then writes results/records.md, the newest record
+first, with all logs in results/records/. records.yml declares the records.
+"""
+
+import statistics
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from scipy import stats
+
+from cli.options import NetworkOptions
+from cli.parser import Parser
+from engine.errors import UseError, guard
+from engine.files import write_text
+from engine.log import processor, read_json, versions, write_json
+from engine.loop import RunOptions
+from engine.recipes.cnn import TrainingOptions
+from engine.settings import flat, group, option, seed
+
+from . import declared
+from .answers import column
+from .chain import Chain, same_data
+from .options import ExperimentOptions, ExperimentSettings, output, settled
+from .results import of_any_machine
+from .stage import slug
+from .verdict import number, spread
+
+FILE = Path(__file__).with_name("records.yml")
+HEAD = """\
+# Records
+
+How the recipe of the fast rows came to be: a change at a time, the newest first, so that the first
+line is the recipe of today. Accuracy in % after the last epoch on the test set, mean ± standard
+deviation over the seeds; `p`: Welch's t-test against the record below; minutes of a seed's chain.
+Every log: [records/](records). Written by `python -m experiments.records --report`.
+
+| date | record | what changed | seeds | accuracy | points | p | energy (uJ) | minutes | images/s \
+| where |
+|---|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+@dataclass(frozen=True)
+class RecordOptions:
+    """records"""
+
+    records: tuple = option((), "names of records, or all", positional=True, nargs="*")
+
+
+@dataclass(frozen=True)
+class RecordSettings(ExperimentSettings):
+    """Options of records.py."""
+
+    record: RecordOptions = group()
+    # three seeds are the fewest that tell a change from chance
+    experiment: ExperimentOptions = group(
+        seeds={
+            "default": (0, 1, 2),
+            "type": seed,
+            "nargs": "+",
+            "help": "seeds of the runs",
+        },
+        results="results/records",
+    )
+    network: NetworkOptions = group(
+        only=("architecture", "width_mult"),
+        architecture="RESNET20",
+        width_mult=0.25,
+    )
+    training: TrainingOptions = group(
+        only=("epochs",),
+        epochs={"default": 20, "help": "epochs of every network that is trained"},
+    )
+    run: RunOptions = output("runs/records")
+
+
+def get_parser():
+    """Its command line."""
+    about = "Measure changes of the recipe of the fast rows, and log them."
+    return Parser("python -m experiments.records", about, RecordSettings)
+
+
+def read(path):
+    """What a file such as records.yml declares, checked.
+
+    Raises:
+        UseError: it declares something else; the message says where and what.
+    """
+    content = declared.read(path)
+    declared.check_chain(path, content, "records")
+    for name, own in content["records"].items():
+        where = f"{path}, {name}"
+        declared.check(where, own, ("stage", "change"))
+        if own["stage"] not in content["stages"]:
+            raise UseError(f"{where}: there is no stage {own['stage']!r}")
+    return content
+
+
+def make_chain(asked, content, name, seed):
+    """The chain of a record and seed; records of the same seed share their folder."""
+    values = flat(asked)
+    values["seed"] = seed
+    stages = declared.stages(declared.filled(content, values))
+    last = slug(content["records"][name]["stage"])
+    stages = declared.needed(stages, [last])
+    network = asked.network
+    size = f"{network.architecture.lower()}-w{network.width_mult:g}-e{asked.training.epochs}"
+    folder = Path(asked.run.output_dir) / size / f"seed{seed}"
+    return Chain(folder, stages, f"{name}, seed {seed}")
+
+
+def measure(asked, content, name):
+    """Run what is missing of a record; returns what is kept of it."""
+    own = content["records"][name]
+    runs, data = [], {}
+    for drawn in asked.experiment.seeds:
+        chain = make_chain(asked, content, name, drawn)
+        done = chain.all()
+        *_, last = chain.stages.values()
+        data[f"seed {drawn}"] = last.data
+        seconds = [done[stage.name]["seconds"] for stage in chain.stages.values() if stage.trains]
+        runs.append(
+            {
+                **of_any_machine(last.summary),
+                "seed": drawn,
+                "chain_seconds": sum(seconds),
+                "recipes": chain.recipes,
+                "log": last.log,
+                "commit": last.record["commit"],
+            }
+        )
+    same_data(data)
+    return {
+        "record": name,
+        "change": own["change"],
+        "date": date.today().isoformat(),
+        "network": f"{asked.network.architecture} x{asked.network.width_mult:g}",
+        "epochs": asked.training.epochs,
+        "machine": processor(),
+        "versions": versions(),
+        "runs": runs,
+    }
+
+
+def line(result, before):
+    """A record's line of the log; before: the record that it is compared with, or None."""
+    runs = result["runs"]
+    accuracy = column(runs, "last_accuracy")
+    points, chance = "", ""
+    if before:
+        old = column(before["runs"], "last_accuracy")
+        points = f"{statistics.mean(accuracy) - statistics.mean(old):+.2f}"
+        if min(len(accuracy), len(old)) > 1:
+            chance = f"{stats.ttest_ind(accuracy, old, equal_var=False).pvalue:.3f}"
+    name = result["record"]
+    images = [entry["images_per_s"] for run in runs for entry in run["log"]]
+    cells = (
+        result["date"],
+        f"[{name}](records/{name}.json)",
+        result["change"],
+        ", ".join(str(run["seed"]) for run in runs),
+        number(spread(accuracy)),
+        points,
+        chance,
+        f"{statistics.mean(column(runs, 'energy_uj')):.2f}",
+        f"{statistics.mean(column(runs, 'chain_seconds')) / 60:.0f}",
+        f"{statistics.median(images):.0f}",
+        f"{result['network']}, {result['epochs']} epochs, {runs[0]['data']}, {result['machine']}",
+    )
+    return f"| {' | '.join(cells)} |"
+
+
+def page(content, folder):
+    """The log of all records that are measured, the newest first."""
+    lines, before = [], None
+    for name in reversed(content["records"]):
+        path = Path(folder) / f"{name}.json"
+        if path.is_file():
+            result = read_json(path)
+            lines.append(line(result, before))
+            before = result
+    return HEAD + "\n".join(reversed(lines)) + "\n"
+
+
+def main(argv=None):
+    """Run the command line argv (None: this process's)."""
+    asked = get_parser().parse(argv)
+    content = read(FILE)
+    what, names = asked.experiment, asked.record.records
+    if what.list or not (names or what.report):
+        for name, own in content["records"].items():
+            print(f"{name:<12} {own['change']}")
+        return
+    asked = settled(asked)
+    for name in names:
+        if name not in content["records"] and names != ("all",):
+            raise UseError(f"there is no record {name!r}: all, {', '.join(content['records'])}")
+    folder = Path(what.results)
+    # the oldest first, since the others are compared with it
+    for name in reversed(content["records"]):
+        if not what.report and (name in names or names == ("all",)):
+            write_json(folder / f"{name}.json", measure(asked, content, name))
+            write_text(folder.with_suffix(".md"), page(content, folder))
+    write_text(folder.with_suffix(".md"), page(content, folder))
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -1,0 +1,116 @@
+"""The record log: what is declared, the line of a record, the log itself."""
+
+import itertools
+import json
+import shlex
+
+import pytest
+
+from engine.errors import UseError
+from engine.log import write_json
+from experiments import records
+from experiments.options import settled
+from experiments.stage import portable
+from tests.helpers import ROOT
+
+CONTENT = records.read(records.FILE)
+MEASURED = sorted((ROOT / "results" / "records").glob("*.json"))
+BROKEN = {
+    "stages: {}\nevery: {}\ntraining: {}": "records is missing",
+    "stages: {}\nevery: {}\ntraining: {}\nrecords: {a: {stage: b}}": "change is missing",
+    "stages: {}\nevery: {}\ntraining: {}\nrecords: {a: {stage: b, change: c}}": "a: .* stage 'b'",
+}
+
+
+def asked(words=""):
+    return settled(records.get_parser().parse(shlex.split(words)))
+
+
+def result(name, accuracies, date="2026-01-02"):
+    """What is kept of a record whose chain took two minutes a seed."""
+    runs = [
+        {
+            "seed": seed,
+            "last_accuracy": accuracy,
+            "energy_uj": 5.0,
+            "chain_seconds": 120.0,
+            "data": "CIFAR-10",
+            "log": [{"images_per_s": speed} for speed in (90, 100, 120)],
+        }
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    about = {"change": f"change of {name}", "network": "RESNET20 x0.25", "epochs": 20}
+    return {"record": name, "date": date, "machine": "a CPU", "runs": runs, **about}
+
+
+@pytest.mark.parametrize("text", BROKEN)
+def test_a_wrong_declaration_is_refused(text, tmp_path):
+    path = tmp_path / "records.yml"
+    path.write_text(text)
+    with pytest.raises(UseError, match=BROKEN[text]):
+        records.read(path)
+
+
+def test_each_record_is_a_chain_that_its_scripts_accept():
+    recipes = []
+    for name in CONTENT["records"]:
+        chain = records.make_chain(asked("--amp none"), CONTENT, name, 0)
+        for stage in chain.stages.values():
+            stage.parsed()
+        recipes.append(chain.recipes)
+    assert all(new != old for new, old in itertools.pairwise(recipes))
+
+
+def test_a_record_is_compared_with_the_one_below():
+    """By hand: means 81 and 80, both variances 0.01, so t = 1 / sqrt(2 * 0.01 / 3) = 12.25 with
+    4 degrees of freedom: p = 0.0003.
+    """
+    old = result("old", (0.799, 0.8, 0.801))
+    new = result("new", (0.809, 0.81, 0.811))
+    cells = [cell.strip() for cell in records.line(new, old).strip("|").split("|")]
+    assert cells == [
+        "2026-01-02",
+        "[new](records/new.json)",
+        "change of new",
+        "0, 1, 2",
+        "81.00 ± 0.10",
+        "+1.00",
+        "0.000",
+        "5.00",
+        "2",
+        "100",
+        "RESNET20 x0.25, 20 epochs, CIFAR-10, a CPU",
+    ]
+
+
+def test_the_newest_record_stands_first_and_what_is_not_measured_is_left_out(tmp_path):
+    content = {"records": {"third": {}, "second": {}, "first": {}}}
+    for name, accuracy in (("first", 0.8), ("third", 0.9)):
+        write_json(tmp_path / f"{name}.json", result(name, (accuracy,)))
+    page = records.page(content, tmp_path)
+    *_, newest, oldest = page.splitlines()
+    assert "[third](records/third.json)" in newest
+    assert "| +10.00 |  |" in newest  # one seed has no p
+    assert "[first]" in oldest
+    assert "second" not in page
+
+
+@pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
+def test_what_was_measured_is_what_is_declared(path):
+    stored = json.loads(path.read_text())
+    for run in stored["runs"]:
+        recipe = list(run["recipes"].values())[-1]
+        words = f"--amp {recipe['amp']} --epochs {stored['epochs']}"
+        chain = records.make_chain(asked(words), CONTENT, stored["record"], run["seed"])
+        *_, last = chain.stages.values()
+        assert portable(last.script, recipe) == last.recipe
+
+
+def test_an_unknown_record_is_named():
+    with pytest.raises(UseError, match="there is no record 'nosuch': all, line,"):
+        records.main(["nosuch"])
+
+
+def test_the_records_are_listed(capsys):
+    records.main([])
+    assert "steep        learning rate 0.1" in capsys.readouterr().out
