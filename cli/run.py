@@ -337,7 +337,7 @@ def price_rule(price):
     return (["penalty_warm_up"], price.on, "give --rate_penalty or --energy_target")
 
 
-def make_price(options, net, task):
+def make_price(options, net, epochs, task):
     """The `Price` on the network's spikes, or None; options: `PriceOptions`.
 
     Raises:
@@ -360,7 +360,7 @@ def make_price(options, net, task):
             f"--energy_target {target:g} uJ: the first layer alone takes {fixed:.3g} uJ, whatever "
             "fires; give more"
         )
-    return Price(options, net, fixed, full, world)
+    return Price(options, net, epochs, fixed, full, world)
 
 
 def train(net, recipe, kind, stable, task, extra=None, price=None):
@@ -375,7 +375,7 @@ def train(net, recipe, kind, stable, task, extra=None, price=None):
     if not finite(net):
         raise UseError("the weights to start from are not finite numbers: give others")
     check_shares(net, task.loaders[0])
-    price = price and make_price(price, net, task)
+    price = price and make_price(price, net, recipe.epochs, task)
     # from here on, where weights and data are the same, each process draws its own dropout masks
     seed_all(asked.compute.seed + world.rank)
     folder = _run_folder(asked, stable, world)

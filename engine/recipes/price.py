@@ -22,8 +22,12 @@ class PriceOptions:
         "accuracy",
         rate,
     )
-    penalty_warm_up: float = option(
-        0.0, "training before the price has the full weight", rate, unit="epochs"
+    penalty_warm_up: float | None = option(
+        None,
+        "training before the price has the full weight, default 0; with --energy_target before the "
+        "target is due, default half of the epochs",
+        rate,
+        unit="epochs",
     )
     energy_target: float | None = option(
         None,
@@ -42,21 +46,26 @@ class PriceOptions:
 class Price:
     """What is added to the loss of an image: `weight * share of the MACs that become additions`.
 
-    The weight rises linearly from 0 over `penalty_warm_up` epochs. With an `energy_target` it then
-    follows the energy E of the batches: `d weight / d epoch = GAIN * weight * (E / target - 1)`.
+    The weight rises linearly from 0 over `penalty_warm_up` epochs. With an `energy_target` it
+    follows the energy E of the batches instead: `d weight / d epoch = GAIN * weight * (E / aim -
+    1)`, where the aim goes in a line from the first batch's energy to the target over those epochs.
 
     Args:
-        options: `PriceOptions`. net: the network, watched from now on. fixed: energy that no spike
-            of the network saves, uJ. full: energy if all other MACs were additions, uJ.
-        world: `dist.World`.
+        options: `PriceOptions`. net: the network, watched from now on. epochs: of the training.
+        fixed: energy that no spike of the network saves, uJ. full: energy if all other MACs were
+            additions, uJ. world: `dist.World`.
     """
 
-    def __init__(self, options, net, fixed, full, world):
-        self.options, self.fixed, self.full, self.world = options, fixed, full, world
+    def __init__(self, options, net, epochs, fixed, full, world):
+        self.target, self.fixed, self.full, self.world = options.energy_target, fixed, full, world
+        self.warm = options.penalty_warm_up
+        if self.warm is None:
+            self.warm = epochs / 2 if self.target else 0
         self.additions = Additions(net)
         weight = options.rate_penalty or START
         self.weight = torch.tensor(weight, device=world.device)
         self.energy = torch.zeros((), device=world.device)  # of the last batch
+        self.first = None  # energy of the first batch
         self.epoch = None  # of the last step
 
     def __call__(self, epoch):
@@ -64,14 +73,15 @@ class Price:
         share = self.additions()
         mean = self.world.sum(share.detach().clone()) / self.world.size
         self.energy = self.fixed + self.full * mean
-        done = epoch - 1
-        warm = self.options.penalty_warm_up
-        if done < warm:
-            return self.weight * (done / warm) * share
+        risen = min(1, (epoch - 1) / self.warm) if self.warm else 1
+        if not self.target:
+            return self.weight * risen * share
 
-        if self.options.energy_target and self.epoch is not None:
-            excess = (self.energy / self.options.energy_target - 1).clamp(-1, 1)
-            self.weight *= torch.exp(GAIN * (epoch - self.epoch) * excess)
+        if self.first is None:
+            self.first, self.epoch = self.energy, epoch
+        aim = self.first + risen * (self.target - self.first)
+        excess = (self.energy / aim - 1).clamp(-1, 1)
+        self.weight *= torch.exp(GAIN * (epoch - self.epoch) * excess)
         self.epoch = epoch
         return self.weight * share
 
@@ -81,9 +91,12 @@ class Price:
 
     def state_dict(self):
         """Plain values for `last.pth`."""
-        return {"weight": self.weight.item(), "epoch": self.epoch}
+        first = None if self.first is None else self.first.item()
+        return {"weight": self.weight.item(), "epoch": self.epoch, "first": first}
 
     def load_state_dict(self, state):
         """The inverse of `state_dict`."""
         self.weight.fill_(state["weight"])
         self.epoch = state["epoch"]
+        if state["first"] is not None:
+            self.first = torch.tensor(state["first"], device=self.world.device)

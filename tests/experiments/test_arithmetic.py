@@ -141,7 +141,7 @@ def converted(fused, act, convert_it, batches, teacher=None):
     thresholds = [site.theta.item() for site in net.sites()]
     options = TrainingOptions(learning_rate=0.01, thr_lr=0.02, **ADAM)
     recipe = SpikingRecipe(options, net, lambda: batches.given[0], teacher)
-    price = Price(PriceOptions(rate_penalty=0.1), net, 0.0, 1.0, WORLD)
+    price = Price(PriceOptions(rate_penalty=0.1), net, 2, 0.0, 1.0, WORLD)
     return [*thresholds, *trained(net, recipe, batches, price)]
 
 

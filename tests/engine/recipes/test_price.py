@@ -20,8 +20,8 @@ LINE = (
 
 
 def price(share, **options):
-    """A price whose network has always the same share of additions; 1 uJ fixed, 10 uJ in full."""
-    made = Price(PriceOptions(**options), torch.nn.Sequential(), 1.0, 10.0, World())
+    """A price of 4 epochs with one share of additions all the time; 1 uJ fixed, 10 uJ in full."""
+    made = Price(PriceOptions(**options), torch.nn.Sequential(), 4, 1.0, 10.0, World())
     made.additions = lambda: torch.tensor(share)
     return made
 
@@ -47,11 +47,21 @@ def test_the_weight_rises_over_the_warm_up():
 @pytest.mark.parametrize("share, factor", [(0.2, 0.5), (0.05, -0.25), (0.9, 1.0)])
 def test_the_weight_follows_the_energy_that_is_asked_for(share, factor):
     """3, 1.5 and 10 uJ where 2 are asked for; no more than twice the energy counts."""
-    made = price(share, energy_target=2.0)
+    made = price(share, energy_target=2.0, penalty_warm_up=0.0)
     for step in range(11):
         made(1 + step / 10)
     assert made.weight.item() == pytest.approx(START * math.exp(GAIN * factor), rel=1e-4)
     assert made.figures()["batch_energy_uj"] == pytest.approx(1 + 10 * share)
+
+
+def test_the_energy_is_asked_for_in_small_steps():
+    """From 4 uJ, where the network is, in a line to 2 after half of the 4 epochs."""
+    made = price(0.3, energy_target=2.0)
+    for step in range(31):
+        made(1 + step / 10)
+    aims = [4 - 2 * min(1, step / 20) for step in range(1, 31)]
+    growth = sum(GAIN * 0.1 * (4 / aim - 1) for aim in aims)
+    assert made.weight.item() == pytest.approx(START * math.exp(growth), rel=1e-4)
 
 
 def test_a_resumed_price_goes_on():
