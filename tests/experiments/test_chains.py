@@ -174,6 +174,24 @@ def test_wrong_runs_are_told(runs, words, run, tmp_path, fails):
     fails(chains.main, argv, *words)
 
 
+def test_runs_of_before_are_read(tmp_path, monkeypatch):
+    """Recorded when energies had fewer models and counts: the same table comes of them."""
+    monkeypatch.setattr(report.figures, "chain", lambda *given: None)
+    recorded = ROOT / "results" / "cifar10_resnet20_w0.25"
+    runs = []
+    for name in ("ann", "lq_ann__lvl__3_bits_", "snn__matched", "snn__published"):
+        kept = json.loads((recorded / f"{name}.json").read_text())
+        folder = tmp_path / name
+        folder.mkdir()
+        for part in ("summary", "energy"):
+            (folder / f"{part}.json").write_text(json.dumps(kept[part]))
+        config = {key: kept[key] for key in ("data", "settings", "versions")}
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "log.jsonl").write_text("")
+        runs.append((kept["stage"], folder))
+    assert report.write(tmp_path, runs) == (recorded / "table.md").read_text()
+
+
 def test_a_report_needs_its_folder(run, fails):
     fails(chains.main, ["--report", f"A={run}"], "name it by --results")
 
