@@ -16,7 +16,7 @@ from torch import nn
 from engine.dist import World
 from models import LIFLayer, ReLU, SpikingLayer, build, lanes
 
-from .pricing import E_AC, E_MAC, MODELS, Energy, Row
+from .pricing import E_AC, E_MAC, MODELS, Energy, Neurons, Row
 
 __all__ = [
     "E_AC",
@@ -123,6 +123,7 @@ class Counter:
         sizes: `Row` without counts.
         counts: float64 [2, T, 2 + 3S] over all images: inputs and additions, by kind (`Counts`).
         spikes: float64 [T, S] over all images. neurons: their number.
+        behind: the weighted layer that ran last before the neurons.
     """
 
     def __init__(self, net):
@@ -142,6 +143,7 @@ class Counter:
         self.counts = defaultdict(int)
         self.spikes = defaultdict(int)
         self.neurons = {}
+        self.behind = {}
 
     def __enter__(self):
         # A layer sees [T*B, ...]: the images are counted where they enter the network.
@@ -165,7 +167,9 @@ class Counter:
             macs_of(module, out),
             x[0].numel(),
             module.weight.numel(),
+            outputs=out[0].numel(),
         )
+        self.last = name
         shown = len(x) // self.batch  # T, or 1 where one current serves all steps
         apart = x.reshape(shown, self.batch, x.shape[1], -1)  # [shown, B, C, H*W]
 
@@ -190,6 +194,7 @@ class Counter:
         fired = lanes(o, module.config)  # [T, S, B * neurons]
         self.spikes[name] += fired.sum(2, dtype=torch.float64)
         self.neurons[name] = out[0].numel()
+        self.behind[name] = self.last
 
     def energy(self, world=None):
         """The `Energy` of what was counted by all processes of `world` (None: by this one)."""
@@ -205,10 +210,14 @@ class Counter:
             return energy
 
         spikes = _total(self.spikes, world)
+        by_name = {row.name: row for row in rows}
         for name, fired in spikes.items():
             rates = fired / (self.neurons[name] * images)  # [T, S]
             energy.lane_rates_per_step[name] = rates.tolist()
             energy.lane_rates_per_layer[name] = rates.sum(0).tolist()
+            per_image = (fired.sum(1) / images).tolist()
+            row = by_name[self.behind[name]]
+            row.neurons = [*row.neurons, Neurons(self.neurons[name], fired.shape[1], per_image)]
         fired = sum(spikes.values()).sum(0)  # [S]
         outputs = sum(self.neurons.values()) * images
         energy.lane_rates = (fired / outputs).tolist()

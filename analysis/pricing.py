@@ -18,9 +18,10 @@ as additions_l is
   several; an analog value has none and is a MAC. The readout is billed as all its MACs at each
   step.
 
-No model bills neurons, poolings, biases, attention's products or memory. The bits moved are those
-that the layers read, each input once at each step and each weight once: counts that suppose perfect
-reuse, not energies.
+These bill neither neurons nor memory; the models of `analysis.hardware` do. No model bills
+poolings, biases, leaks, resets or attention's products. The bits moved are those that the layers
+read, each input once at each step and each weight once: counts that suppose perfect reuse, not
+energies.
 """
 
 import csv
@@ -29,6 +30,8 @@ from dataclasses import asdict, dataclass, field, replace
 
 from engine.files import write_atomic
 from engine.log import write_json
+
+from .hardware import HARDWARE
 
 E_MAC = 4.6  # pJ, 45 nm, float32
 E_AC = 0.9
@@ -58,6 +61,47 @@ class Model:
     bits: int = 32  # of a weight, and of an analog input
     exact: bool = True  # additions are those that happen, else rate * MACs
 
+    def charges(self, row):
+        """{lane: (pJ, how often it is paid at each step)} of a layer's counts."""
+        if row.dense is not None:
+            return self._all_macs(row, row.dense)
+        if not self.exact:
+            return self._spikes(
+                row,
+                self.add * row.macs,
+                row.step_rates,
+                row.lane_rates,
+            )
+        if self.shift is None:
+            return self._spikes(
+                row,
+                self.add,
+                row.additions,
+                row.lane_additions,
+            )
+        if row.readout:
+            return self._all_macs(row, [1] * len(row.step_rates))
+        return self._digits(row)
+
+    def _all_macs(self, row, times):
+        """Of analog inputs, as often as `dense` says; of the readout where shifts are billed."""
+        return {"all": (self.mac * row.macs, times)}
+
+    def _digits(self, row):
+        """An addition and a shift for each digit and weight; a MAC for an input without digits."""
+        charges = {"all": (self.mac, row.other)}
+        for worth, counts in row.lane_additions.items():
+            shift = 0 if worth == 1 else self.shift  # a digit worth 1 is where it belongs
+            charges[worth] = (self.add + shift, counts)
+        return charges
+
+    def _spikes(self, row, price, total, lanes):
+        """An addition, at `price`, for each spike and weight: `total`, by lane if possible."""
+        if not row.one_hot:
+            # By lane, an input with two digits would be paid twice.
+            lanes = {"all": total}
+        return {lane: (price, counts) for lane, counts in lanes.items()}
+
 
 PAPER = Model(
     E_MAC,
@@ -82,12 +126,22 @@ MODELS = {
         source="as int8; int8 shift 0.024 of ShiftAddViT (NeurIPS 2023), 45 nm, as cited by later "
         "work, not checked in its own table",
     ),
+    **HARDWARE,
 }
 
 
 def each_model(price):
     """{name: price(model)} of all models."""
     return {name: price(model) for name, model in MODELS.items()}
+
+
+@dataclass
+class Neurons:
+    """What was counted of a layer of neurons, per image."""
+
+    count: int
+    levels: int  # S
+    spikes: list  # [T]: of all lanes
 
 
 @dataclass
@@ -112,6 +166,8 @@ class Row:
     code: int = 0  # bits of an input as lanes; 0: analog
     reads: int = 1  # steps at which the inputs are read
     readout: bool = False  # the last layer, whose outputs are no spikes
+    outputs: int = 0  # of one step
+    neurons: list = field(default_factory=list)  # `Neurons` that fire before the next layer runs
 
     @property
     def rate(self):
@@ -123,49 +179,11 @@ class Row:
 
         A lane is the worth of the inputs' digit, or 'all' for what is not told apart by lane.
         """
-        if self.dense is not None:
-            charges = self._all_macs(model, self.dense)
-        elif not model.exact:
-            charges = self._spikes(
-                model.add * self.macs,
-                self.step_rates,
-                self.lane_rates,
-            )
-        elif model.shift is None:
-            charges = self._spikes(
-                model.add,
-                self.additions,
-                self.lane_additions,
-            )
-        elif self.readout:
-            charges = self._all_macs(model, [1] * len(self.step_rates))
-        else:
-            charges = self._digits(model)
+        charges = model.charges(self)
         return [
             {lane: price * counts[t] * MICRO for lane, (price, counts) in charges.items()}
             for t in range(len(self.dense or self.step_rates))
         ]
-
-    # The rules of billing: each gives {lane: (pJ, how often it is paid at each step)}.
-
-    def _all_macs(self, model, times):
-        """Of analog inputs, as often as `dense` says; of the readout where shifts are billed."""
-        return {"all": (model.mac * self.macs, times)}
-
-    def _digits(self, model):
-        """An addition and a shift for each digit and weight; a MAC for an input without digits."""
-        charges = {"all": (model.mac, self.other)}
-        for worth, counts in self.lane_additions.items():
-            shift = 0 if worth == 1 else model.shift  # a digit worth 1 is where it belongs
-            charges[worth] = (model.add + shift, counts)
-        return charges
-
-    def _spikes(self, price, total, lanes):
-        """An addition, at `price`, for each spike and weight: `total`, by lane if possible."""
-        if not self.one_hot:
-            # By lane, an input with two digits would be paid twice.
-            lanes = {"all": total}
-        return {lane: (price, counts) for lane, counts in lanes.items()}
 
     def uj(self, model):
         """Energy of the layer under `model`, over all steps."""
@@ -215,7 +233,16 @@ class Energy:
 
     def ann(self, name):
         """uJ of the same network as an ANN."""
-        return MODELS[name].mac * self.macs * MICRO
+        rows = [replace(row, dense=[1.0], neurons=[]) for row in self.layers]
+        return sum(row.uj(MODELS[name]) for row in rows)
+
+    @property
+    def additions_per_mac(self):
+        """Additions over all steps per MAC, of layers that read spikes; None: there are none."""
+        spiking = [row for row in self.layers if row.dense is None]
+        if not spiking:
+            return None
+        return sum(sum(row.additions) for row in spiking) / sum(row.macs for row in spiking)
 
     @property
     def total_uj(self):
@@ -258,6 +285,7 @@ class Energy:
             "total_uj": self.total_uj,
             "ann_uj": self.ann_uj,
             "macs": self.macs,
+            "additions_per_mac": self.additions_per_mac,
             "models": priced,
             **asdict(self),
             "layers": [row.as_dict() for row in self.layers],
@@ -279,12 +307,12 @@ class Energy:
             f"   (ANN: {self.ann(name):.2f})"
         )
 
-        others = [
-            f"{other} {self.uj(other):.4g} uJ (ANN: {self.ann(other):.4g})"
-            for other in MODELS
-            if other != name
-        ]
-        lines.append(f"other models: {', '.join(others)}")
+        lines += [f"prices: {model.source}", "other models:"]
+        for other in MODELS:
+            if other != name:
+                lines.append(f"  {other} {self.uj(other):.4g} uJ (ANN: {self.ann(other):.4g})")
+        if self.additions_per_mac is not None:
+            lines.append(f"additions per MAC of spikes: {self.additions_per_mac:.4f}")
         if self.lane_rates:
             for t, step in enumerate(self.by_lane(name)):
                 lines.append(f"uJ at step {t}, by lane: {_lanes(step)}")
