@@ -1,0 +1,442 @@
+"""The integer network of a trained SNN: after its first layer it shifts, adds and compares
+(docs/method.md section 9).
+
+Feature maps are [N, C, H, W], features [N, C, 1, 1]; time is folded into N, as everywhere.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from .activations import Spiking, unfold
+from .layers import Layer, Residual
+
+WHITE = 255  # the largest pixel
+TOP = 127  # the largest int8 weight
+LIMIT = 2**31 - 1  # of an int32
+# least scale of a channel, in thetas: a channel of tiny weights, or none, needs no finer unit
+FINEST = 2.0**-16
+
+
+def pixels(images, mean, std):
+    """The uint8 images of which float `images` [B, C, H, W] are the normalised ones.
+
+    mean, std: per channel, of pixels in [0, 1].
+    """
+    mean, std = (images.new_tensor(values)[:, None, None] for values in (mean, std))
+    return ((images * std + mean) * WHITE).round().to(torch.uint8)
+
+
+# Sums of weights. A sum has two forms, equal bit for bit: the first is the definition, the second
+# is fast enough for a test set.
+
+
+def choose_and_add(ones, weight, stride, padding):
+    """The sum of the weights that a 1 meets: int32 [N, O, H, W], by additions alone.
+
+    ones: int32 [N, I, H, W] of 0 and 1. weight: int8 [O, I, k, k].
+    """
+    size = weight.shape[2:]
+    # im2col copies; it knows no integers
+    patches = F.unfold(ones.float(), size, padding=padding, stride=stride)  # [N, I*k*k, places]
+    met = patches[:, None] == 1
+    chosen = torch.where(met, weight.flatten(1)[:, :, None], 0)  # [N, O, I*k*k, places]
+    sums = chosen.sum(2, dtype=torch.int32)
+    rows = (ones.shape[2] + 2 * padding[0] - size[0]) // stride[0] + 1
+    return sums.unflatten(2, (rows, -1))
+
+
+def convolve(ones, weight, stride, padding):
+    """The same by a convolution, since a product with 0 or 1 does nothing but choose.
+
+    float64 adds integers exactly up to 2^53.
+    """
+    return F.conv2d(ones.double(), weight.double(), stride=stride, padding=padding).int()
+
+
+def binary(x, highest):
+    """Yield (digit, int32 of 0 and 1) for the binary digits of integers from 0 to `highest`."""
+    for digit in range(highest.bit_length()):
+        yield digit, x >> digit & 1
+
+
+class Sum(nn.Module):
+    """Weighted sums of integers from 0 to `highest`: [N, I, H, W] -> int32 [N, O, H, W].
+
+    Every binary digit of an input, of which a one-hot spike has one, adds shifted weights.
+    """
+
+    def __init__(self, weight, layer, highest):
+        super().__init__()
+        self.register_buffer("weight", weight)  # int8 [O, I, k, k]
+        # a linear layer is a 1x1 convolution
+        self.stride = getattr(layer, "stride", (1, 1))
+        self.padding = getattr(layer, "padding", (0, 0))
+        self.highest = highest
+        self.add = convolve
+
+    def forward(self, x):
+        total = 0
+        for digit, ones in binary(x, self.highest):
+            total = total + (self.add(ones, self.weight, self.stride, self.padding) << digit)
+        return total
+
+
+class Factor(nn.Module):
+    """A shortcut without weights: integers times their channel's factor, by shifted additions."""
+
+    def __init__(self, factor, highest):
+        super().__init__()
+        self.register_buffer("factor", factor)  # int32 [C]
+        self.highest = highest
+
+    def forward(self, x):
+        total = 0
+        for digit, ones in binary(x, self.highest):
+            shifted = self.factor[:, None, None] << digit
+            total = total + torch.where(ones == 1, shifted, 0)
+        return total
+
+
+class Products(nn.Module):
+    """The first layer, the only one with products: uint8 [B, I, H, W] -> int32 [B, O, H, W]."""
+
+    def __init__(self, weight, layer, mean):
+        super().__init__()
+        self.register_buffer("weight", weight)  # int8 [O, I, k, k]
+        self.register_buffer("mean", mean)  # uint8 [I], the pixel around the image
+        self.stride = layer.stride
+        self.padding = layer.padding
+
+    def forward(self, x):
+        batch, _, height, width = x.shape
+        above, left = self.padding
+        size = height + 2 * above, width + 2 * left
+        framed = self.mean[:, None, None].repeat(batch, *size)
+        framed = framed.unflatten(0, (batch, -1))
+        framed[..., above : above + height, left : left + width] = x
+        # exact in float64
+        return F.conv2d(framed.double(), self.weight.double(), stride=self.stride).int()
+
+
+class PoolSum(nn.Module):
+    """The sum of each square of `size` x `size`: an average pooling without its division."""
+
+    def __init__(self, size):
+        super().__init__()
+        self.size = size
+
+    def forward(self, x):
+        squares = x.unfold(2, self.size, self.size).unfold(3, self.size, self.size)
+        return squares.sum((-2, -1), dtype=torch.int32)
+
+
+class Flatten(nn.Module):
+    """[N, C, H, W] -> [N, C*H*W, 1, 1]."""
+
+    def forward(self, x):
+        return x.flatten(1)[:, :, None, None]
+
+
+# Neurons: comparisons.
+
+
+class Neurons(nn.Module):
+    """Neurons of one step: lane i passes where the sum is above edges[i], which hold the bias.
+
+    int32 [N, C, H, W] -> int32 outputs 0, 1, 2, 4 ... of the same shape.
+    """
+
+    def __init__(self, act, edges):
+        super().__init__()
+        self.register_buffer("edges", edges)  # int32 [S, C]
+        # by how much a lane that passes is shifted
+        self.shifts = [int(jump).bit_length() - 1 for jump in act.config.jumps]
+
+    def passed(self, u):
+        """Of every lane whether the sum is above its edge: bool [S, N, C, H, W]."""
+        return u > self.edges[:, None, :, None, None]
+
+    def output(self, passed):
+        """The merged output of the lanes that pass."""
+        return sum(lane.int() << shift for lane, shift in zip(passed, self.shifts))
+
+    def forward(self, sums):
+        return self.output(self.passed(sums))
+
+
+class Membranes(Neurons):
+    """Neurons of several steps, with a membrane potential in the unit of the sums.
+
+    int32 [T*B, C, H, W] (a constant current: [B, C, H, W]) -> int32 [T*B, C, H, W].
+    """
+
+    def __init__(self, act, edges, bias, theta):
+        super().__init__(act, edges)
+        self.register_buffer("bias", bias)  # int32 [C], added at each step
+        self.register_buffer("theta", theta)  # int32 [C]
+        self.hard = act.config.reset == "hard"
+        self.steps = act.steps
+        self.constant = act.constant
+
+    def reset(self, u, passed):
+        """The potential after firing."""
+        if self.hard:
+            return torch.where(passed[0], 0, u)
+        theta = self.theta[:, None, None]
+        for lane, shift in zip(passed, self.shifts):
+            u = u - torch.where(lane, theta << shift, 0)
+        return u
+
+    def forward(self, sums):
+        outputs = []
+        v = 0
+        for current in unfold(sums, self.steps, self.constant):
+            u = v + current + self.bias[:, None, None]
+            passed = self.passed(u)
+            outputs.append(self.output(passed))
+            v = self.reset(u, passed)
+        return torch.cat(outputs)
+
+
+# The network.
+
+
+class IntegerLayer(nn.Module):
+    """Sums and neurons."""
+
+    def __init__(self, sums, neurons):
+        super().__init__()
+        self.sums = sums
+        self.neurons = neurons
+
+    def forward(self, x):
+        return self.neurons(self.sums(x))
+
+
+class IntegerResidual(nn.Module):
+    """Basic block: the neurons see the sums of the second layer and of the shortcut."""
+
+    def __init__(self, inner, sums, shortcut, neurons):
+        super().__init__()
+        self.inner = inner
+        self.sums = sums
+        self.shortcut = shortcut
+        self.neurons = neurons
+
+    def forward(self, x):
+        return self.neurons(self.sums(self.inner(x)) + self.shortcut(x))
+
+
+class IntegerNetwork(nn.Module):
+    """uint8 images [B, C, H, W] -> int32 [B, classes], the readout summed over the steps."""
+
+    def __init__(self, stages, head, steps):
+        super().__init__()
+        self.stages = nn.Sequential(*stages)
+        self.head = head
+        self.steps = steps
+
+    def sites(self):
+        """The neurons of every layer, in the order in which the signal reaches them."""
+        return [m for m in self.modules() if isinstance(m, Neurons)]
+
+    def add_by(self, add):
+        """Compute all sums after the first layer by `choose_and_add` or by `convolve`."""
+        for module in self.modules():
+            if isinstance(module, Sum):
+                module.add = add
+        return self
+
+    @torch.no_grad()
+    def forward(self, images):
+        y = self.head(self.stages(images)).flatten(1)  # [T*B, classes]
+        return y.unflatten(0, (self.steps, -1)).sum(0, dtype=torch.int32)
+
+
+# From a spiking network. All numbers are float64 until they are rounded.
+
+
+@dataclass(frozen=True)
+class Signal:
+    """What a stage gets: integers from 0 to `highest`, each of which is worth `unit`."""
+
+    highest: int
+    unit: float = 1.0
+
+
+def _check(net):
+    """Raise ValueError for a network that has no integer form."""
+    if not isinstance(net.act, Spiking):
+        raise ValueError("its activations are no multi-level neurons")
+    if net.built["bn"]:
+        raise ValueError("it has batch norm: fuse it first")
+    if net.act.scale:
+        raise ValueError("its output scales are not folded")
+    if net.act.encoding != "direct":
+        raise ValueError(f"its input encoding is {net.act.encoding}, expected direct")
+    neuron = net.act.neuron
+    if neuron.scaled or neuron.input_gain != 1 or neuron.reset == "soft_theta":
+        raise ValueError("its neurons are not those of VGG16 and ResNet20 (NeuronConfig.vgg)")
+
+
+def _weight(layer):
+    """float64 [O, I, k, k]; of a linear layer k is 1."""
+    weight = layer.weight.double()
+    return weight if weight.dim() == 4 else weight[:, :, None, None]
+
+
+def _bias(layer):
+    """float64 [O]"""
+    bias = layer.bias
+    return torch.zeros(len(layer.weight)).double() if bias is None else bias.double()
+
+
+def _scale(weights, least=0.0):
+    """The unit of each channel's sum [O], of all the `weights` that go into it."""
+    largest = torch.cat([weight.flatten(1) for weight in weights], 1).abs().amax(1)
+    return (largest / TOP).clamp(min=least)
+
+
+def _quantised(weight, scale):
+    """int8 weights [O, I, k, k] in units of `scale` [O]."""
+    return (weight / scale[:, None, None, None]).round().to(torch.int8)
+
+
+def _reach(weight, highest):
+    """The largest magnitude of each channel's sum, int64 [O]."""
+    return weight.long().abs().sum((1, 2, 3)) * highest
+
+
+def _check_reach(reach, name):
+    if reach.max() > LIMIT:
+        raise ValueError(
+            f"the sums of {name} may reach {reach.max():.3g}, more than 32 bits hold: its "
+            "threshold is too small for its biases or its shortcut"
+        )
+
+
+def _neurons(act, name, scale, bias, reach):
+    """The neurons of sums in units of `scale` [C] whose current also has the real `bias` [C]."""
+    config = act.config
+    theta = act.theta.double()
+    boundaries = theta.new_tensor(config.boundaries)[:, None]  # [S, 1]
+    if act.steps == 1:
+        _check_reach(reach, name)
+        edges = (theta * boundaries - bias) / scale
+        # over the integers, above the real edge is above its floor, and from it on is from its
+        # ceiling on
+        edges = edges.ceil() - 1 if config.inclusive else edges.floor()
+        # beyond what the sums reach, one edge is as good as another
+        edges = edges.clamp(-reach - 1, reach)
+        return Neurons(act, edges.int())
+
+    if act.leak != 1:
+        raise ValueError(
+            f"{name} has the leak {act.leak.item():.4f}: with {act.steps} steps an integer network "
+            "has none; train with --fixed_neuron or --timesteps 1"
+        )
+    bias = (bias / scale).round()
+    theta = (theta / scale).round()
+    # a neuron that fired all lanes may fall below zero by less than its top output
+    _check_reach(act.steps * (reach + bias.abs()) + 2**config.levels * theta, name)
+    edges = theta * boundaries - int(config.inclusive)
+    return Membranes(act, edges.int(), bias.int(), theta.int())
+
+
+def _first(stage, mean, std, name):
+    """The first layer, which sees the image: its normalisation goes into weights and bias."""
+    layer, act = stage.synapse.map, stage.act
+    weight = _weight(layer) / (WHITE * std)[:, None, None]
+    scale = _scale([weight], act.theta * FINEST)
+    weight = _quantised(weight, scale)
+    # the mean taken off by the rounded weights: their errors then meet centred pixels alone
+    centre = (weight * (WHITE * mean)[:, None, None]).sum((1, 2, 3)) * scale
+    bias = _bias(layer) - centre
+    neurons = _neurons(act, name, scale, bias, _reach(weight, WHITE))
+    around = (WHITE * mean).round().to(torch.uint8)
+    return IntegerLayer(Products(weight, layer, around), neurons)
+
+
+def _layer(stage, signal, name):
+    layer, act = stage.synapse.map, stage.act
+    weight = _weight(layer) * signal.unit
+    scale = _scale([weight], act.theta * FINEST)
+    weight = _quantised(weight, scale)
+    neurons = _neurons(act, name, scale, _bias(layer), _reach(weight, signal.highest))
+    return IntegerLayer(Sum(weight, layer, signal.highest), neurons)
+
+
+def _residual(stage, signal, name):
+    second, act = stage.synapse.map, stage.act
+    least = act.theta * FINEST
+    spikes = int(sum(act.config.jumps))
+    bias = _bias(second)
+    if isinstance(stage.shortcut, nn.Identity):
+        scale = _scale([_weight(second)], least)
+        factor = (signal.unit / scale).round()
+        across = factor * signal.highest
+        shortcut = Factor(factor.int(), signal.highest)
+    else:
+        direct = stage.shortcut.map
+        # both are added, so they have one unit
+        weight = _weight(direct) * signal.unit
+        scale = _scale([_weight(second), weight], least)
+        weight = _quantised(weight, scale)
+        across = _reach(weight, signal.highest)
+        shortcut = Sum(weight, direct, signal.highest)
+        bias = bias + _bias(direct)
+
+    inner = _layer(stage.inner, signal, f"{name}.inner")
+    weight = _quantised(_weight(second), scale)
+    neurons = _neurons(act, name, scale, bias, _reach(weight, spikes) + across)
+    return IntegerResidual(inner, Sum(weight, second, spikes), shortcut, neurons)
+
+
+def _head(layer, signal, steps):
+    """The readout, with one unit for all classes."""
+    weight = _weight(layer)
+    if layer.bias is not None:
+        raise ValueError("its readout has biases")
+    scale = _scale([weight.flatten()[None]]).expand(len(weight))
+    weight = _quantised(weight, scale)
+    _check_reach(steps * _reach(weight, signal.highest), "head")
+    return Sum(weight, layer, signal.highest)
+
+
+@torch.no_grad()
+def to_integer(net, mean, std):
+    """The `IntegerNetwork` of a spiking CNN, fused and without output scales.
+
+    Args:
+        mean, std: of the normalisation of its images, per channel, of pixels in [0, 1].
+    Raises:
+        ValueError: it has no integer form, or its sums do not fit 32 bits.
+    """
+    _check(net)
+    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
+    spikes = Signal(int(sum(net.act.neuron.jumps)))
+    signal = Signal(WHITE)
+    stages = []
+    for index, stage in enumerate(net.stages):
+        name = f"stages.{index}"
+        if isinstance(stage, Layer) and stage.act.constant:
+            stages.append(_first(stage, mean, std, name))
+            signal = spikes
+        elif isinstance(stage, Layer):
+            stages.append(_layer(stage, signal, name))
+            signal = spikes
+        elif isinstance(stage, Residual):
+            stages.append(_residual(stage, signal, name))
+            signal = spikes
+        elif isinstance(stage, nn.AvgPool2d):
+            area = stage.kernel_size**2
+            stages.append(PoolSum(stage.kernel_size))
+            signal = Signal(signal.highest * area, signal.unit / area)
+        elif isinstance(stage, nn.Flatten):
+            stages.append(Flatten())
+        else:
+            raise ValueError(f"{name} is a {type(stage).__name__}, which has no integer form")
+    return IntegerNetwork(stages, _head(net.head, signal, net.act.steps), net.act.steps)

@@ -1,0 +1,270 @@
+"""The integer network: by hand, against float networks that are exact, and without products."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import models
+from analysis.agreement import outputs
+from models import NeuronConfig, Spiking, integer
+from models.layers import Layer, Network, Synapse
+from tests.models import golden
+
+NAMES = tuple(golden.CNNS)
+MEAN, STD = (0.2, 0.4, 0.6), (1 / 255,) * 3  # the image is the pixel less 51, 102, 153
+UNIT = 2**-10
+
+
+def random(name, steps=1, **more):
+    """A small SNN with biases."""
+    net = models.build(
+        name, Spiking(NeuronConfig.vgg(3), steps, **more), width_mult=1 / 16, bn=False
+    )
+    with torch.no_grad():
+        for m in net.modules():
+            if isinstance(m, nn.Conv2d):
+                m.bias.normal_(0, 0.1)
+                m.weight.mul_(2)
+            elif isinstance(m, nn.Linear):
+                m.weight.mul_(20)
+    return net.eval()
+
+
+def exact(name, config, steps):
+    """A small SNN whose weights, biases and thetas are int8 weights and integers, but for UNIT."""
+    net = models.build(name, Spiking(config, steps), width_mult=1 / 16, bn=False).eval()
+    maps = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    with torch.no_grad():
+        for m in maps:
+            whole = torch.randint(-127, 128, m.weight.shape)
+            whole[:, 0] = 127  # the unit of every channel is UNIT then
+            m.weight.copy_(whole * UNIT)
+            if m.bias is not None:
+                m.bias.copy_(torch.randint(-300, 300, m.bias.shape) * UNIT)
+        for site in net.sites():
+            site.theta.fill_((12000 if site.constant else 250) * UNIT)
+    return net
+
+
+def pixels(count=4):
+    return torch.randint(0, 256, (count, 3, 32, 32), dtype=torch.uint8)
+
+
+# ---- what it computes
+
+
+def by_hand(inclusive, bias=0.5):
+    """Of one channel: 1x1 convolution, pooling, 1x1 convolution, readout of two classes."""
+    act = Spiking(NeuronConfig(inclusive=inclusive))
+    first, second = nn.Conv2d(1, 1, 1), nn.Conv2d(1, 1, 1)
+    stages = [
+        Layer(Synapse(first), act.layer(first=True, theta=32.0)),
+        nn.AvgPool2d(2),
+        Layer(Synapse(second), act.layer(theta=2.0)),
+        nn.Flatten(),
+    ]
+    net = Network(act, stages, nn.Linear(1, 2, bias=False))
+    net.built = {"bn": False}
+    with torch.no_grad():
+        first.weight.fill_(127 / 128)
+        first.bias.fill_(bias)
+        second.weight.fill_(4 * 127 / 128)
+        second.bias.fill_(-2.0)
+        net.head.weight.copy_(torch.tensor([[1.0], [-0.5]]))
+    return net
+
+
+@pytest.mark.parametrize(("inclusive", "at_the_edge"), [(False, 1), (True, 2)])
+def test_a_network_by_hand(inclusive, at_the_edge):
+    """u = 127/128 p + 1/2 > 32, 64, 128 is 127 p > 4032, 8128, 16320."""
+    net = integer.to_integer(by_hand(inclusive), mean=(0.0,), std=(1 / 255,))
+    first, _, second, _ = net.stages
+    at = int(inclusive)
+    assert first.sums.weight.tolist() == second.sums.weight.tolist() == [[[[127]]]]
+    assert first.neurons.edges.flatten().tolist() == [4032 - at, 8128 - at, 16320 - at]
+    # the quarter of the pooling is in the unit, 1/128: (2 * 2^i + 2) * 128
+    assert second.neurons.edges.flatten().tolist() == [512 - at, 768 - at, 1280 - at]
+    assert net.head.weight.flatten().tolist() == [127, -64]
+    assert (
+        first.sums.weight.dtype == second.sums.weight.dtype == net.head.weight.dtype == torch.int8
+    )
+
+    image = torch.tensor([[[[31, 32], [64, 129]]]], dtype=torch.uint8)
+    readout, (spikes, last) = outputs(net, image)
+    assert spikes.flatten().tolist() == [0, 1, at_the_edge, 4]
+    # 127 * 6 = 762 (inclusive: 127 * 7 = 889) against 512, 768, 1280
+    assert last.item() == at_the_edge
+    assert readout.tolist() == [[127 * at_the_edge, -64 * at_the_edge]]
+
+
+@pytest.mark.parametrize("inclusive", [False, True])
+def test_between_two_integers_an_edge_is_the_lower_one(inclusive):
+    net = integer.to_integer(by_hand(inclusive, bias=257 / 512), mean=(0.0,), std=(1 / 255,))
+    # (32 * 2^i - 257/512) * 128 = 4031.75, 8127.75, 16319.75
+    assert net.stages[0].neurons.edges.flatten().tolist() == [4031, 8127, 16319]
+
+
+def test_what_is_added_up_has_one_unit():
+    """The second convolution of a block (at most 1) and its shortcut (at most 2): 2/127."""
+    net = random("resnet20")
+    block = net.stages[6]
+    with torch.no_grad():
+        block.synapse.map.weight.fill_(1.0)
+        block.shortcut.map.weight.fill_(-2.0)
+    block = integer.to_integer(net, MEAN, STD).stages[6]
+    assert block.sums.weight.unique().tolist() == [64]
+    assert block.shortcut.weight.unique().tolist() == [-127]
+
+
+CONFIGS = {
+    "one-hot": NeuronConfig.vgg(3),
+    "multi-hot": NeuronConfig.vgg(3, hardware_opt=2),
+    "hard": NeuronConfig.vgg(3, reset_to_zero=True),
+    "inclusive": NeuronConfig(inclusive=True),
+    "one-lane": NeuronConfig.vgg(1),
+}
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_integer_already_loses_nothing(name, config, steps):
+    """Spike for spike, ties at the boundaries included."""
+    net = exact(name, config, steps)
+    whole = integer.to_integer(net, MEAN, STD)
+    images = pixels()
+    mean = torch.tensor([51.0, 102.0, 153.0])[:, None, None]
+    with torch.no_grad():
+        readout, spikes = outputs(net, images - mean)
+    readout_of_integers, spikes_of_integers = outputs(whole, images)
+    assert len(spikes) == len(spikes_of_integers) == len(net.sites())
+    for ours, theirs in zip(spikes_of_integers, spikes):
+        assert ours.dtype == torch.int32
+        assert torch.equal(ours.flatten(), theirs.int().flatten())  # features have four axes here
+    levels = torch.cat([ours.flatten() for ours in spikes_of_integers]).unique().tolist()
+    assert len(levels) == config.levels + 1
+    assert torch.equal(readout_of_integers.float() * UNIT, steps * readout)
+
+
+# ---- how it computes it
+
+
+class Operations(TorchDispatchMode):
+    """Names of the operations that run."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = set()
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.names.add(function.overloadpacket.__name__)
+        return function(*args, **(kwargs or {}))
+
+
+PRODUCTS = ("mul", "mm", "conv", "div", "dot", "pow", "lerp", "linear", "matmul")
+
+
+def products(names):
+    return sorted(name for name in names if any(word in name for word in PRODUCTS))
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_after_the_first_layer_there_is_no_product(name, steps):
+    net = integer.to_integer(random(name, steps), MEAN, STD).add_by(integer.choose_and_add)
+    with Operations() as first:
+        x = net.stages[0](pixels(1))
+    with Operations() as rest:
+        net.head(net.stages[1:](x))
+    assert products(first.names) == ["convolution"]
+    assert products(rest.names) == []
+    assert {"add", "__lshift__", "__rshift__", "gt"} <= rest.names
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("name", NAMES)
+def test_additions_and_convolutions_agree_bit_for_bit(name, steps):
+    net = integer.to_integer(random(name, steps), MEAN, STD)
+    images = pixels()
+    readout, spikes = outputs(net, images)
+    again, added = outputs(net.add_by(integer.choose_and_add), images)
+    assert torch.equal(readout, again)
+    for ours, theirs in zip(spikes, added, strict=True):
+        assert torch.equal(ours, theirs)
+    assert sum(ours.count_nonzero() for ours in spikes[-2:]) > 0
+
+
+def test_the_frame_is_the_mean_pixel():
+    net = integer.to_integer(random("vgg16"), (0.4914, 0.4822, 0.4465), STD)
+    assert net.stages[0].sums.mean.tolist() == [125, 123, 114]
+
+
+def test_a_float_image_has_its_pixels_back():
+    mean, std = (0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010)
+    images = pixels()
+    shape = torch.tensor([mean, std])[:, :, None, None]
+    assert torch.equal(integer.pixels((images / 255 - shape[0]) / shape[1], mean, std), images)
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_a_channel_without_weights_follows_its_bias(steps):
+    net = random("vgg16", steps)
+    with torch.no_grad():
+        layer = net.stages[1].synapse.map
+        layer.weight[:2] = 0
+        layer.bias[:2] = torch.tensor([2.5, -1.0])
+    _, spikes = outputs(integer.to_integer(net, MEAN, STD), pixels())
+    assert spikes[1][:, 0].unique().tolist() == [2]
+    assert spikes[1][:, 1].unique().tolist() == [0]
+
+
+# ---- what is refused
+
+
+def refused(net, words):
+    with pytest.raises(ValueError, match=words):
+        integer.to_integer(net, MEAN, STD)
+
+
+def test_networks_without_an_integer_form_are_refused():
+    refused(models.build("vgg16", models.ReLU(), width_mult=1 / 16), "no multi-level neurons")
+    refused(models.build("vgg16", Spiking(), width_mult=1 / 16), "batch norm: fuse it")
+    refused(random("vgg16", scale=True), "scales are not folded")
+    refused(random("vgg16", encoding="rate"), "input encoding is rate")
+    scaled = models.build("vgg16", Spiking(NeuronConfig(scaled=True)), width_mult=1 / 16, bn=False)
+    refused(scaled, r"NeuronConfig\.vgg")
+    net = random("vgg16")
+    net.stages[2] = nn.MaxPool2d(2)
+    refused(net, r"stages\.2 is a MaxPool2d")
+
+
+def test_a_leak_is_refused_where_it_matters():
+    refused(random("resnet20", steps=2, leak=0.9), r"stages\.0 has the leak 0\.9000: with 2 steps")
+    integer.to_integer(random("resnet20", leak=0.9), MEAN, STD)
+
+
+def test_sums_that_do_not_fit_32_bits_are_refused():
+    net = random("resnet20", steps=2)
+    with torch.no_grad():
+        net.stages[5].inner.synapse.map.bias[1] = 1e9
+    refused(net, r"stages\.5\.inner may reach .* more than 32 bits hold")
+
+    net = random("resnet20")
+    with torch.no_grad():
+        # nothing but the shortcut, in a unit that follows the tiny threshold
+        net.stages[4].synapse.map.weight.zero_()
+        net.stages[4].act.theta.fill_(1e-6)
+    refused(net, r"stages\.4 may reach")
+
+
+def test_no_image_leads_beyond_the_bound():
+    """The edges of one step lie within what the sums reach."""
+    net = random("vgg16")
+    with torch.no_grad():
+        net.stages[1].synapse.map.bias[0] = 1e6
+        net.stages[1].synapse.map.bias[1] = -1e6
+    layer = integer.to_integer(net, MEAN, STD).stages[1]
+    reach = 4 * layer.sums.weight.long().abs().sum((1, 2, 3))
+    assert layer.neurons.edges[:, 0].unique().item() == -reach[0] - 1
+    assert layer.neurons.edges[:, 1].unique().item() == reach[1]
