@@ -5,7 +5,7 @@ python energy.py trained_models/snn/snn_resnet20_cifar10_MC_T_1_H_1_C_3_Z_0.pth 
 python energy.py --architecture VGG16 --dataset IMAGENET            (no checkpoint, no data)
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 from analysis.energy import of_ann
@@ -20,7 +20,7 @@ from engine.loop import ComputeOptions
 from engine.settings import Settings, group
 from inputs.loader import BatchOptions
 from inputs.loader import loaders as make_loaders
-from inputs.table import TABLE, DataOptions, data_rules, load
+from inputs.table import TABLE, DataOptions, load
 
 # these kinds of checkpoint need the data of their own scripts
 ELSEWHERE = {
@@ -89,25 +89,7 @@ def settled(asked, content):
         raise UseError(
             f"{path} is a file of the published code: run absorb_bn.py or snn_ddp.py on it first"
         )
-    # the command line wins: the data may have moved
-    names = ("dataset", "data_root", "dataset_dir", "image_size")
-    stored = {
-        name: content["settings"][name]
-        for name in names
-        if name in content["settings"] and name not in asked.given
-    }
-    data = replace(asked.data, **stored)
-    refuse_idle(asked.given, data_rules(data))
-    return data
-
-
-def check_shape(content, about, path):
-    """Refuse a data set that does not fit the network."""
-    trained = content["data"]
-    if any(trained[k] != about[k] for k in ("num_classes", "image_size")):
-        sizes = "{num_classes} classes and {image_size} pixels".format(**trained)
-        here = "{num_classes} classes and {image_size} pixels".format(**about)
-        raise UseError(f"{path} was trained for {sizes}, {about['source']} has {here}")
+    return run.trained_data(content, asked.data, asked.given)
 
 
 def work(asked, world):
@@ -117,7 +99,7 @@ def work(asked, world):
     options = settled(asked, content)
     net = run.place(checkpoint.rebuild(content), world)
     data = load(options, world)
-    check_shape(content, data.about, how.checkpoint)
+    run.check_shape(content, data.about, how.checkpoint)
     # the seed is that of training batches, which nothing asks for here
     *_, test = make_loaders(data, asked.batches, 0, world)
     amp, model = asked.compute.amp, how.energy_model

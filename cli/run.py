@@ -208,6 +208,32 @@ def build(network, about, act, **more):
         raise UseError(str(error)) from None
 
 
+def trained_data(content, data, given):
+    """The data options of the training of a checkpoint, unless the command line names others.
+
+    content: of the checkpoint. data: `DataOptions`. given: names of the options that were given.
+    """
+    # the command line wins: the data may have moved
+    names = ("dataset", "data_root", "dataset_dir", "image_size")
+    stored = {
+        name: content["settings"][name]
+        for name in names
+        if name in content["settings"] and name not in given
+    }
+    data = replace(data, **stored)
+    refuse_idle(given, data_rules(data))
+    return data
+
+
+def check_shape(content, about, path):
+    """Refuse a data set that does not fit the network."""
+    trained = content["data"]
+    if any(trained[k] != about[k] for k in ("num_classes", "image_size")):
+        sizes = "{num_classes} classes and {image_size} pixels".format(**trained)
+        here = "{num_classes} classes and {image_size} pixels".format(**about)
+        raise UseError(f"{path} was trained for {sizes}, {about['source']} has {here}")
+
+
 def place(net, world):
     """Move to the device in channels_last, the faster layout for these convolutions."""
     return net.to(world.device, memory_format=torch.channels_last)
