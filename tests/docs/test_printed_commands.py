@@ -76,7 +76,7 @@ def test_published_commands_are_shown():
 
 
 SCRIPTS = (
-    *("ann_ddp", "snn_ddp", "absorb_bn", "energy", "reproduce"),
+    *("ann_ddp", "snn_ddp", "absorb_bn", "energy", "export", "reproduce"),
     *("experiments.questions", "experiments.chains", "spike_driven_transformer.train"),
     *("neuromorphic_tasks.main_training_parallel", "neuromorphic_tasks.main_test"),
     *("neuromorphic_tasks.data.dvscifar_prepare", "neuromorphic_tasks.data.simulate"),

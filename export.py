@@ -1,0 +1,204 @@
+"""Write a trained network in another form, once it was compared with what it is made of.
+
+python export.py trained_models/snn/snn_resnet20_cifar10_MC_T_1_H_1_C_3_Z_0.pth --to integer
+"""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from analysis.agreement import compare
+from cli import run
+from cli.parser import Parser
+from engine import checkpoint, integer_file
+from engine.dist import World
+from engine.errors import UseError, guard
+from engine.log import progress
+from engine.loop import finite
+from engine.settings import Settings, group, option, positive
+from inputs.loader import BatchOptions
+from inputs.loader import loaders as make_loaders
+from inputs.table import TABLE, DataOptions, load
+from models import integer
+
+RANDOM = 64  # random images, where there are no others
+LARGE_RANDOM = 4  # the same above 64 pixels
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported.
+
+    path: the checkpoint. net: its network, in eval mode. about: what its data set is. mean, std:
+    of the normalisation of its images, per channel, of pixels in [0, 1]. batches: iterable of
+    (normalised images [B, 3, H, W], labels [B] or None) to compare on. shown: what these are.
+    """
+
+    path: Path
+    net: nn.Module
+    about: dict
+    mean: tuple
+    std: tuple
+    batches: Iterable
+    shown: str
+
+
+# ---- forms: a new one is a function, and an entry of TARGETS
+
+
+def write_integer(source, path):
+    """Write the integer network of an SNN to `path`; returns the text of what was found."""
+    mean, std = source.mean, source.std
+    try:
+        whole = integer.to_integer(source.net, mean, std)
+    except ValueError as error:
+        raise UseError(f"{source.path} has no integer network: {error}") from None
+
+    batches = ((x, integer.pixels(x, mean, std), labels) for x, labels in source.batches)
+    agreement = compare(source.net, whole, batches)
+    print(agreement.table())
+    made_of = {"source": str(source.path), "data": source.about}
+    integer_file.save(path, whole, source.net, mean, std, **made_of)
+    return agreement.told()
+
+
+@dataclass(frozen=True)
+class Target:
+    """A form: function of (`Source`, path) that writes it; suffix of its file; kinds of checkpoint
+    that have it.
+    """
+
+    write: Callable
+    suffix: str
+    kinds: tuple
+
+
+TARGETS = {"integer": Target(write_integer, "_integer.npz", ("snn",))}
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """export"""
+
+    checkpoint: str = option("", "checkpoint of snn_ddp.py", positional=True, nargs="?")
+    to: str = option("integer", "form that is written", choices=tuple(TARGETS))
+    images: int | None = option(
+        None,
+        "images on which both are compared; default: the whole test set, or, where the data is "
+        f"missing, {RANDOM} random images",
+        positive,
+    )
+    output: str = option("", "file or folder that is written to, else beside the checkpoint")
+    replace: bool = option(False, "replace a file that is there")
+
+
+@dataclass(frozen=True)
+class ExportSettings(Settings):
+    """Options of export.py."""
+
+    export: ExportOptions = group()
+    data: DataOptions = group()
+    batches: BatchOptions = group(only=("batch_size", "workers"))
+
+
+def get_parser():
+    """Its command line."""
+    return Parser("export.py", "Write a trained network in another form.", ExportSettings)
+
+
+# ---- what is exported
+
+
+def read(asked):
+    """(path, content, network) of the checkpoint, which has the form that is asked for."""
+    how = asked.export
+    path = checkpoint.named(how.checkpoint)
+    content = checkpoint.load(path)
+    kinds = TARGETS[how.to].kinds
+    if content["kind"] not in kinds or content["format"] == checkpoint.PUBLISHED:
+        raise UseError(
+            f"{path} holds a network of kind {content['kind']}, --to {how.to} takes "
+            f"{', '.join(kinds)}: give a checkpoint of snn_ddp.py"
+        )
+    if "training" in content:
+        raise UseError(
+            f"{path} is the state of a training, which may hold batch norm or output scales: give "
+            "its run folder, or best.pth in it"
+        )
+    net = checkpoint.rebuild(content).eval()
+    if not finite(net):
+        raise UseError(f"{path} holds weights that are not finite numbers: give others")
+    return path, content, net
+
+
+def take(batches, count):
+    """The first `count` images of (images, labels, ...) batches, as (images, labels)."""
+    for images, labels, *_ in batches:
+        yield images[:count], labels[:count]
+        count -= len(images)
+        if count <= 0:
+            return
+
+
+def random_images(count, side, mean, std, batch_size):
+    """Batches of normalised noise, the same each time, without labels."""
+    draw = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (count, 3, side, side), generator=draw)
+    mean, std = (torch.tensor(values)[:, None, None] for values in (mean, std))
+    normalised = (pixels / 255 - mean) / std
+    return [(images, None) for images in normalised.split(batch_size)]
+
+
+def read_source(asked):
+    """The `Source` that is asked for.
+
+    Raises:
+        UseError: the data is missing, and was named or is needed for the normalisation.
+    """
+    path, content, net = read(asked)
+    about, count, size = content["data"], asked.export.images, asked.batches.batch_size
+    options = run.trained_data(content, asked.data, asked.given)
+    entry = TABLE[options.dataset]
+    try:
+        data = load(options, World())
+    except UseError as error:
+        named = asked.given & {"dataset", "data_root", "dataset_dir"}
+        if named or entry.mean is None:
+            raise
+        print(f"note: {error}; random images take their place")
+        side = about["image_size"]
+        count = count or (RANDOM if side <= 64 else LARGE_RANDOM)
+        batches = random_images(count, side, entry.mean, entry.std, size)
+        shown = f"{count} random images"
+        return Source(path, net, about, entry.mean, entry.std, batches, shown)
+
+    run.check_shape(content, data.about, path)
+    *_, test = make_loaders(data, asked.batches, 0, World())
+    count = min(count or test.images, test.images)
+    batches = take(test.epoch(0), count)
+    bar = progress(batches, total=-(-count // size), desc="compare")
+    shown = f"{count} test images of {data.about['source']}"
+    return Source(path, net, data.about, data.mean, data.std, bar, shown)
+
+
+def main(argv=None):
+    """Run the command line argv (None: this process's)."""
+    asked = get_parser().parse(argv)
+    how = asked.export
+    if not how.checkpoint:
+        raise UseError("give the checkpoint of the network that is to be exported")
+    target = TARGETS[how.to]
+    path = Path(checkpoint.beside(how.checkpoint, target.suffix, how.output))
+    if path.exists() and not how.replace:
+        raise UseError(f"{path} is there already: give --replace, or another --output")
+    source = read_source(asked)
+    found = target.write(source, path)
+    print(f"{how.to} network, on {source.shown}: {found}; written to {path}")
+    return {"output": str(path)}
+
+
+if __name__ == "__main__":
+    guard(main)

@@ -1,0 +1,205 @@
+"""export.py: an SNN as an integer network, compared on what images there are; what is refused."""
+
+import errno
+
+import numpy as np
+import pytest
+import torch
+
+import export
+import models
+from engine import checkpoint, integer_file
+from engine.errors import guard
+from inputs.cifar import read_cifar
+from models import NeuronConfig, Spiking, integer
+
+CIFAR = {"name": "CIFAR10", "num_classes": 10, "image_size": 32, "source": "CIFAR-10"}
+
+
+def write(path, act=None, data=CIFAR, name="resnet20", kind="snn", settings=None, bn=False, **more):
+    """A checkpoint of a small network; returns its path."""
+    net = models.build(name, act or Spiking(NeuronConfig.vgg(3)), width_mult=1 / 16, bn=bn)
+    with torch.no_grad():
+        for parameter in net.parameters():
+            if parameter.dim() == 2:
+                parameter.mul_(20)
+    settings = settings or {"dataset": data["name"]}
+    checkpoint.save(path, checkpoint.content(net, kind, data, settings, **more))
+    return path
+
+
+def last_line(capsys):
+    return capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+@pytest.mark.parametrize("name", models.CNNS)
+def test_the_last_line_says_what_was_found(name, steps, cifar, tmp_path, capsys):
+    """On all test images; the file computes what the line says."""
+    act = Spiking(NeuronConfig.vgg(3), steps, theta=0.3)
+    path = write(tmp_path / "snn.pth", act, name=name)
+    found = export.main([str(path), "--to", "integer", "--data_root", str(cifar)])
+    assert found == {"output": str(tmp_path / "snn_integer.npz")}
+    line = last_line(capsys)
+    assert line.startswith("integer network, on 12 test images of CIFAR-10 (JPEG copy")
+    assert "of the predictions and, by layer," in line
+    assert line.endswith(f"are equal; written to {tmp_path}/snn_integer.npz")
+
+    whole, header = integer_file.load(found["output"])
+    assert header["source"] == str(path) and header["data"]["num_classes"] == 10
+    data = read_cifar(export.TABLE["CIFAR10"], export.DataOptions(data_root=cifar), 32, None)
+    hits = whole(data.test.images.permute(0, 3, 1, 2)).argmax(1) == data.test.labels
+    assert f"accuracy {hits.float().mean():.2%} (the SNN: " in line
+
+
+def test_statistics_of_the_data_set_are_used(tmp_path, capsys):
+    """Those of scikit-learn's digits are measured on its training images."""
+    digits = {"name": "DIGITS", "num_classes": 10, "image_size": 32}
+    path = write(tmp_path / "snn.pth", data=digits)
+    export.main([str(path), "--images", "70", "--output", str(tmp_path / "a/net.npz")])
+    assert "on 70 test images of scikit-learn digits: accuracy" in last_line(capsys)
+    _, header = integer_file.load(tmp_path / "a/net.npz")
+    assert len(set(header["mean"])) == 1 and 0.2 < header["mean"][0] < 0.4
+
+
+def test_random_images_where_the_data_is_missing(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    imagenet = {"name": "IMAGENET", "num_classes": 10, "image_size": 32}
+    path = write(tmp_path / "snn.pth", data=imagenet)
+    export.main([str(path), "--batch_size", "48"])
+    out = capsys.readouterr().out
+    assert "note: expected an image folder data/train" in out
+    assert "random images take their place" in out
+    line = out.splitlines()[-1]
+    assert line.startswith("integer network, on 64 random images: ") and "accuracy" not in line
+    _, header = integer_file.load("snn_integer.npz")
+    assert header["mean"] == [0.485, 0.456, 0.406]
+
+
+def test_so_many_images_are_taken():
+    batches = [(torch.zeros(64, 3, 1, 1), torch.zeros(64), 64)] * 3
+    assert [len(labels) for _, labels in export.take(batches, 70)] == [64, 6]
+    assert [len(images) for images, _ in export.take(batches, 64)] == [64]
+
+
+def test_random_images_are_normalised_pixels():
+    mean, std = (0.2, 0.4, 0.6), (0.1, 0.2, 0.3)
+    (images, _), (rest, _) = export.random_images(6, 32, mean, std, 4)
+    assert (len(images), len(rest)) == (4, 2)
+    pixels = integer.pixels(images, mean, std).double()
+    assert (pixels.min(), pixels.max()) == (0, 255)
+    assert pixels.mean((0, 2, 3)).tolist() == pytest.approx([127.5] * 3, abs=5)
+    assert images.mean((0, 2, 3)).tolist() == pytest.approx([3, 0.5, -1 / 3], abs=0.2)
+
+
+def test_a_run_folder_is_taken(cifar, tmp_path):
+    (tmp_path / "run").mkdir()
+    write(tmp_path / "run/best.pth")
+    found = export.main([str(tmp_path / "run"), "--data_root", str(cifar)])
+    assert found["output"] == f"{tmp_path}/run/best_integer.npz"
+
+
+# ---- what is refused
+
+
+def test_a_file_that_is_there_is_replaced_when_asked_for(cifar, fails, tmp_path):
+    path = write(tmp_path / "snn.pth")
+    (tmp_path / "snn_integer.npz").write_text("mine")
+    words = f"{tmp_path}/snn_integer.npz is there already", "--replace", "--output"
+    fails(export.main, f"{path} --data_root {cifar}", *words, keep=tmp_path)
+    guard(export.main, f"{path} --data_root {cifar} --replace".split())
+    integer_file.load(tmp_path / "snn_integer.npz")
+
+
+def test_a_full_disk_leaves_nothing(cifar, fails, tmp_path, monkeypatch):
+    path = write(tmp_path / "snn.pth")
+
+    def full(file, **arrays):
+        file.write(b"half of it")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    words = "cannot write", "No space left on device", "the disk's space"
+    fails(export.main, f"{path} --data_root {cifar}", *words, status=1, keep=tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def nan(path):
+    content = checkpoint.load(write(path))
+    content["model"]["head.weight"][0] = torch.nan
+    checkpoint.save(path, content)
+
+
+FOLDER = {"name": "FOLDER", "num_classes": 10, "image_size": 32}
+AT = {"dataset": "FOLDER", "dataset_dir": "none", "image_size": 32}
+LEAKY = Spiking(NeuronConfig.vgg(3), 2, leak=0.9)
+SCALED = Spiking(NeuronConfig.vgg(3), scale=True)
+CASES = {  # what writes the file, arguments ({c}: --data_root with CIFAR), words of the line
+    "ANN": (
+        lambda path: write(path, models.ReLU(), kind="ann"),
+        "",
+        "snn.pth holds a network of kind ann, --to integer takes snn",
+        "give a checkpoint of snn_ddp.py",
+    ),
+    "published": (
+        lambda path: torch.save({"features.0.weight": torch.zeros(4, 3, 3, 3)}, path),
+        "",
+        "--to integer takes snn",
+    ),
+    "training": (
+        lambda path: write(path, training={}),
+        "",
+        "snn.pth is the state of a training",
+        "give its run folder",
+    ),
+    "NaN": (nan, "", "snn.pth holds weights that are not finite numbers"),
+    "damaged": (lambda path: path.write_bytes(b"?"), "", "truncated or not a checkpoint"),
+    "missing": (lambda path: None, "", "no checkpoint at snn.pth"),
+    "batch norm": (
+        lambda path: write(path, bn=True),
+        "--data_root {c}",
+        "snn.pth has no integer network: it has batch norm",
+    ),
+    "scales": (
+        lambda path: write(path, SCALED),
+        "--data_root {c}",
+        "its output scales are not folded",
+    ),
+    "leak": (
+        lambda path: write(path, LEAKY),
+        "--data_root {c}",
+        "snn.pth has no integer network: stages.0 has the leak 0.9000: with 2 steps",
+        "--fixed_neuron",
+    ),
+    "named data is missing": (
+        write,
+        "--dataset FOLDER --dataset_dir none --image_size 32",
+        "expected an image folder none/train",
+    ),
+    "own data is missing": (
+        lambda path: write(path, data=FOLDER, settings=AT),
+        "",
+        "expected an image folder none/train",
+    ),
+    "other data": (
+        lambda path: write(path, data=CIFAR | {"num_classes": 7}),
+        "--data_root {c}",
+        "snn.pth was trained for 7 classes",
+    ),
+    "form": (write, "--to onxx", "--to", "integer"),
+    "idle": (write, "--image_size 64", "--image_size does nothing here"),
+}
+
+
+@pytest.mark.parametrize(
+    "make, argv, words", [(c[0], c[1], c[2:]) for c in CASES.values()], ids=CASES
+)
+def test_one_line(make, argv, words, cifar, fails, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make(tmp_path / "snn.pth")
+    fails(export.main, f"snn.pth {argv.format(c=cifar)}", *words, keep=tmp_path)
+    assert not list(tmp_path.glob("*.npz"))
+
+
+def test_no_checkpoint(fails):
+    fails(export.main, "", "give the checkpoint of the network")
