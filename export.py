@@ -134,13 +134,17 @@ def read(asked):
     return path, content, net
 
 
-def take(batches, count):
-    """The first `count` images of (images, labels, ...) batches, as (images, labels)."""
-    for images, labels, *_ in batches:
-        yield images[:count], labels[:count]
-        count -= len(images)
-        if count <= 0:
-            return
+def take(batches, count, size):
+    """The first `count` images of (images, labels, ...) batches of `size`, as (images, labels).
+
+    With a progress bar.
+    """
+    with progress(batches, total=-(-count // size), desc="compare") as bar:
+        for images, labels, *_ in bar:
+            yield images[:count], labels[:count]
+            count -= len(images)
+            if count <= 0:
+                return
 
 
 def random_images(count, side, mean, std, batch_size):
@@ -178,10 +182,9 @@ def read_source(asked):
     run.check_shape(content, data.about, path)
     *_, test = make_loaders(data, asked.batches, 0, World())
     count = min(count or test.images, test.images)
-    batches = take(test.epoch(0), count)
-    bar = progress(batches, total=-(-count // size), desc="compare")
+    batches = take(test.epoch(0), count, size)
     shown = f"{count} test images of {data.about['source']}"
-    return Source(path, net, data.about, data.mean, data.std, bar, shown)
+    return Source(path, net, data.about, data.mean, data.std, batches, shown)
 
 
 def main(argv=None):

@@ -335,7 +335,7 @@ def _neurons(act, name, scale, bias, reach):
 
     if act.leak != 1:
         raise ValueError(
-            f"{name} has the leak {act.leak.item():.4f}: with {act.steps} steps an integer network "
+            f"{name} has the leak {act.leak.item():.7g}: with {act.steps} steps an integer network "
             "has none; train with --fixed_neuron or --timesteps 1"
         )
     bias = (bias / scale).round()

@@ -240,7 +240,7 @@ def test_networks_without_an_integer_form_are_refused():
 
 
 def test_a_leak_is_refused_where_it_matters():
-    refused(random("resnet20", steps=2, leak=0.9), r"stages\.0 has the leak 0\.9000: with 2 steps")
+    refused(random("resnet20", steps=2, leak=0.9), r"stages\.0 has the leak 0\.9: with 2 steps")
     integer.to_integer(random("resnet20", leak=0.9), MEAN, STD)
 
 

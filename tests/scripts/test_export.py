@@ -1,6 +1,7 @@
 """export.py: an SNN as an integer network, compared on what images there are; what is refused."""
 
 import errno
+import sys
 
 import numpy as np
 import pytest
@@ -78,8 +79,8 @@ def test_random_images_where_the_data_is_missing(tmp_path, capsys, monkeypatch):
 
 def test_so_many_images_are_taken():
     batches = [(torch.zeros(64, 3, 1, 1), torch.zeros(64), 64)] * 3
-    assert [len(labels) for _, labels in export.take(batches, 70)] == [64, 6]
-    assert [len(images) for images, _ in export.take(batches, 64)] == [64]
+    assert [len(labels) for _, labels in export.take(batches, 70, 64)] == [64, 6]
+    assert [len(images) for images, _ in export.take(batches, 64, 64)] == [64]
 
 
 def test_random_images_are_normalised_pixels():
@@ -168,7 +169,7 @@ CASES = {  # what writes the file, arguments ({c}: --data_root with CIFAR), word
     "leak": (
         lambda path: write(path, LEAKY),
         "--data_root {c}",
-        "snn.pth has no integer network: stages.0 has the leak 0.9000: with 2 steps",
+        "snn.pth has no integer network: stages.0 has the leak 0.9: with 2 steps",
         "--fixed_neuron",
     ),
     "named data is missing": (
@@ -197,7 +198,8 @@ CASES = {  # what writes the file, arguments ({c}: --data_root with CIFAR), word
 def test_one_line(make, argv, words, cifar, fails, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     make(tmp_path / "snn.pth")
-    fails(export.main, f"snn.pth {argv.format(c=cifar)}", *words, keep=tmp_path)
+    line = fails(export.main, f"snn.pth {argv.format(c=cifar)}", *words, keep=tmp_path)
+    assert line.startswith(f"{sys.argv[0]}: error: ")  # behind no progress bar
     assert not list(tmp_path.glob("*.npz"))
 
 
