@@ -12,6 +12,7 @@ from torch import nn
 
 from analysis.agreement import compare
 from cli import run
+from cli.options import EnergyOptions, FileOptions
 from cli.parser import Parser
 from engine import checkpoint, integer_file
 from engine.dist import World
@@ -83,7 +84,6 @@ TARGETS = {"integer": Target(write_integer, "_integer.npz", ("snn",))}
 class ExportOptions:
     """export"""
 
-    checkpoint: str = option("", "checkpoint of snn_ddp.py", positional=True, nargs="?")
     to: str = option("integer", "form that is written", choices=tuple(TARGETS))
     images: int | None = option(
         None,
@@ -91,15 +91,19 @@ class ExportOptions:
         f"missing, {RANDOM} random images",
         positive,
     )
-    output: str = option("", "file or folder that is written to, else beside the checkpoint")
-    replace: bool = option(False, "replace a file that is there")
 
 
 @dataclass(frozen=True)
 class ExportSettings(Settings):
     """Options of export.py."""
 
+    source: EnergyOptions = group(
+        only=("checkpoint", "output"),
+        checkpoint={"help": "checkpoint of snn_ddp.py"},
+        output={"help": "file or folder that is written to, else beside the checkpoint"},
+    )
     export: ExportOptions = group()
+    files: FileOptions = group()
     data: DataOptions = group()
     batches: BatchOptions = group(only=("batch_size", "workers"))
 
@@ -114,13 +118,13 @@ def get_parser():
 
 def read(asked):
     """(path, content, network) of the checkpoint, which has the form that is asked for."""
-    how = asked.export
-    path = checkpoint.named(how.checkpoint)
+    form = asked.export.to
+    path = checkpoint.named(asked.source.checkpoint)
     content = checkpoint.load(path)
-    kinds = TARGETS[how.to].kinds
+    kinds = TARGETS[form].kinds
     if content["kind"] not in kinds or content["format"] == checkpoint.PUBLISHED:
         raise UseError(
-            f"{path} holds a network of kind {content['kind']}, --to {how.to} takes "
+            f"{path} holds a network of kind {content['kind']}, --to {form} takes "
             f"{', '.join(kinds)}: give a checkpoint of snn_ddp.py"
         )
     if "training" in content:
@@ -190,16 +194,16 @@ def read_source(asked):
 def main(argv=None):
     """Run the command line argv (None: this process's)."""
     asked = get_parser().parse(argv)
-    how = asked.export
-    if not how.checkpoint:
+    given, form = asked.source, asked.export.to
+    if not given.checkpoint:
         raise UseError("give the checkpoint of the network that is to be exported")
-    target = TARGETS[how.to]
-    path = Path(checkpoint.beside(how.checkpoint, target.suffix, how.output))
-    if path.exists() and not how.replace:
+    target = TARGETS[form]
+    path = Path(checkpoint.beside(given.checkpoint, target.suffix, given.output))
+    if path.exists() and not asked.files.replace:
         raise UseError(f"{path} is there already: give --replace, or another --output")
     source = read_source(asked)
     found = target.write(source, path)
-    print(f"{how.to} network, on {source.shown}: {found}; written to {path}")
+    print(f"{form} network, on {source.shown}: {found}; written to {path}")
     return {"output": str(path)}
 
 

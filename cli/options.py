@@ -110,6 +110,13 @@ class EnergyOptions:
 
 
 @dataclass(frozen=True)
+class FileOptions:
+    """files"""
+
+    replace: bool = option(False, "replace a file that is there")
+
+
+@dataclass(frozen=True)
 class QuantOptions:
     """quantiser"""
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cli.options import NetworkOptions
+from cli.options import FileOptions, NetworkOptions
 from engine.dist import DeviceOptions, fast_amp
 from engine.errors import UseError
 from engine.loop import ComputeOptions, RunOptions
@@ -48,7 +48,6 @@ class RowOptions:
         choices=SCHEDULES,
     )
     dry_run: bool = option(False, "show the commands of the row (without a row: of all)")
-    replace: bool = option(False, "replace a result of other code or other arguments")
     launcher: str = option(
         "",
         "what starts the training scripts instead of python, such as 'torchrun --nproc_per_node=4'",
@@ -82,6 +81,9 @@ class RowSettings(ExperimentSettings):
     """Options of reproduce.py."""
 
     row: RowOptions = group()
+    files: FileOptions = group(
+        replace={"help": "replace a result of other code or other arguments"}
+    )
     # the row and the schedule choose, see `reproduce.of_row`
     network: NetworkOptions = group(
         only=("width_mult",),

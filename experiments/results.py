@@ -107,7 +107,7 @@ def run(row, asked, path):
         "code": ARITHMETIC,
         "recipe": {seed: chain.recipes for seed, chain in chains.items()},
     }
-    if not asked.row.replace:
+    if not asked.files.replace:
         check_free(path, about)
 
     runs = {}
@@ -120,7 +120,7 @@ def run(row, asked, path):
         data[f"seed {seed}"] = stages[last]["data_parts"]
     same_data(data)
     # another process may have written it meanwhile
-    if not asked.row.replace:
+    if not asked.files.replace:
         check_free(path, about)
     result = {
         **about,

@@ -35,7 +35,12 @@ def test_damaged_checkpoints_are_refused_or_read(count, tmp_path, capsys):
         # names and types lie in the first part and, of a zip file, in the last one
         content = contents[name]
         head = int(rng.integers(1, 4000))
-        if rng.random() < 0.3:
+        place = rng.random()
+        if place < 0.2:
+            middle = bytearray(content)
+            middle[len(middle) // 2] ^= 1 << int(rng.integers(8))
+            content = bytes(middle)
+        elif place < 0.4:
             content = content[:-head] + mutated(rng, content[-head:])
         else:
             content = mutated(rng, content[:head]) + content[head:]
