@@ -26,6 +26,12 @@ def output(default):
     )
 
 
+# of commands that compare recipes: of three seeds a paired difference can say something
+THREE_SEEDS = {"default": (0, 1, 2), "type": seed, "nargs": "+", "help": "seeds of the runs"}
+# the group of the network that they compare them on
+NARROW = group(only=("architecture", "width_mult"), architecture="RESNET20", width_mult=0.25)
+
+
 @dataclass(frozen=True)
 class ExperimentOptions:
     """experiment"""

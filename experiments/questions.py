@@ -17,12 +17,12 @@ from cli.parser import Parser
 from engine.errors import UseError, guard
 from engine.loop import RunOptions
 from engine.recipes.cnn import TrainingOptions
-from engine.settings import flat, group, option, positive, seed
+from engine.settings import flat, group, option, positive
 from inputs.loader import BatchOptions
 
 from . import answers, declared
 from .chain import Chain
-from .options import ExperimentOptions, ExperimentSettings, output, settled
+from .options import NARROW, THREE_SEEDS, ExperimentOptions, ExperimentSettings, output, settled
 from .stage import slug
 
 FILE = Path(__file__).with_name("questions.yml")
@@ -41,21 +41,8 @@ class QuestionSettings(ExperimentSettings):
     """Options of questions.py."""
 
     question: QuestionOptions = group()
-    # three seeds are the fewest of which a paired difference can say something
-    experiment: ExperimentOptions = group(
-        seeds={
-            "default": (0, 1, 2),
-            "type": seed,
-            "nargs": "+",
-            "help": "seeds of the runs",
-        },
-        results="results/questions",
-    )
-    network: NetworkOptions = group(
-        only=("architecture", "width_mult"),
-        architecture="RESNET20",
-        width_mult=0.25,
-    )
+    experiment: ExperimentOptions = group(seeds=THREE_SEEDS, results="results/questions")
+    network: NetworkOptions = NARROW
     training: TrainingOptions = group(
         only=("epochs", "learning_rate"),
         epochs={"default": 3, "help": "epochs of the LQ-ANN and of every SNN"},

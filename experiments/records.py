@@ -21,12 +21,12 @@ from engine.files import write_text
 from engine.log import processor, read_json, versions, write_json
 from engine.loop import RunOptions
 from engine.recipes.cnn import TrainingOptions
-from engine.settings import flat, group, option, seed
+from engine.settings import flat, group, option
 
 from . import declared
 from .answers import column
 from .chain import Chain, same_data
-from .options import ExperimentOptions, ExperimentSettings, output, settled
+from .options import NARROW, THREE_SEEDS, ExperimentOptions, ExperimentSettings, output, settled
 from .results import of_any_machine
 from .stage import slug
 from .verdict import number, spread
@@ -58,21 +58,8 @@ class RecordSettings(ExperimentSettings):
     """Options of records.py."""
 
     record: RecordOptions = group()
-    # three seeds are the fewest that tell a change from chance
-    experiment: ExperimentOptions = group(
-        seeds={
-            "default": (0, 1, 2),
-            "type": seed,
-            "nargs": "+",
-            "help": "seeds of the runs",
-        },
-        results="results/records",
-    )
-    network: NetworkOptions = group(
-        only=("architecture", "width_mult"),
-        architecture="RESNET20",
-        width_mult=0.25,
-    )
+    experiment: ExperimentOptions = group(seeds=THREE_SEEDS, results="results/records")
+    network: NetworkOptions = NARROW
     training: TrainingOptions = group(
         only=("epochs",),
         epochs={"default": 20, "help": "epochs of every network that is trained"},
@@ -119,16 +106,16 @@ def measure(asked, content, name):
     """Run what is missing of a record; returns what is kept of it."""
     own = content["records"][name]
     runs, data = [], {}
-    for drawn in asked.experiment.seeds:
-        chain = make_chain(asked, content, name, drawn)
+    for seed in asked.experiment.seeds:
+        chain = make_chain(asked, content, name, seed)
         done = chain.all()
         *_, last = chain.stages.values()
-        data[f"seed {drawn}"] = last.data
+        data[f"seed {seed}"] = last.data
         seconds = [done[stage.name]["seconds"] for stage in chain.stages.values() if stage.trains]
         runs.append(
             {
                 **of_any_machine(last.summary),
-                "seed": drawn,
+                "seed": seed,
                 "chain_seconds": sum(seconds),
                 "recipes": chain.recipes,
                 "log": last.log,
