@@ -61,6 +61,7 @@ SAMPLE = [
     NeuronConfig.vgg(3),
     NeuronConfig.vgg(3, 2),
     NeuronConfig.vgg(1),
+    NeuronConfig.vgg(3, gamma=0.75, surrogate="clipped"),
     NeuronConfig.transformer(3),
     NeuronConfig.transformer(3, fast=True, soft=True, detach_reset=False),
     NeuronConfig.lif(),
