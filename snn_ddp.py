@@ -163,7 +163,8 @@ def set_thresholds(net, images, task):
     which = how.balance or ("stem" if net.stem else "all")
     thetas = convert.balance_thresholds(net, images[:count], steps, which, progress=bar)
     # the last layers of a network whose stem alone is balanced keep their initial threshold
-    for site, theta in zip(net.sites(), thetas, strict=False):
+    balanced = net.sites()[: len(thetas)]
+    for site, theta in zip(balanced, thetas, strict=True):
         site.theta.data.fill_(theta * how.scaling_factor)
     return {"thresholds": thetas, "scaling_factor": how.scaling_factor, "balance": which}
 

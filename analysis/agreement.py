@@ -62,7 +62,7 @@ def compare(net, other, batches):
     """
     names = {site: name for name, site in net.named_modules()}
     layers = [names[site] for site in net.sites()]
-    equal, spikes = [0] * len(layers), [0] * len(layers)
+    equal, counts = [0] * len(layers), [0] * len(layers)
     images = same = correct = other_correct = 0
     labelled = True
     for x, y, labels in batches:
@@ -70,7 +70,7 @@ def compare(net, other, batches):
         other_readout, other_fired = outputs(other, y)
         for layer, (a, b) in enumerate(zip(fired, other_fired, strict=True)):
             equal[layer] += (a.flatten() == b.flatten()).sum().item()
-            spikes[layer] += a.numel()
+            counts[layer] += a.numel()
         classes, other_classes = readout.argmax(1), other_readout.argmax(1)
         images += len(classes)
         same += (classes == other_classes).sum().item()
@@ -81,7 +81,7 @@ def compare(net, other, batches):
     return Agreement(
         images,
         same / images,
-        {name: hits / count for name, hits, count in zip(layers, equal, spikes)},
+        {name: hits / count for name, hits, count in zip(layers, equal, counts)},
         correct / images if labelled else None,
         other_correct / images if labelled else None,
     )

@@ -97,8 +97,11 @@ def weights(content):
         ValueError: there are none, or they are of two networks.
     """
     taken = []
-    # a file may hold a dictionary that holds itself
-    while len(taken) < DEPTH and (held := [k for k in HOLDERS if isinstance(content.get(k), dict)]):
+    # not without end: a dictionary may hold itself
+    for _ in range(DEPTH):
+        held = [key for key in HOLDERS if isinstance(content.get(key), dict)]
+        if not held:
+            break
         taken.append(held[0])
         content = content[held[0]]
     named = all(isinstance(key, str) for key in content)

@@ -52,7 +52,9 @@ class TrainingOptions:
     norm_bias_lr: float = option(
         1.0, "factor of the learning rate of batch norm's biases", strictly_positive
     )
-    fixed_norm_scale: bool = option(False, "keep the scales of batch norm at 1; the biases learn")
+    fixed_norm_scale: bool = option(
+        False, "keep the scales of batch norm as they begin, new ones at 1"
+    )
     amsgrad: bool = option(True, "Adam's AMSGrad variant: true or false", boolean)
     betas: tuple = option((0.9, 0.999), "Adam's two averaging factors", pair)
     warm_up: bool = option(False, "raise the learning rate linearly at the start")
@@ -76,8 +78,8 @@ class TrainingOptions:
 def make_optimizer(net, options):
     """SGD with momentum or Adam.
 
-    With `thr_lr` > 0 thetas (and output scales) form a group of their own, at that constant rate;
-    so do the biases of batch norm with a `norm_bias_lr`.
+    With `thr_lr` > 0 thetas (and output scales) form a group of their own, at that constant rate.
+    With a `norm_bias_lr` so do the biases of batch norm, at that multiple of the scheduled rate.
     """
     norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     if options.fixed_norm_scale:
