@@ -19,7 +19,7 @@ from engine.log import progress
 from engine.loop import evaluate
 from engine.recipes.cnn import TrainingOptions
 from engine.recipes.price import PriceOptions
-from engine.recipes.snn import SpikingRecipe
+from engine.recipes.snn import LevelOptions, SpikingRecipe
 from engine.settings import group
 from models import convert
 
@@ -43,6 +43,7 @@ class SnnSettings(CNNSettings):
     neuron: NeuronOptions = group()
     price: PriceOptions = group()
     conversion: ConversionOptions = group()
+    levels: LevelOptions = group()
     training: TrainingOptions = group(
         epochs=30, learning_rate=1e-4, lr_interval=(0.6, 0.8, 0.9), momentum=0.95
     )
@@ -75,6 +76,7 @@ def rules(asked):
         raise UseError(
             "give --pretrained_ann (to convert) or --pretrained_snn (to start from), not both"
         )
+    check_lanes(asked)
     # conditions that several options share
     from_ann = bool(network.pretrained_ann)
     balanced = from_ann and asked.conversion.conversion == "published"
@@ -101,7 +103,12 @@ def rules(asked):
             training.optimizer == "Adam",
             "it belongs to --optimizer Adam",
         ),
-        (["thr_lr"], not neuron.fixed_neuron, "--fixed_neuron keeps the thresholds"),
+        (["lsq_gradient"], training.optimizer == "SGD", "Adam does not see a gradient's size"),
+        (
+            ["thr_lr", "lsq_gradient"],
+            not neuron.fixed_neuron,
+            "--fixed_neuron keeps the thresholds",
+        ),
         (
             ["default_threshold", "leak"],
             not network.pretrained_snn,
@@ -117,12 +124,32 @@ def rules(asked):
     ]
 
 
-def activation(asked):
-    """The `Spiking` activation of the options."""
+def check_lanes(asked):
+    """Refuse lanes that do not lead to the neurons that are asked for."""
+    first, neuron, training = asked.levels.first_lanes, asked.neuron, asked.training
+    if not first:
+        return
+    if not neuron.multi_channel or first[-1] <= neuron.num_channels:
+        raise UseError(
+            f"--first_lanes {' '.join(map(str, first))} must fall to the {neuron.levels} of "
+            "--num_channels, with --multi_channel 1"
+        )
+    # what a lane less takes from the output goes into the output scales
+    if not asked.network.pretrained_ann or asked.conversion.conversion != "matched":
+        raise UseError("--first_lanes needs --pretrained_ann and --conversion matched")
+    if asked.run.keep != "last" or training.epochs < 2:
+        raise UseError("--first_lanes needs two epochs, and --keep last: the best may have others")
+
+
+def activation(asked, saved=None):
+    """The `Spiking` activation of the options; saved: what an interrupted training left."""
     neuron = asked.neuron
+    levels = (*asked.levels.first_lanes, neuron.levels)[0]
+    if saved and asked.levels.first_lanes:
+        levels = saved["activation"]["neuron"]["levels"]
     clipped = neuron.surrogate == "clipped"
     config = models.NeuronConfig.vgg(
-        neuron.levels,
+        levels,
         neuron.hardware_opt,
         bool(neuron.reset_to_zero),
         neuron.clipped_slope if clipped else neuron.surrogate_gamma,
@@ -230,9 +257,10 @@ def make_recipe(net, task):
         images, *_ = next(task.test.epoch(0))
         return images[:32]
 
-    training = task.asked.training
+    asked = task.asked
+    training, lanes = asked.training, asked.neuron.levels
     teacher = run.teacher(training.distill, task.about, task.world)
-    return SpikingRecipe(training, net, proof, teacher)
+    return SpikingRecipe(training, net, proof, teacher, asked.levels, lanes)
 
 
 def work(asked, saved, world):
@@ -240,7 +268,7 @@ def work(asked, saved, world):
     task = run.start(asked, saved, world)
     network, neuron, compute = asked.network, asked.neuron, asked.compute
     run.say_backend(neuron.neuron_backend, world, compute.compile)
-    act = activation(asked)
+    act = activation(asked, saved)
     net = run.build(network, task.about, act, head_dropout=network.dropout)
     check(net, asked)
     extra = start_weights(net, act, task)

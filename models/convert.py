@@ -347,6 +347,23 @@ def match_activations(net, images, progress=iter):
     return chosen
 
 
+@torch.no_grad()
+def set_levels(net, levels):
+    """Give every neuron `levels` = S lanes; the highest ones stay where they are.
+
+    theta and the output scale double for each lane less, so that the lowest boundary goes:
+    `scale * o` is what it was wherever the potential reaches the new theta. The network has output
+    scales (`Spiking.scale`).
+    """
+    factor = 2.0 ** (net.act.neuron.levels - levels)
+    neuron = replace(net.act.neuron, levels=levels)
+    net.act = replace(net.act, neuron=neuron)
+    for site in net.sites():
+        site.config = neuron
+        site.theta.mul_(factor)
+        site.scale.mul_(factor)
+
+
 # Folding: what follows a layer absorbs its output scale.
 
 

@@ -13,6 +13,28 @@ def weighted(net):
     return [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
 
 
+def run_once(net):
+    """Run it on one image of zeros, in eval mode."""
+    side = net.built["image_size"]
+    training = net.training
+    net.eval()(torch.zeros(1, 3, side, side, device=net.head.weight.device))
+    net.train(training)
+
+
+def neurons(net):
+    """{site: its neurons in an image}, found by running the network."""
+    found = {}
+
+    def count(site, args, out):
+        found[site] = out[0].numel()
+
+    handles = [site.register_forward_hook(count) for site in net.sites()]
+    run_once(net)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
 def sources(net):
     """{weighted layer: the site of neurons whose spikes it reads}, found by running the network.
 
@@ -35,10 +57,7 @@ def sources(net):
 
     handles = [site.register_forward_hook(begin) for site in net.sites()]
     handles += [module.register_forward_pre_hook(end) for module in weighted(net)]
-    side = net.built["image_size"]
-    training = net.training
-    net.eval()(torch.zeros(1, 3, side, side, device=net.head.weight.device))
-    net.train(training)
+    run_once(net)
     for handle in handles:
         handle.remove()
     return found

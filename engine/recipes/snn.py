@@ -1,15 +1,36 @@
-"""The recipe of a spiking network: bounds on thresholds and leaks, folded batch norm and output
-scales.
+"""The recipe of a spiking network: bounds on thresholds and leaks, lanes that go while it trains,
+folded batch norm and output scales.
 """
+
+from dataclasses import dataclass
 
 import torch
 
 from models import convert
+from models.rates import neurons
 
 from ..errors import RunError
+from ..settings import lanes, option
 from .cnn import CNNRecipe
 
 THETA_MIN = 1e-4  # thresholds and output scales are kept above it
+
+
+@dataclass(frozen=True)
+class LevelOptions:
+    """training of levels"""
+
+    lsq_gradient: bool = option(
+        False,
+        "divide gradients of thresholds and output scales by sqrt(neurons of the layer * top "
+        "level), as LSQ does",
+    )
+    first_lanes: tuple = option(
+        (),
+        "lanes S that the first half of the epochs has, such as '5 4', each for an equal part; "
+        "then --num_channels",
+        lanes,
+    )
 
 
 class SpikingRecipe(CNNRecipe):
@@ -18,17 +39,38 @@ class SpikingRecipe(CNNRecipe):
     Args:
         net: the network that is trained.
         images: function that gives images [B, 3, H, W] on which what is stored is proved.
+        levels: `LevelOptions`. lanes: S at the end.
     """
 
-    def __init__(self, options, net, images=None, teacher=None):
+    def __init__(self, options, net, images=None, teacher=None, levels=LevelOptions(), lanes=3):
         super().__init__(options, teacher)
         self.images = images
+        self.lanes = (*levels.first_lanes, lanes)
         sites = net.sites()
         self.scaled = net.act.scale
         self.leaks = [site.leak for site in sites]
         self.positive = [site.theta for site in sites]
         if self.scaled:
             self.positive += [site.scale for site in sites]
+        self.counts = None  # of neurons, in the order of `positive`
+        if levels.lsq_gradient:
+            counts = list(neurons(net).values())
+            self.counts = counts * (len(self.positive) // len(counts))
+
+    def before_epoch(self, net, epoch):
+        # each of the first S has an equal part of the first half of the epochs
+        first = len(self.lanes) - 1
+        part = int(2 * first * (epoch - 1) / self.epochs)
+        wanted = self.lanes[min(part, first)]
+        if net.act.neuron.levels != wanted:
+            convert.set_levels(net, wanted)
+
+    def before_step(self, net, optimizer, scaler):
+        if self.counts:
+            # Esser et al. 2020, section 2.2
+            top = 2 ** (net.act.neuron.levels - 1)
+            gradients = [parameter.grad for parameter in self.positive]
+            torch._foreach_mul_(gradients, [(n * top) ** -0.5 for n in self.counts])
 
     @torch.no_grad()
     def after_step(self, net):

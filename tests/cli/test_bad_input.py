@@ -320,6 +320,24 @@ CASES = [  # script, arguments ({h}: the folder, {c}: --data_root with CIFAR), w
         "--image_size does nothing here: CIFAR10 has a fixed size",
     ),
     ("ann", "--dataset DIGITS --data_root {c}", "--data_root does nothing here"),
+    (
+        "snn",
+        "--multi_channel 1 --num_channels 3 --first_lanes 3",
+        "--first_lanes 3 must fall to the 3 of --num_channels",
+    ),
+    ("snn", "--first_lanes 4,5", "--first_lanes", "falling numbers such as '5 4', got '4,5'"),
+    (
+        "snn",
+        "--multi_channel 1 --num_channels 2 --first_lanes 3",
+        "--first_lanes needs --pretrained_ann and --conversion matched",
+    ),
+    (
+        "snn",
+        "--multi_channel 1 --num_channels 2 --first_lanes 3 --pretrained_ann {h}/fused.pth "
+        "--conversion matched",
+        "--first_lanes needs two epochs, and --keep last",
+    ),
+    ("snn", "--optimizer Adam --lsq_gradient", "--lsq_gradient does nothing here", "Adam"),
     ("snn", "--warm_up_epochs 3", "--warm_up_epochs does nothing here", "--warm_up"),
     ("snn", "--amsgrad true", "--amsgrad does nothing here", "--optimizer Adam"),
     ("snn", "--scaling_factor 0.5", "--scaling_factor does nothing here", "--pretrained_ann"),

@@ -34,6 +34,10 @@ RATE = (
     f"{COMMON} {RESNET} --dropout 0.3 --timesteps 2 --input_encoding 0 --default_threshold 0.2 "
     "-lr 0.01"
 )
+LANES = (
+    f"{COMMON} {RESNET} --bn --dropout 0 -lr 0.01 --multi_channel 1 --num_channels 2 "
+    "--timesteps 1 --conversion matched --first_lanes 4,3 --lsq_gradient --keep last"
+)
 TIMES = {"images_per_s", "seconds"}  # of a line of the log
 
 
@@ -56,6 +60,11 @@ def fused(cifar, tmp_path_factory):
     return root / "ann/ann_resnet20_cifar10_w0.125_bn_fused.pth"
 
 
+def unfused(fused):
+    """The ANN that was fused."""
+    return fused.with_stem(fused.stem.removesuffix("_bn_fused"))
+
+
 @pytest.fixture(scope="module")
 def commands(cifar, fused):
     """{kind: (script, its command line)}"""
@@ -64,6 +73,7 @@ def commands(cifar, fused):
         "ann": (ann_ddp.main, f"{ANN} {data}"),
         "lq": (ann_ddp.main, f"{LQ} {data}"),
         "snn": (snn_ddp.main, f"{SNN} {data} --pretrained_ann {fused}"),
+        "lanes": (snn_ddp.main, f"{LANES} {data} --pretrained_ann {unfused(fused)}"),
         "rate": (snn_ddp.main, f"{RATE} {data}"),
     }
 
@@ -142,7 +152,10 @@ def assert_same_weights(a, b):
 
 @pytest.mark.parametrize(
     "kind, steps",
-    [("ann", 1), ("ann", 5), ("ann", 7), ("lq", 5), ("lq", 7), ("snn", 2), ("snn", 5), ("rate", 5)],
+    [
+        *(("ann", 1), ("ann", 5), ("ann", 7), ("lq", 5), ("lq", 7), ("snn", 2), ("snn", 5)),
+        *(("lanes", 2), ("lanes", 5), ("lanes", 7), ("rate", 5)),
+    ],
 )
 def test_resumed_equals_uninterrupted(commands, uninterrupted, cut, kind, steps):
     main, argv = commands[kind]

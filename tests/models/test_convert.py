@@ -297,6 +297,23 @@ def test_a_layer_that_never_fires_keeps_scale_1():
     assert q == 1 and theta > 0
 
 
+def test_fewer_lanes_keep_what_the_upper_ones_emit():
+    net = spiking("vgg16")
+    convert.set_levels(net, 5)
+    site = net.sites()[0]
+    site.theta.data.fill_(0.3)
+    site.scale.data.fill_(0.25)
+    potentials = torch.linspace(0, 12, 400)
+    before = site(potentials)
+    convert.set_levels(net, 4)
+    after = site(potentials)
+    fired = potentials > 0.6
+    assert site.theta.item() == pytest.approx(0.6)
+    assert torch.equal(after[fired], before[fired])
+    assert before.unique().tolist() == [0.0, 0.25, 0.5, 1.0, 2.0, 4.0]
+    assert after.unique().tolist() == [0.0, 0.5, 1.0, 2.0, 4.0]
+
+
 def test_matched_conversion_needs_output_scales():
     with pytest.raises(ValueError, match="scale=True"):
         convert.match_activations(spiking("resnet20", scale=False), torch.randn(2, 3, 32, 32))

@@ -6,8 +6,9 @@ import torch
 import models
 from engine.errors import RunError
 from engine.recipes.cnn import TrainingOptions
-from engine.recipes.snn import THETA_MIN, SpikingRecipe
+from engine.recipes.snn import THETA_MIN, LevelOptions, SpikingRecipe
 from models import convert
+from models.rates import neurons
 
 
 def network(scale=False):
@@ -67,3 +68,42 @@ def test_scales_that_do_not_fold_end_the_run(images, monkeypatch):
     recipe = SpikingRecipe(TrainingOptions(), net, images=lambda: images)
     with pytest.raises(RunError, match="folded differs: lower --thr_lr or --learning_rate"):
         recipe.export(net)
+
+
+def test_lanes_go_in_the_first_half_of_the_epochs():
+    net = network(scale=True)
+    convert.set_levels(net, 5)
+    theta = net.sites()[2].theta.item()
+    recipe = SpikingRecipe(
+        TrainingOptions(epochs=8), net, levels=LevelOptions(first_lanes=(5, 4)), lanes=3
+    )
+    seen = []
+    for epoch in range(1, 9):
+        recipe.before_epoch(net, epoch)
+        seen.append(net.act.neuron.levels)
+    assert seen == [5, 5, 4, 4, 3, 3, 3, 3]
+    site = net.sites()[2]
+    assert (site.config, site.theta.item(), site.scale.item()) == (net.act.neuron, 4 * theta, 1.0)
+
+
+def test_a_network_with_its_lanes_is_left_alone():
+    net = network()
+    act = net.act
+    SpikingRecipe(TrainingOptions(), net).before_epoch(net, 1)
+    assert net.act is act
+
+
+@pytest.mark.parametrize("lsq", [False, True])
+def test_lsq_divides_gradients_by_the_root_of_neurons_and_top_level(lsq):
+    net = network(scale=True)
+    recipe = SpikingRecipe(TrainingOptions(), net, levels=LevelOptions(lsq_gradient=lsq))
+    for parameter in net.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    recipe.before_step(net, None, None)
+    # 32x32 neurons in each of 4 channels; S = 3: a top level of 4
+    first, *_ = net.sites()
+    assert neurons(net)[first] == 4 * 32 * 32
+    expected = (4 * 32 * 32 * 4) ** -0.5 if lsq else 1.0
+    assert first.theta.grad.item() == pytest.approx(expected)
+    assert first.scale.grad.item() == pytest.approx(expected)
+    assert first.leak.grad.item() == net.head.weight.grad.mean().item() == 1.0
