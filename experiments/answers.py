@@ -29,7 +29,7 @@ PAGE = f"""\
 {SIZE}; seeds {{seeds}}; ANN {{ann_epochs}} epochs ({{ann}} %), \
 then {{trained}}. Accuracy in % after the last \
 epoch, mean ± standard deviation; difference to the first row paired by seed, ± its standard \
-error; energy of the best epoch's network.
+error; energy of the stored network.
 
 | variant | after conversion | after epoch {{early}} | accuracy | difference (points) \
 | energy (uJ) | |
@@ -98,7 +98,7 @@ def collect(question, chains):
 
 def _of_run(stage, seed):
     """What a page keeps of a finished stage."""
-    ann = stage.chain.stages["ann"]
+    ann, *_ = stage.chain.stages.values()
     return {
         **of_any_machine(stage.summary),
         "seed": seed,
