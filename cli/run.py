@@ -359,8 +359,15 @@ def _run_folder(asked, stable, world):
 
 
 def price_rule(price):
-    """--penalty_warm_up does nothing where spikes have no price; price: `PriceOptions`."""
-    return (["penalty_warm_up"], price.on, "give --rate_penalty or --energy_target")
+    """--penalty_warm_up does nothing where spikes have no price; price: `PriceOptions`.
+
+    Raises:
+        UseError: there are two targets.
+    """
+    if price.energy_target and price.rate_target:
+        raise UseError("give --energy_target or --rate_target, not both")
+    reason = "give --rate_penalty, --energy_target or --rate_target"
+    return (["penalty_warm_up"], price.on, reason)
 
 
 def make_price(options, net, epochs, task):

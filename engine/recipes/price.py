@@ -6,9 +6,9 @@ import torch
 
 from models.rates import Additions
 
-from ..settings import option, rate, strictly_positive
+from ..settings import fraction, option, rate, strictly_positive
 
-START = 0.01  # weight that --energy_target starts from
+START = 0.01  # weight that a target starts from
 GAIN = 5.0  # an energy of 10 % over the target makes the weight e^0.5 times as large in an epoch
 
 
@@ -24,8 +24,8 @@ class PriceOptions:
     )
     penalty_warm_up: float | None = option(
         None,
-        "training before the price has the full weight, default 0; with --energy_target before the "
-        "target is due, default half of the epochs",
+        "training before the price has the full weight, default 0; with a target before the target "
+        "is due, default half of the epochs",
         rate,
         unit="epochs",
     )
@@ -37,18 +37,31 @@ class PriceOptions:
         unit="uJ",
     )
 
+    rate_target: float | None = option(
+        None,
+        "share of MACs that become additions, first layer aside, that training aims at: an energy "
+        "target for any width",
+        fraction,
+    )
+
     @property
     def on(self):
         """Whether spikes have a price."""
-        return bool(self.rate_penalty or self.energy_target)
+        return bool(self.rate_penalty or self.energy_target or self.rate_target)
+
+    def target(self, fixed, full):
+        """The energy that is aimed at, in uJ, or None; fixed, full: see `Price`."""
+        if self.rate_target:
+            return fixed + self.rate_target * full
+        return self.energy_target
 
 
 class Price:
     """What is added to the loss of an image: `weight * share of the MACs that become additions`.
 
-    The weight rises linearly from 0 over `penalty_warm_up` epochs. With an `energy_target` it
-    follows the energy E of the batches instead: `d weight / d epoch = GAIN * weight * (E / aim -
-    1)`, where the aim goes in a line from the first batch's energy to the target over those epochs.
+    The weight rises linearly from 0 over `penalty_warm_up` epochs. With a target it follows the
+    energy E of the batches instead: `d weight / d epoch = GAIN * weight * (E / aim - 1)`, where the
+    aim goes in a line from the first batch's energy to the target over those epochs.
 
     Args:
         options: `PriceOptions`. net: the network, watched from now on. epochs: of the training.
@@ -57,7 +70,8 @@ class Price:
     """
 
     def __init__(self, options, net, epochs, fixed, full, world):
-        self.target, self.fixed, self.full, self.world = options.energy_target, fixed, full, world
+        self.fixed, self.full, self.world = fixed, full, world
+        self.target = options.target(fixed, full)
         self.warm = options.penalty_warm_up
         if self.warm is None:
             self.warm = epochs / 2 if self.target else 0

@@ -54,6 +54,19 @@ def test_the_weight_follows_the_energy_that_is_asked_for(share, factor):
     assert made.figures()["batch_energy_uj"] == pytest.approx(1 + 10 * share)
 
 
+def test_a_rate_is_asked_for_as_its_energy():
+    one, two = price(0.3, energy_target=2.5), price(0.3, rate_target=0.15)
+    for step in range(11):
+        prices = {made(1 + step / 10).item() for made in (one, two)}
+        assert len(prices) == 1
+    assert two.target == 2.5
+
+
+def test_two_targets_are_refused(here):
+    with pytest.raises(UseError, match="--energy_target or --rate_target, not both"):
+        snn_ddp.main(f"{LINE} --energy_target 2 --rate_target 0.2".split())
+
+
 def test_the_energy_is_asked_for_in_small_steps():
     """From 4 uJ, where the network is, in a line to 2 after half of the 4 epochs."""
     made = price(0.3, energy_target=2.0)
