@@ -99,7 +99,7 @@ class ExportSettings(Settings):
 
     source: EnergyOptions = group(
         only=("checkpoint", "output"),
-        checkpoint={"help": "checkpoint of snn_ddp.py"},
+        checkpoint={"help": "checkpoint of snn_ddp.py, or a name of docs/zoo.md"},
         output={"help": "file or folder that is written to, else beside the checkpoint"},
     )
     export: ExportOptions = group()

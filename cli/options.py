@@ -99,7 +99,10 @@ class EnergyOptions:
     """measurement"""
 
     checkpoint: str = option(
-        "", "checkpoint of ann_ddp.py, absorb_bn.py or snn_ddp.py", positional=True, nargs="?"
+        "",
+        "checkpoint of ann_ddp.py, absorb_bn.py or snn_ddp.py, or a name of docs/zoo.md",
+        positional=True,
+        nargs="?",
     )
     energy_model: str = option(
         "paper", "prices of the table; files hold all models", choices=tuple(MODELS)

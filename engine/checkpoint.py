@@ -18,11 +18,12 @@ import torch
 import models
 from models import published
 
+from . import zoo
 from .errors import UseError
 from .files import write_atomic
 from .log import versions
 
-FORMAT = "mlif-1"
+FORMAT = zoo.FORMAT
 PUBLISHED = "published"
 FIELDS = ("kind", "fused", "network", "activation", "data", "settings", "model")
 
@@ -33,9 +34,17 @@ def save(path, content):
 
 
 def named(path):
-    """The checkpoint that a path names: of a run folder its best one."""
+    """The checkpoint that a path names: of a run folder its best one; or a name of the zoo.
+
+    Raises:
+        UseError: the file of the name is not here, or another one is.
+    """
     path = Path(path)
-    return path / "best.pth" if path.is_dir() else path
+    if path.is_dir():
+        return path / "best.pth"
+    if path.exists() or str(path) not in zoo.table():
+        return path
+    return zoo.find(str(path))
 
 
 def bare(path):
@@ -59,7 +68,7 @@ def beside(path, suffix, output=""):
 
 
 def load(path):
-    """Read a checkpoint, or the best one of a run folder, onto the CPU.
+    """Read a checkpoint, the best one of a run folder, or one of the zoo by its name, onto the CPU.
 
     Returns:
         What it holds: plain values and tensors only. Of a published file, `format` is 'published',
@@ -74,11 +83,11 @@ def load(path):
     if not isinstance(content, dict):
         raise UseError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
 
-    if content.get("format") == FORMAT:
+    if content.get("format") in (FORMAT, zoo.PACKED):
         for name in FIELDS:
             if name not in content:
                 raise UseError(f"{path} is not a whole checkpoint: it has no {name!r}")
-        return content
+        return zoo.unpacked(content)
 
     # a published file: a state_dict, alone or beside accuracy and optimizer
     try:
@@ -111,6 +120,9 @@ def _check_exists(path):
         way = f"; {path.parent} holds {', '.join(near)}"
     else:
         way = f": train one first, or check the folder {path.parent}"
+    # a word without folder and suffix may have been meant as a name
+    if bare(path) == path.name:
+        way += f"; networks that have names are {', '.join(zoo.table())}"
     raise UseError(f"no checkpoint at {path}{way}")
 
 

@@ -20,6 +20,7 @@ class DataSet:
     images (of large images, which stay on disk, ImageNet's). crop: zero padding of the random crop
     in pixels, None: an eighth of the side. flip: mirror half of the training images. looks_in: the
     option that names its folder. files: folder of torchvision's files. images: of an epoch.
+    labels: names of the classes, where they are known without the files.
     """
 
     name: str
@@ -34,6 +35,7 @@ class DataSet:
     looks_in: str | None = None
     files: str = ""
     images: int = 0
+    labels: str = ""
 
 
 # the published statistics, not measured anew: results depend on them
@@ -49,6 +51,7 @@ CIFAR10 = DataSet(
     looks_in="data_root",
     files="cifar-10-batches-py",
     images=50_000,
+    labels="airplane automobile bird cat deer dog frog horse ship truck",
 )
 CIFAR100 = DataSet(
     "CIFAR100",

@@ -13,8 +13,10 @@ import torch
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
 
+from engine import zoo
 from engine.errors import guard
 from tests.helpers import ROOT, cifar_copy
+from tests.zoo import fill
 
 # the tensors are tiny: a second thread would spin, and wait for whatever else the machine does
 torch.set_num_threads(1)
@@ -44,6 +46,15 @@ def cifar(tmp_path_factory):
     root = tmp_path_factory.mktemp("data")
     cifar_copy(root)
     return root
+
+
+@pytest.fixture
+def small_zoo(tmp_path, monkeypatch):
+    """The folder of a zoo of small networks, in the place of the repository's."""
+    folder = tmp_path / "zoo"
+    monkeypatch.setattr(zoo, "FOLDER", folder)
+    fill(folder)
+    return folder
 
 
 @pytest.fixture

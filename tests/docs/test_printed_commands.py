@@ -76,8 +76,9 @@ def test_published_commands_are_shown():
 
 
 SCRIPTS = (
-    *("ann_ddp", "snn_ddp", "absorb_bn", "energy", "export", "reproduce"),
-    *("experiments.questions", "experiments.chains", "spike_driven_transformer.train"),
+    *("ann_ddp", "snn_ddp", "absorb_bn", "energy", "export", "reproduce", "classify"),
+    *("experiments.questions", "experiments.chains", "experiments.zoo"),
+    "spike_driven_transformer.train",
     *("neuromorphic_tasks.main_training_parallel", "neuromorphic_tasks.main_test"),
     *("neuromorphic_tasks.data.dvscifar_prepare", "neuromorphic_tasks.data.simulate"),
 )

@@ -1,0 +1,95 @@
+"""Trained networks for anyone: what they take, and what a user needs beside the weights."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import models
+from engine import checkpoint
+from engine.errors import UseError
+from inputs.images import decode
+from inputs.pretrained import Transform, from_pretrained
+from models import NeuronConfig, Spiking
+from tests.zoo import MEAN, NAME, STD
+
+CIFAR = {"name": "CIFAR10", "num_classes": 10, "image_size": 32, "source": "CIFAR-10"}
+
+
+def stored(path, kind="ann", data=CIFAR, act=None, **more):
+    net = models.build("resnet20", act or models.ReLU(), width_mult=1 / 16, bn=False)
+    content = checkpoint.content(net, kind, data, {}, **more)
+    checkpoint.save(path, content)
+    return net.eval()
+
+
+def test_a_network_of_the_zoo_is_ready_for_use(small_zoo):
+    net = from_pretrained(NAME)
+    assert not net.training
+    assert (net.classes, net.mean, net.std) == (list("0123456789"), MEAN, STD)
+    out = net(net.transform(np.zeros((40, 50, 3), np.uint8))[None])
+    assert out.shape == (1, 10)
+    weights = checkpoint.load(NAME)["model"]
+    assert torch.equal(net.head.weight, weights["head.weight"])
+    # what it carries is no part of it
+    assert set(net.state_dict()) == set(weights)
+
+
+def test_a_checkpoint_of_a_training_is_one_too(tmp_path):
+    net = stored(tmp_path / "best.pth")
+    again = from_pretrained(tmp_path)
+    images = torch.randn(2, 3, 32, 32)
+    assert torch.equal(again(images), net(images))
+    assert again.classes[0] == "airplane" and again.classes[9] == "truck"
+    assert again.mean == (0.4914, 0.4822, 0.4465)
+
+
+def test_classes_of_an_own_folder_are_its_names(tmp_path):
+    about = {"name": "FOLDER", "num_classes": 3, "image_size": 32, "classes": ["a", "b", "c"]}
+    stored(tmp_path / "x.pth", data={**about, "mean": MEAN, "std": STD})
+    assert from_pretrained(tmp_path / "x.pth").classes == ["a", "b", "c"]
+
+
+def test_a_picture_becomes_what_the_network_was_trained_on(tmp_path):
+    """Of the right size: its pixels, normalised."""
+    image = torch.randint(0, 256, (32, 32, 3), dtype=torch.uint8).numpy()
+    Image.fromarray(image).save(tmp_path / "x.png")
+    transform = Transform(32, MEAN, STD)
+    expected = (image / 255 - np.array(MEAN)) / np.array(STD)
+    for given in (image, decode(tmp_path / "x.png"), Image.open(tmp_path / "x.png")):
+        found = transform(given)
+        assert found.dtype == torch.float32 and found.shape == (3, 32, 32)
+        assert np.allclose(found.permute(1, 2, 0), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("size", [(64, 96), (96, 64), (20, 10)])
+def test_the_shorter_side_fits_and_the_middle_is_taken(size):
+    """A white stripe in the middle of a black picture stays there."""
+    height, width = size
+    image = np.zeros((height, width, 3), np.uint8)
+    image[height // 2 - height // 8 : height // 2 + height // 8] = 255
+    found = Transform(32, (0.0,) * 3, (1.0,) * 3)(image)
+    rows = found.mean((0, 2))
+    assert found.shape == (3, 32, 32)
+    assert rows[0] < 0.1 and rows[31] < 0.1 and rows[16] > 0.9
+    assert torch.allclose(rows, rows.flip(0), atol=0.02)
+
+
+EVENTS = {"name": "DVSCIFAR10", "num_classes": 10, "image_size": 48}
+CASES = {
+    "events": ("vggsnn", EVENTS, {}, "takes no images"),
+    "measured": ("ann", {**CIFAR, "name": "FOLDER"}, {}, "does not say how its images are norm"),
+}
+
+
+@pytest.mark.parametrize("kind, data, more, words", CASES.values(), ids=CASES)
+def test_what_cannot_be_used_is_refused(kind, data, more, words, tmp_path):
+    stored(tmp_path / "x.pth", kind, data, Spiking(NeuronConfig.vgg(3)), **more)
+    with pytest.raises(UseError, match=words):
+        from_pretrained(tmp_path / "x.pth")
+
+
+def test_a_file_of_the_published_code_is_refused(tmp_path):
+    torch.save({"features.0.weight": torch.zeros(4, 3, 3, 3)}, tmp_path / "x.pth")
+    with pytest.raises(UseError, match="says nothing of its network"):
+        from_pretrained(tmp_path / "x.pth")
