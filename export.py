@@ -4,7 +4,8 @@ python export.py trained_models/snn/snn_resnet20_cifar10_MC_T_1_H_1_C_3_Z_0.pth 
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -13,13 +14,15 @@ from torch import nn
 from analysis.agreement import compare
 from cli import run
 from cli.options import EnergyOptions, FileOptions
-from cli.parser import Parser
+from cli.parser import Parser, refuse_idle
 from engine import checkpoint, integer_file
 from engine.dist import World
 from engine.errors import UseError, guard
 from engine.log import progress
 from engine.loop import finite
-from engine.settings import Settings, group, option, positive
+from engine.qat import fine_tune
+from engine.recipes.cnn import TrainingOptions
+from engine.settings import Settings, group, natural, option, positive
 from inputs.loader import BatchOptions
 from inputs.loader import loaders as make_loaders
 from inputs.table import TABLE, DataOptions, load
@@ -30,12 +33,23 @@ LARGE_RANDOM = 4  # the same above 64 pixels
 
 
 @dataclass(frozen=True)
+class Again:
+    """Batches that can be gone through again: `make` returns an iterator of them."""
+
+    make: Callable
+
+    def __iter__(self):
+        return self.make()
+
+
+@dataclass(frozen=True)
 class Source:
     """What is exported.
 
     path: the checkpoint. net: its network, in eval mode. about: what its data set is. mean, std:
     of the normalisation of its images, per channel, of pixels in [0, 1]. batches: iterable of
-    (normalised images [B, 3, H, W], labels [B] or None) to compare on. shown: what these are.
+    (normalised images [B, 3, H, W], labels [B] or None) to compare on. shown: what these are. tune:
+    network -> a copy fine-tuned for its integer network; None: that is not asked for.
     """
 
     path: Path
@@ -45,21 +59,31 @@ class Source:
     std: tuple
     batches: Iterable
     shown: str
+    tune: Callable | None = None
 
 
 # ---- forms: a new one is a function, and an entry of TARGETS
 
 
-def write_integer(source, path):
-    """Write the integer network of an SNN to `path`; returns the text of what was found."""
+def integer_of(source, net):
+    """(the integer network of `net`, its `Agreement` with the SNN of the source)."""
     mean, std = source.mean, source.std
     try:
-        whole = integer.to_integer(source.net, mean, std)
+        whole = integer.to_integer(net, mean, std)
     except ValueError as error:
         raise UseError(f"{source.path} has no integer network: {error}") from None
 
     batches = ((x, integer.pixels(x, mean, std), labels) for x, labels in source.batches)
-    agreement = compare(source.net, whole, batches)
+    return whole, compare(source.net, whole, batches)
+
+
+def write_integer(source, path):
+    """Write the integer network of an SNN to `path`; returns the text of what was found."""
+    mean, std = source.mean, source.std
+    whole, agreement = integer_of(source, source.net)
+    if source.tune:
+        print(f"before fine-tuning: {agreement.told()}")
+        whole, agreement = integer_of(source, source.tune(source.net))
     print(agreement.table())
     made_of = {"source": str(source.path), "data": source.about}
     integer_file.save(path, whole, source.net, mean, std, **made_of)
@@ -91,6 +115,9 @@ class ExportOptions:
         f"missing, {RANDOM} random images",
         positive,
     )
+    qat_epochs: int = option(
+        0, "integer: epochs of fine-tuning with rounded weights on the training images", natural
+    )
 
 
 @dataclass(frozen=True)
@@ -103,6 +130,10 @@ class ExportSettings(Settings):
         output={"help": "file or folder that is written to, else beside the checkpoint"},
     )
     export: ExportOptions = group()
+    training: TrainingOptions = group(
+        only=("learning_rate",),
+        learning_rate={"default": 1e-4, "help": "initial learning rate of --qat_epochs"},
+    )
     files: FileOptions = group()
     data: DataOptions = group()
     batches: BatchOptions = group(only=("batch_size", "workers"))
@@ -111,6 +142,15 @@ class ExportSettings(Settings):
 def get_parser():
     """Its command line."""
     return Parser("export.py", "Write a trained network in another form.", ExportSettings)
+
+
+def rules(asked):
+    """Options that do nothing for what is asked."""
+    tuned = "give --qat_epochs"
+    return [
+        (["qat_epochs"], asked.export.to == "integer", "only --to integer rounds weights"),
+        (["learning_rate"], asked.export.qat_epochs, tuned),
+    ]
 
 
 # ---- what is exported
@@ -160,6 +200,27 @@ def random_images(count, side, mean, std, batch_size):
     return [(images, None) for images in normalised.split(batch_size)]
 
 
+def tuning(asked, data, loaders):
+    """What fine-tunes a network as --qat_epochs asks for, or None."""
+    if not asked.export.qat_epochs:
+        return None
+    options = replace(
+        asked.training,
+        epochs=asked.export.qat_epochs,
+        optimizer="Adam",
+        lr_schedule="cosine",
+        weight_decay=0.0,
+    )
+    return partial(
+        fine_tune,
+        mean=data.mean,
+        std=data.std,
+        loaders=loaders,
+        about=data.about,
+        options=options,
+    )
+
+
 def read_source(asked):
     """The `Source` that is asked for.
 
@@ -174,7 +235,7 @@ def read_source(asked):
         data = load(options, World())
     except UseError as error:
         named = asked.given & {"dataset", "data_root", "dataset_dir"}
-        if named or entry.mean is None:
+        if named or entry.mean is None or asked.export.qat_epochs:
             raise
         print(f"note: {error}; random images take their place")
         side = about["image_size"]
@@ -184,16 +245,19 @@ def read_source(asked):
         return Source(path, net, about, entry.mean, entry.std, batches, shown)
 
     run.check_shape(content, data.about, path)
-    *_, test = make_loaders(data, asked.batches, 0, World())
+    loaders = make_loaders(data, asked.batches, 0, World())
+    *_, test = loaders
     count = min(count or test.images, test.images)
-    batches = take(test.epoch(0), count, size)
+    batches = Again(lambda: take(test.epoch(0), count, size))
     shown = f"{count} test images of {data.about['source']}"
-    return Source(path, net, data.about, data.mean, data.std, batches, shown)
+    tune = tuning(asked, data, loaders)
+    return Source(path, net, data.about, data.mean, data.std, batches, shown, tune)
 
 
 def main(argv=None):
     """Run the command line argv (None: this process's)."""
     asked = get_parser().parse(argv)
+    refuse_idle(asked.given, rules(asked))
     given, form = asked.source, asked.export.to
     if not given.checkpoint:
         raise UseError("give the checkpoint of the network that is to be exported")

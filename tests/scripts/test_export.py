@@ -1,6 +1,7 @@
 """export.py: an SNN as an integer network, compared on what images there are; what is refused."""
 
 import errno
+import re
 import sys
 
 import numpy as np
@@ -13,6 +14,7 @@ from engine import checkpoint, integer_file
 from engine.errors import guard
 from inputs.cifar import read_cifar
 from models import NeuronConfig, Spiking, integer
+from tests.zoo import network
 
 CIFAR = {"name": "CIFAR10", "num_classes": 10, "image_size": 32, "source": "CIFAR-10"}
 
@@ -100,6 +102,26 @@ def test_a_run_folder_is_taken(cifar, tmp_path):
     assert found["output"] == f"{tmp_path}/run/best_integer.npz"
 
 
+def test_fine_tuning_is_told_before_and_after(cifar, tmp_path, capsys):
+    """Of the same network; the checkpoint stays."""
+    path = tmp_path / "snn.pth"
+    checkpoint.save(path, checkpoint.content(network(), "snn", CIFAR, {"dataset": "CIFAR10"}))
+    content = path.read_bytes()
+    common = [str(path), "--data_root", str(cifar), "--output"]
+    export.main([*common, f"{tmp_path}/net.npz", "--qat_epochs", "1", "--learning_rate", "1e-3"])
+    before, *_, last = capsys.readouterr().out.splitlines()
+    assert before.startswith("before fine-tuning: accuracy ")
+    assert "on 12 test images of CIFAR-10 (JPEG copy): accuracy" in last
+    accuracy = r"\(the SNN: ([\d.]+%)\)"
+    assert re.search(accuracy, before)[1] == re.search(accuracy, last)[1]
+    assert path.read_bytes() == content
+
+    plain = tmp_path / "plain.npz"
+    export.main([*common, str(plain)])
+    tuned, untuned = (integer_file.load(each)[0] for each in (tmp_path / "net.npz", plain))
+    assert not torch.equal(tuned.head.weight, untuned.head.weight)
+
+
 # ---- what is refused
 
 
@@ -172,6 +194,12 @@ CASES = {  # what writes the file, arguments ({c}: --data_root with CIFAR), word
         "snn.pth has no integer network: stages.0 has the leak 0.9: with 2 steps",
         "--fixed_neuron",
     ),
+    "training data is missing": (
+        lambda path: write(path, data=CIFAR | {"name": "IMAGENET"}),
+        "--qat_epochs 1",
+        "expected an image folder data/train",
+    ),
+    "no fine-tuning": (write, "--learning_rate 1e-3", "--learning_rate does nothing here"),
     "named data is missing": (
         write,
         "--dataset FOLDER --dataset_dir none --image_size 32",
