@@ -3,9 +3,11 @@ VENV := .venv
 ifdef PYTHON
 PY := $(PYTHON)
 READY :=
+EXTRAS :=
 else
 PY := $(VENV)/bin/python
 READY := $(VENV)/ready
+EXTRAS := $(VENV)/extras
 endif
 BASE_PYTHON ?= python3
 ROOMS := models engine inputs analysis cli experiments benchmarks spike_driven_transformer neuromorphic_tasks
@@ -23,7 +25,7 @@ help:
 	@echo "make bench      on this CPU: the neuron beside SpikingJelly's, training steps, the data pipeline (under 10 minutes)"
 	@echo "make bench-gpu  the same on a CUDA GPU (under 8 minutes)"
 	@echo "make doctor     which backends of the neuron run here, and why the others do not"
-	@echo "make setup      only the virtual environment in .venv"
+	@echo "make setup      only the virtual environment in .venv, extras included"
 
 $(VENV)/ready: requirements.txt
 	$(BASE_PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
@@ -31,7 +33,11 @@ $(VENV)/ready: requirements.txt
 	$(VENV)/bin/python -m pip install -q -r requirements.txt
 	touch $@
 
-setup: $(READY)
+$(VENV)/extras: requirements-export.txt $(VENV)/ready
+	$(VENV)/bin/python -m pip install -q -r requirements.txt -r requirements-export.txt
+	touch $@
+
+setup: $(EXTRAS)
 
 demo: $(READY)
 	$(PY) demo.py
@@ -44,10 +50,10 @@ lint: $(READY)
 	$(PY) -m ruff check .
 	$(PY) -m pylint --score=n $(ROOMS) $(SCRIPTS)
 
-test: lint
+test: lint $(EXTRAS)
 	$(PY) -m pytest -n 2 --dist worksteal
 
-test-long: $(READY)
+test-long: $(EXTRAS)
 	$(PY) -m pytest -m long
 
 test-gpu: $(READY)
