@@ -3,6 +3,7 @@
 python export.py trained_models/snn/snn_resnet20_cifar10_MC_T_1_H_1_C_3_Z_0.pth --to integer
 """
 
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -11,25 +12,28 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from analysis.agreement import compare
+from analysis.agreement import compare, outputs
 from cli import run
 from cli.options import EnergyOptions, FileOptions
 from cli.parser import Parser, refuse_idle
-from engine import checkpoint, integer_file
+from engine import checkpoint, integer_file, onnx_file
 from engine.dist import World
-from engine.errors import UseError, guard
-from engine.log import progress
+from engine.errors import RunError, UseError, guard
+from engine.log import progress, versions
 from engine.loop import finite
 from engine.qat import fine_tune
 from engine.recipes.cnn import TrainingOptions
-from engine.settings import Settings, group, natural, option, positive
+from engine.settings import Settings, group, natural, number, option, positive
 from inputs.loader import BatchOptions
 from inputs.loader import loaders as make_loaders
 from inputs.table import TABLE, DataOptions, load
-from models import integer
+from models import describe, integer
+from models.activations import Neurons
 
 RANDOM = 64  # random images, where there are no others
 LARGE_RANDOM = 4  # the same above 64 pixels
+# least share of equal predictions: rounding moves some images of a spiking network, faults move all
+AGREED = 0.95
 
 
 @dataclass(frozen=True)
@@ -47,9 +51,10 @@ class Source:
     """What is exported.
 
     path: the checkpoint. net: its network, in eval mode. about: what its data set is. mean, std:
-    of the normalisation of its images, per channel, of pixels in [0, 1]. batches: iterable of
-    (normalised images [B, 3, H, W], labels [B] or None) to compare on. shown: what these are. tune:
-    network -> a copy fine-tuned for its integer network; None: that is not asked for.
+    of the normalisation of its images, per channel, of pixels in [0, 1]; None where its data set is
+    not read. batches: iterable of (normalised images [B, 3, H, W], labels [B] or None) to compare
+    on. shown: what these are. opset: of ONNX. tune: network -> a copy fine-tuned for its integer
+    network; None: that is not asked for.
     """
 
     path: Path
@@ -59,6 +64,7 @@ class Source:
     std: tuple
     batches: Iterable
     shown: str
+    opset: int
     tune: Callable | None = None
 
 
@@ -90,6 +96,58 @@ def write_integer(source, path):
     return agreement.told()
 
 
+class Watched(nn.Module):
+    """A network's readout [B, classes] and, behind it, the outputs of its layers of neurons."""
+
+    def __init__(self, net):
+        super().__init__()
+        self.net = net
+
+    def forward(self, x):
+        readout, fired = outputs(self.net, x)
+        return readout, *fired
+
+
+def onnx_header(source):
+    """What an ONNX file says of the network."""
+    return {
+        "network": source.net.built,
+        "activation": describe(source.net.act),
+        "mean": source.mean,
+        "std": source.std,
+        "data": source.about,
+        "source": str(source.path),
+        "versions": versions(),
+    }
+
+
+def write_onnx(source, path):
+    """Write the network in float32 to `path`; returns the text of what was found."""
+    net = source.net
+    if net.act.encoding == "rate":
+        raise UseError(
+            f"{source.path} draws the spikes of its images by chance (--input_encoding 0), which "
+            "no graph does: give a network that sees the images themselves"
+        )
+    net.per_step = False  # a file has one readout
+    spiking = isinstance(net.act, Neurons)
+    example = torch.zeros(2, *image_shape(net))
+    model = onnx_file.draw(Watched(net).eval() if spiking else net, example, source.opset)
+    watched = model.SerializeToString() if spiking else None
+    del model.graph.output[1:]
+    content = onnx_file.stamped(model, onnx_header(source))
+
+    other = onnx_file.OnnxNetwork(content, watched)
+    found = compare(net, other, ((x, x, labels) for x, labels in source.batches), spiking)
+    if spiking:
+        print(found.table())
+    told = f"{found.told('torch')}, logits differ by up to {found.difference:.1e}"
+    if found.predictions < AGREED or math.isnan(found.difference):
+        raise RunError(f"ONNX Runtime computes something else than torch: {told}; not written")
+    onnx_file.save(path, content)
+    return f"opset {source.opset}, {told}"
+
+
 @dataclass(frozen=True)
 class Target:
     """A form: function of (`Source`, path) that writes it; suffix of its file; kinds of checkpoint
@@ -101,7 +159,11 @@ class Target:
     kinds: tuple
 
 
-TARGETS = {"integer": Target(write_integer, "_integer.npz", ("snn",))}
+ELSEWHERE = ("sdt", "vggsnn")  # kinds whose data other scripts read
+TARGETS = {
+    "integer": Target(write_integer, "_integer.npz", ("snn",)),
+    "onnx": Target(write_onnx, ".onnx", ("ann", "lq", "snn", *ELSEWHERE)),
+}
 
 
 @dataclass(frozen=True)
@@ -117,6 +179,11 @@ class ExportOptions:
     )
     qat_epochs: int = option(
         0, "integer: epochs of fine-tuning with rounded weights on the training images", natural
+    )
+    opset: int = option(
+        onnx_file.OPSET,
+        "version of ONNX's operators that an ONNX file uses",
+        number(int, low=min(onnx_file.OPSETS), high=max(onnx_file.OPSETS)),
     )
 
 
@@ -162,7 +229,11 @@ def read(asked):
     path = checkpoint.named(asked.source.checkpoint)
     content = checkpoint.load(path)
     kinds = TARGETS[form].kinds
-    if content["kind"] not in kinds or content["format"] == checkpoint.PUBLISHED:
+    if content["format"] == checkpoint.PUBLISHED:
+        raise UseError(
+            f"{path} is a file of the published code: run absorb_bn.py or snn_ddp.py on it first"
+        )
+    if content["kind"] not in kinds:
         raise UseError(
             f"{path} holds a network of kind {content['kind']}, --to {form} takes "
             f"{', '.join(kinds)}: give a checkpoint of snn_ddp.py"
@@ -221,6 +292,26 @@ def tuning(asked, data, loaders):
     )
 
 
+def image_shape(net):
+    """Shape of one image (or of its frames) of a network."""
+    built, first = net.built, next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+    side = built.get("image_size") or built["img_size"]
+    frames = (net.act.steps,) if net.act.encoding == "frames" else ()
+    return *frames, first.in_channels, side, side
+
+
+def random_source(path, content, net, asked):
+    """The `Source` of a network whose data other scripts read: whole numbers, as of events."""
+    idle = ["dataset", "data_root", "dataset_dir", "image_size"]
+    refuse_idle(asked.given, [(idle, False, f"a {content['kind']} is compared on random images")])
+    count = asked.export.images or RANDOM
+    draw = torch.Generator().manual_seed(0)
+    noise = torch.randint(-2, 3, (count, *image_shape(net)), generator=draw).float()
+    batches = [(images, None) for images in noise.split(asked.batches.batch_size)]
+    shown = f"{count} random images"
+    return Source(path, net, content["data"], None, None, batches, shown, asked.export.opset)
+
+
 def read_source(asked):
     """The `Source` that is asked for.
 
@@ -228,6 +319,9 @@ def read_source(asked):
         UseError: the data is missing, and was named or is needed for the normalisation.
     """
     path, content, net = read(asked)
+    if content["kind"] in ELSEWHERE:
+        return random_source(path, content, net, asked)
+    opset = asked.export.opset
     about, count, size = content["data"], asked.export.images, asked.batches.batch_size
     options = run.trained_data(content, asked.data, asked.given)
     entry = TABLE[options.dataset]
@@ -242,7 +336,7 @@ def read_source(asked):
         count = count or (RANDOM if side <= 64 else LARGE_RANDOM)
         batches = random_images(count, side, entry.mean, entry.std, size)
         shown = f"{count} random images"
-        return Source(path, net, about, entry.mean, entry.std, batches, shown)
+        return Source(path, net, about, entry.mean, entry.std, batches, shown, opset)
 
     run.check_shape(content, data.about, path)
     loaders = make_loaders(data, asked.batches, 0, World())
@@ -251,7 +345,7 @@ def read_source(asked):
     batches = Again(lambda: take(test.epoch(0), count, size))
     shown = f"{count} test images of {data.about['source']}"
     tune = tuning(asked, data, loaders)
-    return Source(path, net, data.about, data.mean, data.std, batches, shown, tune)
+    return Source(path, net, data.about, data.mean, data.std, batches, shown, opset, tune)
 
 
 def main(argv=None):
@@ -261,6 +355,7 @@ def main(argv=None):
     given, form = asked.source, asked.export.to
     if not given.checkpoint:
         raise UseError("give the checkpoint of the network that is to be exported")
+    refuse_idle(asked.given, [(["opset"], form == "onnx", "give --to onnx")])
     target = TARGETS[form]
     path = Path(checkpoint.beside(given.checkpoint, target.suffix, given.output))
     if path.exists() and not asked.files.replace:

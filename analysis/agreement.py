@@ -12,7 +12,7 @@ class Agreement:
 
     predictions: on which both networks name the same class. spikes: {layer: of the outputs of its
     neurons, at every step, that are equal}. accuracy, other_accuracy: of the spiking network and
-    of the other one; None where there are no labels.
+    of the other one; None where there are no labels. difference: the largest of their readouts.
     """
 
     images: int
@@ -20,6 +20,7 @@ class Agreement:
     spikes: dict
     accuracy: float | None
     other_accuracy: float | None
+    difference: float
 
     def table(self):
         """The layers' shares as text."""
@@ -27,17 +28,18 @@ class Agreement:
         lines += [f"{name:<28}{share:>9.2%}" for name, share in self.spikes.items()]
         return "\n".join(lines)
 
-    def told(self):
-        """One line of it."""
-        worst = min(self.spikes, key=self.spikes.get)
-        accuracy = ""
+    def told(self, of="the SNN"):
+        """One line of it; of: what the first network is called."""
+        accuracy = spikes = ""
         if self.accuracy is not None:
-            accuracy = f"accuracy {self.other_accuracy:.2%} (the SNN: {self.accuracy:.2%}), "
-        return (
-            f"{accuracy}{self.predictions:.2%} of the predictions and, by layer, "
-            f"{self.spikes[worst]:.2%} ({worst}) to {max(self.spikes.values()):.2%} of the spikes "
-            "are equal"
-        )
+            accuracy = f"accuracy {self.other_accuracy:.2%} ({of}: {self.accuracy:.2%}), "
+        if self.spikes:
+            worst = min(self.spikes, key=self.spikes.get)
+            best = max(self.spikes.values())
+            spikes = (
+                f" and, by layer, {self.spikes[worst]:.2%} ({worst}) to {best:.2%} of the spikes"
+            )
+        return f"{accuracy}{self.predictions:.2%} of the predictions{spikes} are equal"
 
 
 def outputs(net, x):
@@ -54,23 +56,27 @@ def outputs(net, x):
 
 
 @torch.no_grad()
-def compare(net, other, batches):
+def compare(net, other, batches, spiking=True):
     """The `Agreement` of two networks with the same layers of neurons, run side by side.
 
-    net: spiking network in eval mode. batches: iterable of (images of `net`, images of `other`,
-    labels [B] or None).
+    net: network in eval mode. batches: iterable of (images of `net`, images of `other`, labels [B]
+    or None). spiking: False of a network without spikes, whose layers are not compared.
     """
     names = {site: name for name, site in net.named_modules()}
-    layers = [names[site] for site in net.sites()]
+    layers = [names[site] for site in net.sites()] if spiking else []
     equal, counts = [0] * len(layers), [0] * len(layers)
     images = same = correct = other_correct = 0
+    difference = torch.zeros(())
     labelled = True
     for x, y, labels in batches:
         readout, fired = outputs(net, x)
         other_readout, other_fired = outputs(other, y)
-        for layer, (a, b) in enumerate(zip(fired, other_fired, strict=True)):
+        pairs = zip(fired, other_fired, strict=True) if spiking else ()
+        for layer, (a, b) in enumerate(pairs):
             equal[layer] += (a.flatten() == b.flatten()).sum().item()
             counts[layer] += a.numel()
+        # a maximum that keeps NaN
+        difference = torch.maximum(difference, (readout - other_readout).abs().max())
         classes, other_classes = readout.argmax(1), other_readout.argmax(1)
         images += len(classes)
         same += (classes == other_classes).sum().item()
@@ -84,4 +90,5 @@ def compare(net, other, batches):
         {name: hits / count for name, hits, count in zip(layers, equal, counts)},
         correct / images if labelled else None,
         other_correct / images if labelled else None,
+        difference.item(),
     )

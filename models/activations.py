@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .neuron import MLIF, NeuronConfig
+from .neuron.backends import exported
 from .quantize import QuantReLU
 
 
@@ -125,11 +126,21 @@ class SpikingLayer(MLIF):
             self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, x):
-        x = unfold(x, self.steps, self.constant)
-        o = super().forward(x).flatten(0, 1)
+        if torch.compiler.is_exporting():
+            o = self.unrolled(x)
+        else:
+            x = unfold(x, self.steps, self.constant)
+            o = super().forward(x).flatten(0, 1)
         if hasattr(self, "scale"):
             o = o * self.scale.to(o.dtype)
         return o
+
+    def unrolled(self, x):
+        """The forward for a graph for others, in which one step needs no axis of time."""
+        alike = self.constant or self.steps == 1
+        currents = [x] * self.steps if alike else unfold(x, self.steps, False).unbind()
+        out, _ = exported.mlif(currents, self.theta, self.leak, self.config)
+        return torch.cat(out) if self.steps > 1 else out[0]
 
 
 @dataclass(frozen=True)

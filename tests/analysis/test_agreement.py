@@ -35,6 +35,7 @@ def test_shares_by_hand():
     assert found.spikes == {"first": 1.0, "second": pytest.approx(4 / 6)}
     assert found.predictions == pytest.approx(2 / 3)
     assert (found.accuracy, found.other_accuracy) == (1.0, pytest.approx(2 / 3))
+    assert found.difference == 2
     assert found.told() == (
         "accuracy 66.67% (the SNN: 100.00%), 66.67% of the predictions and, by layer, 66.67% "
         "(second) to 100.00% of the spikes are equal"
@@ -46,6 +47,21 @@ def test_without_labels_there_is_no_accuracy():
     found = compare(Levels(1, 1), Levels(1, 1), [(X, X, None)])
     assert (found.accuracy, found.other_accuracy) == (None, None)
     assert found.told().startswith("100.00% of the predictions")
+
+
+def test_of_an_ann_no_spikes_are_compared():
+    labels = torch.tensor([1, 0, 0])
+    found = compare(Levels(1, 1), Levels(1, 2), [(X, X, labels)], spiking=False)
+    assert found.spikes == {}
+    assert found.told("torch") == (
+        "accuracy 66.67% (torch: 100.00%), 66.67% of the predictions are equal"
+    )
+
+
+def test_a_readout_that_is_no_number_is_no_small_difference():
+    batches = [(X, X, None), (torch.full_like(X, torch.nan), X, None), (X, X, None)]
+    difference = compare(Levels(1, 1), Levels(1, 1), batches).difference
+    assert difference != difference
 
 
 def test_no_hook_is_left():

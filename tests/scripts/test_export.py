@@ -1,8 +1,10 @@
-"""export.py: an SNN as an integer network, compared on what images there are; what is refused."""
+"""export.py: networks in other forms, compared on what images there are; what is refused."""
 
 import errno
+import json
 import re
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,18 +12,31 @@ import torch
 
 import export
 import models
-from engine import checkpoint, integer_file
+from engine import checkpoint, integer_file, onnx_file
 from engine.errors import guard
 from inputs.cifar import read_cifar
-from models import NeuronConfig, Spiking, integer
+from models import NeuronConfig, Spiking, integer, vggsnn
+from models.neuron.backends import exported
+from models.transformer import neurons
 from tests.zoo import network
 
 CIFAR = {"name": "CIFAR10", "num_classes": 10, "image_size": 32, "source": "CIFAR-10"}
 
 
-def write(path, act=None, data=CIFAR, name="resnet20", kind="snn", settings=None, bn=False, **more):
+def write(
+    path,
+    act=None,
+    data=CIFAR,
+    name="resnet20",
+    kind="snn",
+    settings=None,
+    bn=False,
+    sizes=None,
+    **more,
+):
     """A checkpoint of a small network; returns its path."""
-    net = models.build(name, act or Spiking(NeuronConfig.vgg(3)), width_mult=1 / 16, bn=bn)
+    sizes = sizes or {"width_mult": 1 / 16, "bn": bn}
+    net = models.build(name, act or Spiking(NeuronConfig.vgg(3)), **sizes)
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.dim() == 2:
@@ -122,6 +137,83 @@ def test_fine_tuning_is_told_before_and_after(cifar, tmp_path, capsys):
     assert not torch.equal(tuned.head.weight, untuned.head.weight)
 
 
+# ---- ONNX
+
+
+def lq(path):
+    net = models.build("vgg16", models.LogQuant(2), width_mult=1 / 16, bn=True)
+    models.calibrate(net, [torch.randn(4, 3, 32, 32)])
+    checkpoint.save(path, checkpoint.content(net, "lq", CIFAR, {"dataset": "CIFAR10"}))
+    return path
+
+
+SNN = {steps: Spiking(NeuronConfig.vgg(3), steps, theta=0.3, backend="cpp") for steps in (1, 2)}
+DRAWN = {
+    "ANN": lambda path: write(path, models.ReLU(), name="vgg16", kind="ann", bn=True),
+    "LQ-ANN": lq,
+    "SNN T=1": lambda path: write(path, SNN[1]),
+    "SNN T=2": lambda path: write(path, SNN[2], name="vgg16"),
+}
+
+
+@pytest.mark.parametrize("make", DRAWN.values(), ids=DRAWN)
+def test_onnx_runtime_computes_what_torch_does(make, cifar, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    path = make(tmp_path / "net.pth")
+    found = export.main(f"{path} --to onnx --data_root {cifar}".split())
+    assert found == {"output": str(tmp_path / "net.onnx")}
+    line = last_line(capsys)
+    assert line.startswith("onnx network, on 12 test images of CIFAR-10 (JPEG copy")
+    assert "opset 18, accuracy " in line and "100.00% of the predictions" in line
+    spikes = "and, by layer, 100.00% (stages.0.act) to 100.00% of the spikes are equal"
+    assert (spikes in line) == (checkpoint.load(path)["kind"] == "snn")
+    assert re.search(r"logits differ by up to \d\.\de-(0[5-9]|\d\d); written to", line)
+
+    session = onnx_file.session(found["output"])
+    net, images = checkpoint.rebuild(checkpoint.load(path)).eval(), torch.randn(5, 3, 32, 32)
+    (logits,) = session.run(None, {"images": images.numpy()})
+    want = net(images).detach()
+    difference = (torch.from_numpy(logits) - want).abs().max()
+    assert 0 <= difference < 1e-4 * want.abs().max()
+    header = session.get_modelmeta().custom_metadata_map
+    assert json.loads(header["mean"]) == list(export.TABLE["CIFAR10"].mean)
+    assert json.loads(header["activation"])["kind"] == net.act.kind
+
+
+def transformer(path):
+    sizes = {"dim": 8, "depth": 1, "num_heads": 1, "tet": True}
+    write(path, neurons(steps=1), name="sdt", kind="sdt", sizes=sizes)
+
+
+def recordings(path):
+    write(path, vggsnn.neurons(2, 2), name="vggsnn", kind="vggsnn", sizes={"width_mult": 1 / 32})
+
+
+@pytest.mark.parametrize("make", [transformer, recordings])
+def test_networks_of_other_data_are_compared_on_random_images(make, fails, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    make(tmp_path / "net.pth")
+    line = f"{tmp_path}/net.pth --to onnx"
+    fails(export.main, f"{line} --data_root d", "--data_root does nothing here", "random images")
+    export.main([*line.split(), "--images", "5"])
+    line = last_line(capsys)
+    assert line.startswith("onnx network, on 5 random images: opset 18, 100.00% of the predictions")
+    assert "100.00% of the spikes are equal" in line
+
+
+def test_a_graph_that_computes_something_else_is_not_written(cifar, fails, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+
+    def silent(u, unit, config):
+        return torch.zeros_like(u, dtype=torch.uint8)
+
+    monkeypatch.setattr(exported, "fire", silent)
+    path = write(tmp_path / "snn.pth", SNN[1], name="vgg16")
+    words = "ONNX Runtime computes something else than torch: ", "logits differ by", "not written"
+    fails(export.main, f"{path} --to onnx --data_root {cifar}", *words, status=1, keep=tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 # ---- what is refused
 
 
@@ -147,6 +239,20 @@ def test_a_full_disk_leaves_nothing(cifar, fails, tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_a_full_disk_leaves_no_half_of_an_onnx_file(cifar, fails, tmp_path, monkeypatch):
+    pytest.importorskip("onnxruntime")
+    path = write(tmp_path / "ann.pth", models.ReLU(), name="vgg16", kind="ann")
+
+    def full(self, content):
+        self.open("wb").write(content[:1000])
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    words = "cannot write", "No space left on device", "the disk's space"
+    fails(export.main, f"{path} --to onnx --data_root {cifar}", *words, status=1, keep=tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
 def nan(path):
     content = checkpoint.load(write(path))
     content["model"]["head.weight"][0] = torch.nan
@@ -157,6 +263,7 @@ FOLDER = {"name": "FOLDER", "num_classes": 10, "image_size": 32}
 AT = {"dataset": "FOLDER", "dataset_dir": "none", "image_size": 32}
 LEAKY = Spiking(NeuronConfig.vgg(3), 2, leak=0.9)
 SCALED = Spiking(NeuronConfig.vgg(3), scale=True)
+RATE = Spiking(NeuronConfig.vgg(3), 2, encoding="rate")
 CASES = {  # what writes the file, arguments ({c}: --data_root with CIFAR), words of the line
     "ANN": (
         lambda path: write(path, models.ReLU(), kind="ann"),
@@ -167,7 +274,7 @@ CASES = {  # what writes the file, arguments ({c}: --data_root with CIFAR), word
     "published": (
         lambda path: torch.save({"features.0.weight": torch.zeros(4, 3, 3, 3)}, path),
         "",
-        "--to integer takes snn",
+        "snn.pth is a file of the published code: run absorb_bn.py or snn_ddp.py",
     ),
     "training": (
         lambda path: write(path, training={}),
@@ -215,6 +322,14 @@ CASES = {  # what writes the file, arguments ({c}: --data_root with CIFAR), word
         "--data_root {c}",
         "snn.pth was trained for 7 classes",
     ),
+    "rate": (
+        lambda path: write(path, RATE),
+        "--to onnx --data_root {c}",
+        "snn.pth draws the spikes of its images by chance (--input_encoding 0)",
+    ),
+    "old opset": (write, "--to onnx --opset 17", "--opset", "expected a number >= 18 and <= 25"),
+    "new opset": (write, "--to onnx --opset 26", "--opset", "expected a number >= 18 and <= 25"),
+    "idle opset": (write, "--opset 18", "--opset does nothing here: give --to onnx"),
     "form": (write, "--to onxx", "--to", "integer"),
     "idle": (write, "--image_size 64", "--image_size does nothing here"),
 }
@@ -229,6 +344,13 @@ def test_one_line(make, argv, words, cifar, fails, tmp_path, monkeypatch):
     line = fails(export.main, f"snn.pth {argv.format(c=cifar)}", *words, keep=tmp_path)
     assert line.startswith(f"{sys.argv[0]}: error: ")  # behind no progress bar
     assert not list(tmp_path.glob("*.npz"))
+
+
+def test_a_missing_package_is_named(cifar, fails, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "onnx", None)
+    path = write(tmp_path / "snn.pth")
+    words = "onnx is missing", "pip install -r requirements-export.txt"
+    fails(export.main, f"{path} --to onnx --data_root {cifar}", *words, keep=tmp_path)
 
 
 def test_no_checkpoint(fails):

@@ -6,7 +6,7 @@ from importlib import import_module
 import torch
 
 from ..reference import mlif_reference
-from . import compiled
+from . import compiled, exported
 from .function import Neuron
 
 # Name of a backend: its module, which is imported when it is asked for.
@@ -92,6 +92,9 @@ def mlif(
     if x.is_meta:  # shapes alone, which no backend need launch anything for
         return mlif_reference(x, theta, leak, config, v)
     arguments = (x, theta, leak, v, config, want_state)
+    if torch.compiler.is_exporting():  # a graph for others knows no backend
+        out, v = exported.mlif(list(x), theta, leak, config, v, want_state)
+        return torch.stack(out), v
     with torch.autocast(x.device.type, enabled=False):  # the potential stays in its own type
         if torch.compiler.is_compiling():
             if backend not in ("auto", "compiled"):
