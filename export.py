@@ -5,10 +5,11 @@ python export.py trained_models/snn/snn_resnet20_cifar10_MC_T_1_H_1_C_3_Z_0.pth 
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 
@@ -16,9 +17,10 @@ from analysis.agreement import compare, outputs
 from cli import run
 from cli.options import EnergyOptions, FileOptions
 from cli.parser import Parser, refuse_idle
-from engine import checkpoint, integer_file, onnx_file
+from engine import checkpoint, integer_file, nir_file, onnx_file
 from engine.dist import World
 from engine.errors import RunError, UseError, guard
+from engine.files import write_atomic
 from engine.log import progress, versions
 from engine.loop import finite
 from engine.qat import fine_tune
@@ -148,21 +150,59 @@ def write_onnx(source, path):
     return f"opset {source.opset}, {told}"
 
 
+def write_nir(source, path):
+    """Write the NIR graph of an SNN to `path`; returns the text of what was found.
+
+    What was written computes every spike of the SNN in another simulator, or nothing is written:
+    in float64, where no order of a sum moves a potential across a threshold.
+    """
+    statistics = {"mean": np.array(source.mean), "std": np.array(source.std)}
+    try:
+        graph = nir_file.build(source.net, source=str(source.path), **statistics)
+    except ValueError as error:
+        raise UseError(f"{source.path} has no NIR graph: {error}") from None
+
+    data = nir_file.encode(graph)
+    net = source.net.double()
+    batches = ((x.double(), x.double(), labels) for x, labels in source.batches)
+    agreement = compare(net, nir_file.Simulated(data, net), batches)
+    print(agreement.table())
+    shares = {f"spikes of {name}": share for name, share in agreement.spikes.items()}
+    shares["predictions"] = agreement.predictions
+    worst = min(shares, key=shares.get)
+    if shares[worst] < 1:
+        raise RunError(
+            f"{path} is not written: read back and run by Norse, it computes {shares[worst]:.6%} "
+            f"of the {worst}, expected all"
+        )
+    write_atomic(path, lambda temporary: temporary.write_bytes(data))
+    return f"read back and run by Norse, {agreement.told()}"
+
+
 @dataclass(frozen=True)
 class Target:
     """A form: function of (`Source`, path) that writes it; suffix of its file; kinds of checkpoint
-    that have it.
+    that have it; why other kinds do not; images that it is compared on, None: all.
     """
 
     write: Callable
     suffix: str
     kinds: tuple
+    lacks: dict = field(default_factory=dict)
+    images: int | None = None
 
 
 ELSEWHERE = ("sdt", "vggsnn")  # kinds whose data other scripts read
+NO_NIR = {
+    "ann": "NIR's neurons are spiking",
+    "lq": "NIR's neurons are spiking",
+    "sdt": "NIR has no product of two signals, which attention needs",
+    "vggsnn": "its lanes share a potential over its steps, while each IF of NIR has its own",
+}
 TARGETS = {
     "integer": Target(write_integer, "_integer.npz", ("snn",)),
     "onnx": Target(write_onnx, ".onnx", ("ann", "lq", "snn", *ELSEWHERE)),
+    "nir": Target(write_nir, ".nir", ("snn",), NO_NIR, images=1000),
 }
 
 
@@ -173,8 +213,8 @@ class ExportOptions:
     to: str = option("integer", "form that is written", choices=tuple(TARGETS))
     images: int | None = option(
         None,
-        "images on which both are compared; default: the whole test set, or, where the data is "
-        f"missing, {RANDOM} random images",
+        "images on which both are compared; default: the whole test set (nir: 1000 images), or, "
+        f"where the data is missing, {RANDOM} random images",
         positive,
     )
     qat_epochs: int = option(
@@ -228,15 +268,16 @@ def read(asked):
     form = asked.export.to
     path = checkpoint.named(asked.source.checkpoint)
     content = checkpoint.load(path)
-    kinds = TARGETS[form].kinds
+    kind, target = content["kind"], TARGETS[form]
     if content["format"] == checkpoint.PUBLISHED:
         raise UseError(
             f"{path} is a file of the published code: run absorb_bn.py or snn_ddp.py on it first"
         )
-    if content["kind"] not in kinds:
+    if kind not in target.kinds:
+        why = f" ({target.lacks[kind]})" if kind in target.lacks else ""
         raise UseError(
-            f"{path} holds a network of kind {content['kind']}, --to {form} takes "
-            f"{', '.join(kinds)}: give a checkpoint of snn_ddp.py"
+            f"{path} holds a network of kind {kind}, --to {form} takes "
+            f"{', '.join(target.kinds)}{why}: give a checkpoint of snn_ddp.py"
         )
     if "training" in content:
         raise UseError(
@@ -260,6 +301,11 @@ def take(batches, count, size):
             count -= len(images)
             if count <= 0:
                 return
+
+
+def wanted(asked, there):
+    """On how many of the images that are there is compared."""
+    return min(asked.export.images or TARGETS[asked.export.to].images or there, there)
 
 
 def random_images(count, side, mean, std, batch_size):
@@ -341,7 +387,7 @@ def read_source(asked):
     run.check_shape(content, data.about, path)
     loaders = make_loaders(data, asked.batches, 0, World())
     *_, test = loaders
-    count = min(count or test.images, test.images)
+    count = wanted(asked, test.images)
     batches = Again(lambda: take(test.epoch(0), count, size))
     shown = f"{count} test images of {data.about['source']}"
     tune = tuning(asked, data, loaders)

@@ -267,7 +267,7 @@ class Signal:
     unit: float = 1.0
 
 
-def _check(net):
+def check(net):
     """Raise ValueError for a network that has no integer form."""
     if not isinstance(net.act, Spiking):
         raise ValueError("its activations are no multi-level neurons")
@@ -415,7 +415,7 @@ def to_integer(net, mean, std):
     Raises:
         ValueError: it has no integer form, or its sums do not fit 32 bits.
     """
-    _check(net)
+    check(net)
     mean, std = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
     spikes = Signal(int(sum(net.act.neuron.jumps)))
     signal = Signal(WHITE)

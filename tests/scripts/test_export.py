@@ -214,7 +214,57 @@ def test_a_graph_that_computes_something_else_is_not_written(cifar, fails, tmp_p
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("name", models.CNNS)
+def test_nir(name, cifar, tmp_path, capsys):
+    """The last line says what was compared; the file computes what the line says."""
+    nir = pytest.importorskip("nir")
+    path = write(tmp_path / "snn.pth", Spiking(NeuronConfig.vgg(3), theta=0.3), name=name)
+    found = export.main([str(path), "--to", "nir", "--data_root", str(cifar)])
+    assert found == {"output": str(tmp_path / "snn.nir")}
+    line = last_line(capsys)
+    assert line.startswith("nir network, on 12 test images of CIFAR-10 (JPEG copy")
+    assert "read back and run by Norse, accuracy" in line
+    assert "100.00% of the predictions and, by layer, 100.00%" in line
+    assert line.endswith(f"of the spikes are equal; written to {tmp_path}/snn.nir")
+
+    graph = nir.read(found["output"])
+    assert graph.metadata["source"] == str(path)
+    assert graph.metadata["mean"].tolist() == [0.4914, 0.4822, 0.4465]
+    assert sorted(tmp_path.iterdir()) == [tmp_path / "snn.nir", path]
+
+
+def test_nir_is_compared_on_a_thousand_images():
+    images = torch.zeros(3000, 3, 1, 1)
+    asked = export.get_parser().parse(["snn.pth", "--to", "nir"])
+    assert export.wanted(asked, len(images)) == 1000
+    assert export.wanted(asked, 12) == 12
+    asked = export.get_parser().parse(["snn.pth", "--to", "nir", "--images", "2000"])
+    assert export.wanted(asked, len(images)) == 2000
+    asked = export.get_parser().parse(["snn.pth"])
+    assert export.wanted(asked, len(images)) == 3000
+
+
 # ---- what is refused
+
+
+@pytest.mark.parametrize(
+    ("node", "number"), [("stages.11.act.lane0", "v_threshold"), ("head.x1", "bias")]
+)
+def test_a_nir_graph_of_something_else(node, number, cifar, fails, tmp_path, monkeypatch):
+    pytest.importorskip("nir")
+    path = write(tmp_path / "snn.pth", Spiking(NeuronConfig.vgg(3), theta=0.3))
+    build = export.nir_file.build
+
+    def other(net, **metadata):
+        graph = build(net, **metadata)
+        getattr(graph.nodes[node], number)[0] += 100
+        return graph
+
+    monkeypatch.setattr(export.nir_file, "build", other)
+    argv = f"{path} --to nir --data_root {cifar}"
+    words = "snn.nir is not written", "by Norse", "%", "expected all"
+    fails(export.main, argv, *words, status=1, keep=tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
 
 
 def test_a_file_that_is_there_is_replaced_when_asked_for(cifar, fails, tmp_path):
@@ -253,6 +303,15 @@ def test_a_full_disk_leaves_no_half_of_an_onnx_file(cifar, fails, tmp_path, monk
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("module", ["nir", "norse.torch.utils.import_nir"])
+def test_a_package_is_missing(module, cifar, fails, tmp_path, monkeypatch):
+    pytest.importorskip("nir")
+    path = write(tmp_path / "snn.pth")
+    monkeypatch.setitem(sys.modules, module, None)
+    words = f"{module} is missing", "pip install -r requirements-export.txt"
+    fails(export.main, f"{path} --to nir --data_root {cifar}", *words, keep=tmp_path)
+
+
 def nan(path):
     content = checkpoint.load(write(path))
     content["model"]["head.weight"][0] = torch.nan
@@ -261,6 +320,7 @@ def nan(path):
 
 FOLDER = {"name": "FOLDER", "num_classes": 10, "image_size": 32}
 AT = {"dataset": "FOLDER", "dataset_dir": "none", "image_size": 32}
+STEPS = Spiking(NeuronConfig.vgg(3), 2)
 LEAKY = Spiking(NeuronConfig.vgg(3), 2, leak=0.9)
 SCALED = Spiking(NeuronConfig.vgg(3), scale=True)
 RATE = Spiking(NeuronConfig.vgg(3), 2, encoding="rate")
@@ -270,6 +330,33 @@ CASES = {  # what writes the file, arguments ({c}: --data_root with CIFAR), word
         "",
         "snn.pth holds a network of kind ann, --to integer takes snn",
         "give a checkpoint of snn_ddp.py",
+    ),
+    "ANN to NIR": (
+        lambda path: write(path, models.ReLU(), kind="ann"),
+        "--to nir",
+        "kind ann, --to nir takes snn (NIR's neurons are spiking)",
+        "give a checkpoint of snn_ddp.py",
+    ),
+    "attention": (
+        lambda path: write(path, kind="sdt"),
+        "--to nir",
+        "snn (NIR has no product of two signals, which attention needs)",
+    ),
+    "VGGSNN": (
+        lambda path: write(path, kind="vggsnn"),
+        "--to nir",
+        "snn (its lanes share a potential over its steps",
+    ),
+    "steps": (
+        lambda path: write(path, STEPS),
+        "--to nir --data_root {c}",
+        "snn.pth has no NIR graph: it runs 2 steps",
+        "train with --timesteps 1",
+    ),
+    "unfused": (
+        lambda path: write(path, bn=True),
+        "--to nir --data_root {c}",
+        "snn.pth has no NIR graph: it has batch norm: fuse it first",
     ),
     "published": (
         lambda path: torch.save({"features.0.weight": torch.zeros(4, 3, 3, 3)}, path),
@@ -343,7 +430,7 @@ def test_one_line(make, argv, words, cifar, fails, tmp_path, monkeypatch):
     make(tmp_path / "snn.pth")
     line = fails(export.main, f"snn.pth {argv.format(c=cifar)}", *words, keep=tmp_path)
     assert line.startswith(f"{sys.argv[0]}: error: ")  # behind no progress bar
-    assert not list(tmp_path.glob("*.npz"))
+    assert [path.name for path in tmp_path.iterdir() if path.name != "snn.pth"] == []
 
 
 def test_a_missing_package_is_named(cifar, fails, tmp_path, monkeypatch):
