@@ -8,6 +8,7 @@ python energy.py --architecture VGG16 --dataset IMAGENET            (no checkpoi
 from dataclasses import dataclass
 from functools import partial
 
+from analysis import neurobench
 from analysis.energy import of_ann
 from analysis.measure import Measure
 from cli import run
@@ -16,6 +17,7 @@ from cli.parser import Parser, refuse_idle
 from engine import checkpoint
 from engine.dist import DeviceOptions, launch
 from engine.errors import UseError, guard
+from engine.log import write_json
 from engine.loop import ComputeOptions
 from engine.settings import Settings, group
 from inputs.loader import BatchOptions
@@ -34,6 +36,7 @@ class EnergySettings(Settings):
     """Options of energy.py."""
 
     measure: EnergyOptions = group()
+    bench: neurobench.NeuroBenchOptions = group()
     network: NetworkOptions = group(
         only=("architecture", "width_mult"),
         architecture={
@@ -105,6 +108,10 @@ def work(asked, world):
     amp, model = asked.compute.amp, how.energy_model
     measure = Measure(test, world, data.about, amp, energy=True, model=model)
     stem = checkpoint.beside(how.checkpoint, "_energy", how.output)
+    if asked.bench.neurobench:
+        found = neurobench.compare(net.eval(), test, world)
+        print(neurobench.table(found))
+        write_json(f"{stem}_neurobench.json", found)
     summary = measure(net, stem)
     joules = summary["energy"].uj(model)
     world.say(
