@@ -20,7 +20,7 @@ SHOWN = 5  # classes
 class PictureOptions:
     """picture"""
 
-    picture: str = option("", "image file", positional=True)
+    image: str = option("", "image file", positional=True)
     network: str = option(
         "resnet20_w0.25_cifar10", "name of trained_models/zoo/zoo.csv, or a checkpoint"
     )
@@ -41,7 +41,7 @@ def get_parser():
 def main(argv=None):
     """Run the command line argv (None: this process's)."""
     asked = get_parser().parse(argv).picture
-    path = Path(asked.picture)
+    path = Path(asked.image)
     if not path.is_file():
         raise UseError(f"no picture at {path}: give an image file")
     net = from_pretrained(asked.network)

@@ -17,7 +17,7 @@ import torch
 
 from analysis.measure import Measure
 from cli import run
-from cli.options import FileOptions
+from cli.options import EnergyOptions, FileOptions
 from cli.parser import Parser, refuse_idle
 from engine import checkpoint, zoo
 from engine.dist import World
@@ -65,10 +65,11 @@ Written by `python -m experiments.zoo add`; `python -m experiments.zoo check` me
 class ZooOptions:
     """zoo"""
 
-    action: str = option("", "what to do", positional=True, choices=("add", "check"))
+    action: str = option(
+        "check", "what to do", choices=("add", "check"), positional=True, nargs="?"
+    )
     name: str = option("", "name of the network", positional=True, nargs="?")
-    checkpoint: str = option("", "checkpoint of snn_ddp.py that is added")
-    made_by: str = option("", "command that makes this network, for its card")
+    made_by: str = option("", "command that made the checkpoint, which the card shows")
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,14 @@ class ZooSettings(Settings):
     """Options of zoo.py."""
 
     zoo: ZooOptions = group()
+    source: EnergyOptions = group(
+        only=("checkpoint",),
+        checkpoint={
+            "positional": False,
+            "nargs": None,
+            "help": "checkpoint of snn_ddp.py that is added",
+        },
+    )
     files: FileOptions = group()
     data: DataOptions = group(only=("data_root", "dataset_dir"))
     batches: BatchOptions = group(only=("batch_size", "workers"))
@@ -170,17 +179,17 @@ def check_added(asked):
     how = asked.zoo
     if not re.fullmatch(r"[\w.-]+", how.name):
         raise UseError(f"{how.name or 'nothing'} is no name: give the name of the network")
-    for needed in ("checkpoint", "made_by"):
-        if not getattr(how, needed):
+    source = asked.source.checkpoint
+    for needed, given in (("checkpoint", source), ("made_by", how.made_by)):
+        if not given:
             raise UseError(f"give --{needed}: {options(ZooSettings)[needed].help}")
     path = zoo.FOLDER / f"{how.name}.pth"
     if path.exists() and not asked.files.replace:
         raise UseError(f"{path} is there already: give --replace, or another name")
-    content = checkpoint.load(how.checkpoint)
+    content = checkpoint.load(source)
     if content["kind"] != "snn" or content["format"] == checkpoint.PUBLISHED:
         raise UseError(
-            f"{how.checkpoint} holds a network of kind {content['kind']}: give a checkpoint of "
-            "snn_ddp.py"
+            f"{source} holds a network of kind {content['kind']}: give a checkpoint of snn_ddp.py"
         )
     return content, path
 
@@ -189,7 +198,7 @@ def add(asked):
     """Store a checkpoint; returns its `Entry`."""
     how = asked.zoo
     content, path = check_added(asked)
-    data = trained_on(content, asked, how.checkpoint)
+    data = trained_on(content, asked, asked.source.checkpoint)
     content = packed(content, data)
     net = checkpoint.rebuild(zoo.unpacked(content))
     summary = measured(net, data, asked)

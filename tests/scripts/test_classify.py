@@ -57,4 +57,4 @@ def test_one_line(file, name, words, small_zoo, picture, fails, monkeypatch, tmp
 
 
 def test_a_picture_is_needed(fails):
-    fails(classify.main, "", "picture")
+    fails(classify.main, "", "image")
