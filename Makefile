@@ -22,7 +22,7 @@ help:
 	@echo "make test-long  the checks that take longer: the published commands at full width, every neuron on every backend,"
 	@echo "                10,000 damaged inputs (MLIF_TEST_INPUTS)"
 	@echo "make test-gpu   the checks that need a CUDA GPU"
-	@echo "make bench      on this CPU: the neuron beside SpikingJelly's, training steps, the data pipeline (under 10 minutes)"
+	@echo "make bench      on this CPU: the neuron beside SpikingJelly's, training steps, inference, the data pipeline (under 10 minutes)"
 	@echo "make bench-gpu  the same on a CUDA GPU (under 8 minutes)"
 	@echo "make doctor     which backends of the neuron run here, and why the others do not"
 	@echo "make setup      only the virtual environment in .venv, extras included"
@@ -59,9 +59,10 @@ test-long: $(EXTRAS)
 test-gpu: $(READY)
 	$(PY) -m pytest -m gpu
 
-bench: $(READY)
+bench: $(EXTRAS)
 	$(PY) -m benchmarks.neuron --out benchmarks/cpu/neuron
 	$(PY) -m benchmarks.step --out benchmarks/cpu/step
+	$(PY) -m benchmarks.inference --out benchmarks/cpu/inference
 	$(PY) -m benchmarks.data
 
 bench-gpu: $(READY)

@@ -5,8 +5,11 @@ import sys
 
 import pytest
 import torch
+from torch import nn
 
-from benchmarks import common, neuron, step
+import models
+from benchmarks import common, inference, neuron, step
+from engine import checkpoint
 from models.neuron.backends import torch_fused
 
 
@@ -89,6 +92,56 @@ def test_step_table(tmp_path, monkeypatch):
     assert rows[1]["peak_mib"] > 0
     snn = rows[1]
     assert (snn["kind"], snn["network"], snn["to"]) == ("snn", "resnet20", "ANN")
+
+
+def test_inference_table(tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    words = "--networks vgg16 --width 0.0625 --batches 1 3 --threads 1 --repeats 2"
+    inference.main(f"{words} --out {tmp_path}/i".split())
+    content = json.loads((tmp_path / "i.json").read_text())
+    assert content["weights"] == "noise"
+    runtimes = {"onnxruntime": inference.GRAPHS, "torch": inference.MODULES}
+    assert [(row["batch"], row["runtime"], row["name"]) for row in content["rows"]] == [
+        (batch, runtime, name)
+        for batch in (1, 3)
+        for runtime in runtimes
+        for name in runtimes[runtime]
+    ]
+    for row in content["rows"]:
+        assert row["name"] != "ann" or row["ratio"] == [1, 1, 1]
+        assert row["images_per_s"] == pytest.approx(1e3 * row["batch"] / row["ms"])
+        assert len(row["seconds"]) == 2
+    assert "vgg16, width x0.0625, batch 3, threads 1" in capsys.readouterr().out
+
+
+def test_no_graph_is_timed_that_computes_something_else():
+    pytest.importorskip("onnxruntime")
+    module = nn.Sequential(nn.Flatten(), nn.Linear(12, 10)).eval().requires_grad_(False)
+    images = torch.randn(8, 3, 2, 2)
+    graphs = {"ann": inference.graph(module, images)}
+    inference.check(graphs, {"ann": module}, images)
+    with pytest.raises(SystemExit, match=r"ann: \d+% of the predictions .* nothing is timed"):
+        inference.check(graphs, {"ann": lambda x: -module(x)}, images)
+
+
+def stored(path, width, act=None):
+    net = models.build("resnet20", act or models.ReLU(), width_mult=width, bn=act is None)
+    about = {"num_classes": 10, "image_size": 32}
+    checkpoint.save(path, checkpoint.content(net, "snn" if act else "ann", about, {}))
+    return path
+
+
+def test_inference_of_checkpoints(tmp_path, fails):
+    snn = stored(
+        tmp_path / "snn.pth", 1 / 16, models.Spiking(models.NeuronConfig.vgg(3), theta=2.0)
+    )
+    ann = stored(tmp_path / "ann.pth", 1 / 16)
+    first, second = inference.trained(ann, snn)
+    assert not first.built["bn"] and second.stages[0].act.theta == 2
+
+    other = stored(tmp_path / "other.pth", 1 / 8)
+    fails(inference.main, f"--ann {other} --snn {snn}", "--ann is", "'width_mult': 0.125")
+    fails(inference.main, f"--ann {ann}", "give both --ann and --snn")
 
 
 def test_peak_memory_is_that_of_a_process_of_its_own():

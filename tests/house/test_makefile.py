@@ -15,8 +15,8 @@ def printed(target, *words):
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
 
 
-@pytest.mark.parametrize("target", ["setup", "test", "test-long"])
-def test_the_suite_has_the_extras(target, tmp_path):
+@pytest.mark.parametrize("target", ["setup", "test", "test-long", "bench"])
+def test_what_exports_has_the_extras(target, tmp_path):
     commands = printed(target, f"VENV={tmp_path}/new")
     assert commands.index("-r requirements.txt") < commands.index(EXTRAS)
 
