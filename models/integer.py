@@ -318,31 +318,61 @@ def _check_reach(reach, name):
         )
 
 
+def _fraction(ratio, top, highest):
+    """(m, n), a fraction m / n near to `ratio`, or None.
+
+    Of those with which everything that counts below `top` thetas of n units, lifted by up to
+    `highest` integers of m units, has 255 steps.
+    """
+    pairs = [(max(1, round(ratio * n)), n) for n in range(1, 255)]
+    pairs = [(m, n) for m, n in pairs if n * (top - 1) + m * highest < 255]
+    errors = [abs(m / n / ratio - 1) for m, n in pairs]
+    # as near as int8 weights are, in few units; else the nearest
+    near = [pair for pair, error in zip(pairs, errors) if error < 1 / (2 * TOP)]
+    if near:
+        return near[0]
+    return pairs[errors.index(min(errors))] if errors and min(errors) < 1 / 64 else None
+
+
+def _shared(scale, signal, theta, levels):
+    """(scale, factor) of a shortcut without weights beside weights in units of `scale` [C].
+
+    Where it can be, the unit of a channel grows, so that theta and the factor are multiples of one
+    integer: then no more than the number of these multiples needs to be known of a sum.
+    """
+    plain = (signal.unit / scale).round()
+    found = _fraction(signal.unit / theta.item(), 2 ** (levels - 1), signal.highest)
+    if found is None:
+        return scale, plain
+    m, n = found
+    multiple = (theta / scale / n).floor()
+    small = multiple < 1
+    return (
+        torch.where(small, scale, theta / (n * multiple)),
+        torch.where(small, plain, m * multiple),
+    )
+
+
 def _neurons(act, name, scale, bias, reach):
     """The neurons of sums in units of `scale` [C] whose current also has the real `bias` [C]."""
     config = act.config
-    theta = act.theta.double()
-    boundaries = theta.new_tensor(config.boundaries)[:, None]  # [S, 1]
+    bias = (bias / scale).round()
+    theta = (act.theta.double() / scale).round().clamp(min=1)
+    top = 2**config.levels * theta
     if act.steps == 1:
-        _check_reach(reach, name)
-        edges = (theta * boundaries - bias) / scale
-        # over the integers, above the real edge is above its floor, and from it on is from its
-        # ceiling on
-        edges = edges.ceil() - 1 if config.inclusive else edges.floor()
-        # beyond what the sums reach, one edge is as good as another
-        edges = edges.clamp(-reach - 1, reach)
-        return Neurons(act, edges.int())
-
-    if act.leak != 1:
+        # beyond what the sums reach, one bias is as good as another
+        bias = bias.clamp(-reach - 1, reach + top)
+    elif act.leak != 1:
         raise ValueError(
             f"{name} has the leak {act.leak.item():.7g}: with {act.steps} steps an integer network "
             "has none; train with --fixed_neuron or --timesteps 1"
         )
-    bias = (bias / scale).round()
-    theta = (theta / scale).round()
     # a neuron that fired all lanes may fall below zero by less than its top output
-    _check_reach(act.steps * (reach + bias.abs()) + 2**config.levels * theta, name)
+    _check_reach(act.steps * (reach + bias.abs()) + top, name)
+    boundaries = theta.new_tensor(config.boundaries)[:, None]  # [S, 1]
     edges = theta * boundaries - int(config.inclusive)
+    if act.steps == 1:
+        return Neurons(act, (edges - bias).int())
     return Membranes(act, edges.int(), bias.int(), theta.int())
 
 
@@ -376,7 +406,7 @@ def _residual(stage, signal, name):
     bias = _bias(second)
     if isinstance(stage.shortcut, nn.Identity):
         scale = _scale([_weight(second)], least)
-        factor = (signal.unit / scale).round()
+        scale, factor = _shared(scale, signal, act.theta.double(), act.config.levels)
         across = factor * signal.highest
         shortcut = Factor(factor.int(), signal.highest)
     else:

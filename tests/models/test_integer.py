@@ -16,11 +16,10 @@ MEAN, STD = (0.2, 0.4, 0.6), (1 / 255,) * 3  # the image is the pixel less 51, 1
 UNIT = 2**-10
 
 
-def random(name, steps=1, **more):
+def random(name, steps=1, config=None, **more):
     """A small SNN with biases."""
-    net = models.build(
-        name, Spiking(NeuronConfig.vgg(3), steps, **more), width_mult=1 / 16, bn=False
-    )
+    act = Spiking(config or NeuronConfig.vgg(3), steps, **more)
+    net = models.build(name, act, width_mult=1 / 16, bn=False)
     with torch.no_grad():
         for m in net.modules():
             if isinstance(m, nn.Conv2d):
@@ -43,7 +42,7 @@ def exact(name, config, steps):
             if m.bias is not None:
                 m.bias.copy_(torch.randint(-300, 300, m.bias.shape) * UNIT)
         for site in net.sites():
-            site.theta.fill_((12000 if site.constant else 250) * UNIT)
+            site.theta.fill_((12000 if site.constant else 256) * UNIT)
     return net
 
 
@@ -99,10 +98,34 @@ def test_a_network_by_hand(inclusive, at_the_edge):
 
 
 @pytest.mark.parametrize("inclusive", [False, True])
-def test_between_two_integers_an_edge_is_the_lower_one(inclusive):
-    net = integer.to_integer(by_hand(inclusive, bias=257 / 512), mean=(0.0,), std=(1 / 255,))
-    # (32 * 2^i - 257/512) * 128 = 4031.75, 8127.75, 16319.75
-    assert net.stages[0].neurons.edges.flatten().tolist() == [4031, 8127, 16319]
+def test_theta_and_bias_are_rounded_and_doubled_thetas_are_exact(inclusive):
+    """theta = 32.003 * 128 = 4096.4, bias = 0.506 * 128 = 64.8."""
+    net = by_hand(inclusive, bias=0.506)
+    with torch.no_grad():
+        net.stages[0].act.theta.fill_(32.003)
+    edges = integer.to_integer(net, (0.0,), (1 / 255,)).stages[0].neurons.edges.flatten()
+    assert (edges + int(inclusive)).tolist() == [4096 - 65, 2 * 4096 - 65, 4 * 4096 - 65]
+
+
+@pytest.mark.parametrize("pooled", [4, 5])
+def test_a_shortcut_and_its_theta_are_multiples_of_one_integer(pooled):
+    """1 / 0.45 is 20/9, and 0.25 / 0.45 is 5/9."""
+    net = random("resnet20", theta=0.45)
+    block = integer.to_integer(net, MEAN, STD).stages[pooled]
+    edges, factor = block.neurons.edges, block.shortcut.factor
+    theta = edges[1] - edges[0]
+    assert torch.equal(theta * (5 if pooled == 4 else 20), factor * 9)
+    assert (theta % 9 == 0).all() and theta.unique().numel() > 1
+
+
+def test_fractions_are_near_and_count_in_a_byte():
+    assert integer._fraction(1.0, 4, 4) == (1, 1)
+    assert integer._fraction(1 / 0.7, 4, 4) == (10, 7)
+    for ratio in torch.linspace(0.8, 4, 100).tolist():
+        m, n = integer._fraction(ratio, 4, 4)
+        assert abs(m / n / ratio - 1) < 1 / 64
+        assert 3 * n + 4 * m < 255
+    assert integer._fraction(100.0, 4, 4) is None
 
 
 def test_what_is_added_up_has_one_unit():
@@ -258,13 +281,14 @@ def test_sums_that_do_not_fit_32_bits_are_refused():
     refused(net, r"stages\.4 may reach")
 
 
-def test_no_image_leads_beyond_the_bound():
-    """The edges of one step lie within what the sums reach."""
+def test_a_bias_beyond_all_sums_decides_alone():
+    """It is cut to what 32 bits hold."""
     net = random("vgg16")
     with torch.no_grad():
-        net.stages[1].synapse.map.bias[0] = 1e6
-        net.stages[1].synapse.map.bias[1] = -1e6
+        net.stages[1].synapse.map.bias[0] = 1e9
+        net.stages[1].synapse.map.bias[1] = -1e9
     layer = integer.to_integer(net, MEAN, STD).stages[1]
     reach = 4 * layer.sums.weight.long().abs().sum((1, 2, 3))
-    assert layer.neurons.edges[:, 0].unique().item() == -reach[0] - 1
-    assert layer.neurons.edges[:, 1].unique().item() == reach[1]
+    edges = layer.neurons.edges
+    assert (edges[:, 0] < -reach[0]).all() and (edges[:, 1] >= reach[1]).all()
+    assert edges.abs().max() < 2**20
