@@ -67,21 +67,23 @@ class Rounded(nn.Module):
     def values(self):
         """{weight, bias or gain: its rounded value}, float64."""
         found = {}
-        unit = 1 / (integer.WHITE * self.std)
+        spikes = integer.Signal(int(sum(self.act.neuron.jumps)))
+        signal = integer.Signal(integer.WHITE, 1 / (integer.WHITE * self.std))
         offset = integer.WHITE * self.mean
         for stage in self.net.stages:
             if isinstance(stage, Layer):
-                found |= layer_values(stage.act, [stage.synapse.map], [unit], offset)[0]
-                unit, offset = 1.0, 0.0
+                found |= layer_values(stage, signal.unit, offset)
+                signal, offset = spikes, 0.0
             elif isinstance(stage, Residual):
-                found |= layer_values(stage.inner.act, [stage.inner.synapse.map], [unit])[0]
-                found |= residual_values(stage, unit)
-                unit = 1.0
+                found |= layer_values(stage.inner, signal.unit)
+                found |= residual_values(stage, signal)
+                signal = spikes
             elif isinstance(stage, nn.AvgPool2d):
-                unit = unit / stage.kernel_size**2
+                area = stage.kernel_size**2
+                signal = integer.Signal(signal.highest * area, signal.unit / area)
         head = self.net.head
         scale = integer._scale([integer._weight(head).flatten()[None]]).expand(len(head.weight))
-        found[head.weight] = on_grid(head, unit, scale, scale)
+        found[head.weight] = on_grid(head, signal.unit, scale, scale)
         return found
 
     def forward(self, images):
@@ -106,38 +108,60 @@ def on_grid(layer, unit, scale, worth):
     return (whole * worth[:, None, None, None] / unit).view_as(layer.weight)
 
 
-def layer_values(act, maps, units, offset=0.0):
-    """({weight or bias: rounded value}, scale [O], worth [O]) of `maps`, which `act` sees added up.
+def scale_of(act, weights):
+    """The unit of each channel's sum [O], see `integer`."""
+    return integer._scale(weights, act.theta * integer.FINEST)
 
-    units: of the input of each map. scale, worth: of the sums, see `on_grid`. offset: what the
-    integers of the input stand above its real numbers.
+
+def worth_of(act, scale):
+    """What an integer of a sum in units of `scale` [O] is worth, so that theta is whole [O]."""
+    side = 1 if act.config.inclusive else -1
+    theta = act.theta.double()
+    return theta / (theta / scale).round().clamp(min=1) * (1 + side * NUDGE)
+
+
+def bias_value(layer, scale, worth, above=0.0, others=0.0):
+    """{bias: rounded value} of a layer, or {} if it has none.
+
+    above: what the integer sum stands above the real one. others: biases that are added to it.
     """
-    weights = [integer._weight(layer) * unit for layer, unit in zip(maps, units)]
-    scale = integer._scale(weights, act.theta * integer.FINEST)
-    worth = scale
-    # at one step biases and thresholds are rounded without loss: a sum of integers is above a
-    # number where it is above its floor
-    if act.steps > 1:
-        side = 1 if act.config.inclusive else -1
-        theta = act.theta.double()
-        worth = theta / (theta / scale).round().clamp(min=1) * (1 + side * NUDGE)
-    found = {layer.weight: on_grid(layer, unit, scale, worth) for layer, unit in zip(maps, units)}
-    first, *others = maps
+    if layer.bias is None:
+        return {}
+    total = ((layer.bias + others).double() / scale - above).round() + above
+    return {layer.bias: total * worth - others}
+
+
+def layer_values(stage, unit, offset=0.0):
+    """{weight or bias: rounded value} of a layer.
+
+    unit: what an integer of the input is worth. offset: what these stand above the real numbers.
+    """
+    act, layer = stage.act, stage.synapse.map
+    weight = integer._weight(layer) * unit
+    scale = scale_of(act, [weight])
+    worth = worth_of(act, scale)
     # the mean of the image is in the integer bias
-    if act.steps > 1 and first.bias is not None:
-        whole = (weights[0] / scale[:, None, None, None]).round()
-        above = (whole * offset).sum((1, 2, 3))
-        rest = sum(layer.bias for layer in others)
-        total = ((first.bias + rest).double() / scale - above).round() + above
-        found[first.bias] = total * worth - rest
-    return found, scale, worth
+    whole = (weight / scale[:, None, None, None]).round()
+    above = (whole * offset).sum((1, 2, 3))
+    weights = {layer.weight: on_grid(layer, unit, scale, worth)}
+    return weights | bias_value(layer, scale, worth, above)
 
 
-def residual_values(stage, unit):
+def residual_values(stage, signal):
     """{weight, bias or gain: rounded value} of a block behind its inner layer."""
-    second, shortcut = stage.synapse.map, stage.shortcut
-    if not isinstance(shortcut, Gain):
-        return layer_values(stage.act, [second, shortcut.map], [1.0, unit])[0]
-    found, scale, worth = layer_values(stage.act, [second], [1.0])
-    found[shortcut.gain] = (unit / scale).round() * worth / unit
-    return found
+    act, second, shortcut = stage.act, stage.synapse.map, stage.shortcut
+    weight, others = integer._weight(second), 0.0
+    if isinstance(shortcut, Gain):
+        scale = scale_of(act, [weight])
+        levels = act.config.levels
+        scale, factor = integer._shared(scale, signal, act.theta.double(), levels)
+        worth = worth_of(act, scale)
+        found = {shortcut.gain: factor * worth / signal.unit}
+    else:
+        direct = shortcut.map
+        scale = scale_of(act, [weight, integer._weight(direct) * signal.unit])
+        worth = worth_of(act, scale)
+        found = {direct.weight: on_grid(direct, signal.unit, scale, worth)}
+        others = 0.0 if direct.bias is None else direct.bias
+    found[second.weight] = on_grid(second, 1.0, scale, worth)
+    return found | bias_value(second, scale, worth, others=others)
