@@ -5,6 +5,7 @@ python export.py trained_models/snn/snn_resnet20_cifar10_MC_T_1_H_1_C_3_Z_0.pth 
 
 import math
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from analysis.agreement import compare, outputs
 from cli import run
 from cli.options import EnergyOptions, FileOptions
 from cli.parser import Parser, refuse_idle
-from engine import checkpoint, integer_file, nir_file, onnx_file
+from engine import checkpoint, integer_file, integer_onnx, nir_file, onnx_file
 from engine.dist import World
 from engine.errors import RunError, UseError, guard
 from engine.files import write_atomic
@@ -73,14 +74,20 @@ class Source:
 # ---- forms: a new one is a function, and an entry of TARGETS
 
 
+@contextmanager
+def has_no(form, source):
+    """A ValueError inside means that there is no such form of the source."""
+    try:
+        yield
+    except ValueError as error:
+        raise UseError(f"{source.path} has no {form}: {error}") from None
+
+
 def integer_of(source, net):
     """(the integer network of `net`, its `Agreement` with the SNN of the source)."""
     mean, std = source.mean, source.std
-    try:
+    with has_no("integer network", source):
         whole = integer.to_integer(net, mean, std)
-    except ValueError as error:
-        raise UseError(f"{source.path} has no integer network: {error}") from None
-
     batches = ((x, integer.pixels(x, mean, std), labels) for x, labels in source.batches)
     return whole, compare(source.net, whole, batches)
 
@@ -96,6 +103,28 @@ def write_integer(source, path):
     made_of = {"source": str(source.path), "data": source.about}
     integer_file.save(path, whole, source.net, mean, std, **made_of)
     return agreement.told()
+
+
+def write_integer_onnx(source, path):
+    """Write the integer network of an SNN for ONNX Runtime; returns the text of what was found."""
+    mean, std = source.mean, source.std
+    net = source.tune(source.net) if source.tune else source.net
+    with has_no("integer network in bytes", source):
+        whole = integer.to_integer(net, mean, std)
+        model, watched = integer_onnx.build(whole, image_shape(source.net)[-1])
+    content = onnx_file.stamped(model, onnx_header(source))
+    other = onnx_file.OnnxNetwork(content, watched.SerializeToString())
+    batches = ((integer.pixels(x, mean, std), labels) for x, labels in source.batches)
+    found = compare(whole, other, ((x, x, labels) for x, labels in batches))
+    if found.difference or set(found.spikes.values()) != {1.0}:
+        told = found.told("models/integer.py")
+        raise RunError(f"ONNX Runtime computes something else: {told}; not written")
+    onnx_file.save(path, content)
+    accuracy = "" if found.accuracy is None else f"accuracy {found.accuracy:.2%}, "
+    return (
+        f"opset {integer_onnx.OPSET}, {accuracy}every spike of {len(found.spikes)} layers and "
+        "every logit are those of models/integer.py, bit for bit"
+    )
 
 
 class Watched(nn.Module):
@@ -157,10 +186,8 @@ def write_nir(source, path):
     in float64, where no order of a sum moves a potential across a threshold.
     """
     statistics = {"mean": np.array(source.mean), "std": np.array(source.std)}
-    try:
+    with has_no("NIR graph", source):
         graph = nir_file.build(source.net, source=str(source.path), **statistics)
-    except ValueError as error:
-        raise UseError(f"{source.path} has no NIR graph: {error}") from None
 
     data = nir_file.encode(graph)
     net = source.net.double()
@@ -201,6 +228,7 @@ NO_NIR = {
 }
 TARGETS = {
     "integer": Target(write_integer, "_integer.npz", ("snn",)),
+    "integer-onnx": Target(write_integer_onnx, "_integer.onnx", ("snn",)),
     "onnx": Target(write_onnx, ".onnx", ("ann", "lq", "snn", *ELSEWHERE)),
     "nir": Target(write_nir, ".nir", ("snn",), NO_NIR, images=1000),
 }

@@ -12,7 +12,7 @@ import torch
 
 import export
 import models
-from engine import checkpoint, integer_file, onnx_file
+from engine import checkpoint, integer_file, integer_onnx, onnx_file
 from engine.errors import guard
 from inputs.cifar import read_cifar
 from models import NeuronConfig, Spiking, integer, vggsnn
@@ -242,6 +242,55 @@ def test_nir_is_compared_on_a_thousand_images():
     assert export.wanted(asked, len(images)) == 2000
     asked = export.get_parser().parse(["snn.pth"])
     assert export.wanted(asked, len(images)) == 3000
+
+
+# ---- integers in ONNX
+
+
+@pytest.mark.parametrize("steps", [1, 2])
+def test_the_integer_network_of_onnx_runtime_is_equal_bit_for_bit(steps, cifar, tmp_path, capsys):
+    pytest.importorskip("onnxruntime")
+    act = Spiking(NeuronConfig.vgg(3), steps, theta=0.3)
+    path = write(tmp_path / "snn.pth", act)
+    found = export.main(f"{path} --to integer-onnx --data_root {cifar}".split())
+    assert found == {"output": str(tmp_path / "snn_integer.onnx")}
+    line = last_line(capsys)
+    assert line.startswith("integer-onnx network, on 12 test images of CIFAR-10 (JPEG copy")
+    told = "every spike of 19 layers and every logit are those of models/integer.py, bit for bit"
+    assert "opset 18, accuracy " in line and told in line
+
+    session = onnx_file.session(found["output"])
+    header = {k: json.loads(v) for k, v in session.get_modelmeta().custom_metadata_map.items()}
+    net = checkpoint.rebuild(checkpoint.load(path))
+    whole = integer.to_integer(net, header["mean"], header["std"])
+    images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
+    (logits,) = session.run(None, {"images": images.numpy()})
+    assert torch.equal(torch.from_numpy(logits), whole(images))
+
+
+def test_an_integer_network_that_differs_is_not_written(cifar, fails, tmp_path, monkeypatch):
+    """The scale of a requantisation that is a thousandth too large."""
+    pytest.importorskip("onnxruntime")
+    rounding = integer_onnx.Count.rounding
+
+    def wrong(count):
+        bias, scale = rounding(count)
+        return bias, scale * np.float32(1.001)
+
+    monkeypatch.setattr(integer_onnx.Count, "rounding", wrong)
+    monkeypatch.setattr(integer_onnx.Count, "fits", lambda count: True)
+    path = write(tmp_path / "snn.pth", SNN[1], name="vgg16")
+    words = "ONNX Runtime computes something else: ", "of the spikes are equal; not written"
+    argv = f"{path} --to integer-onnx --data_root {cifar}"
+    fails(export.main, argv, *words, status=1, keep=tmp_path)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_lanes_that_bytes_do_not_hold_are_refused(cifar, fails, tmp_path):
+    pytest.importorskip("onnxruntime")
+    path = write(tmp_path / "snn.pth", Spiking(NeuronConfig.vgg(7)), name="vgg16")
+    words = "snn.pth has no integer network in bytes: its pooled spikes reach 256"
+    fails(export.main, f"{path} --to integer-onnx --data_root {cifar}", words, keep=tmp_path)
 
 
 # ---- what is refused
