@@ -3,26 +3,21 @@
 python export.py trained_models/snn/snn_resnet20_cifar10_MC_T_1_H_1_C_3_Z_0.pth --to integer
 """
 
-import math
-from collections.abc import Callable, Iterable
-from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import nn
 
-from analysis.agreement import compare, outputs
 from cli import run
+from cli.forms import ELSEWHERE, TARGETS, Source, image_shape
 from cli.options import EnergyOptions, FileOptions
 from cli.parser import Parser, refuse_idle
-from engine import checkpoint, integer_file, integer_onnx, nir_file, onnx_file
+from engine import checkpoint, onnx_file
 from engine.dist import World
-from engine.errors import RunError, UseError, guard
-from engine.files import write_atomic
-from engine.log import progress, versions
+from engine.errors import UseError, guard
+from engine.log import progress
 from engine.loop import finite
 from engine.qat import fine_tune
 from engine.recipes.cnn import TrainingOptions
@@ -30,13 +25,9 @@ from engine.settings import Settings, group, natural, number, option, positive
 from inputs.loader import BatchOptions
 from inputs.loader import loaders as make_loaders
 from inputs.table import TABLE, DataOptions, load
-from models import describe, integer
-from models.activations import Neurons
 
 RANDOM = 64  # random images, where there are no others
 LARGE_RANDOM = 4  # the same above 64 pixels
-# least share of equal predictions: rounding moves some images of a spiking network, faults move all
-AGREED = 0.95
 
 
 @dataclass(frozen=True)
@@ -47,191 +38,6 @@ class Again:
 
     def __iter__(self):
         return self.make()
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is exported.
-
-    path: the checkpoint. net: its network, in eval mode. about: what its data set is. mean, std:
-    of the normalisation of its images, per channel, of pixels in [0, 1]; None where its data set is
-    not read. batches: iterable of (normalised images [B, 3, H, W], labels [B] or None) to compare
-    on. shown: what these are. opset: of ONNX. tune: network -> a copy fine-tuned for its integer
-    network; None: that is not asked for.
-    """
-
-    path: Path
-    net: nn.Module
-    about: dict
-    mean: tuple
-    std: tuple
-    batches: Iterable
-    shown: str
-    opset: int
-    tune: Callable | None = None
-
-
-# ---- forms: a new one is a function, and an entry of TARGETS
-
-
-@contextmanager
-def has_no(form, source):
-    """A ValueError inside means that there is no such form of the source."""
-    try:
-        yield
-    except ValueError as error:
-        raise UseError(f"{source.path} has no {form}: {error}") from None
-
-
-def integer_of(source, net):
-    """(the integer network of `net`, its `Agreement` with the SNN of the source)."""
-    mean, std = source.mean, source.std
-    with has_no("integer network", source):
-        whole = integer.to_integer(net, mean, std)
-    batches = ((x, integer.pixels(x, mean, std), labels) for x, labels in source.batches)
-    return whole, compare(source.net, whole, batches)
-
-
-def write_integer(source, path):
-    """Write the integer network of an SNN to `path`; returns the text of what was found."""
-    mean, std = source.mean, source.std
-    whole, agreement = integer_of(source, source.net)
-    if source.tune:
-        print(f"before fine-tuning: {agreement.told()}")
-        whole, agreement = integer_of(source, source.tune(source.net))
-    print(agreement.table())
-    made_of = {"source": str(source.path), "data": source.about}
-    integer_file.save(path, whole, source.net, mean, std, **made_of)
-    return agreement.told()
-
-
-def write_integer_onnx(source, path):
-    """Write the integer network of an SNN for ONNX Runtime; returns the text of what was found."""
-    mean, std = source.mean, source.std
-    net = source.tune(source.net) if source.tune else source.net
-    with has_no("integer network in bytes", source):
-        whole = integer.to_integer(net, mean, std)
-        model, watched = integer_onnx.build(whole, image_shape(source.net)[-1])
-    content = onnx_file.stamped(model, onnx_header(source))
-    other = onnx_file.OnnxNetwork(content, watched.SerializeToString())
-    batches = ((integer.pixels(x, mean, std), labels) for x, labels in source.batches)
-    found = compare(whole, other, ((x, x, labels) for x, labels in batches))
-    if found.difference or set(found.spikes.values()) != {1.0}:
-        told = found.told("models/integer.py")
-        raise RunError(f"ONNX Runtime computes something else: {told}; not written")
-    onnx_file.save(path, content)
-    accuracy = "" if found.accuracy is None else f"accuracy {found.accuracy:.2%}, "
-    return (
-        f"opset {integer_onnx.OPSET}, {accuracy}every spike of {len(found.spikes)} layers and "
-        "every logit are those of models/integer.py, bit for bit"
-    )
-
-
-class Watched(nn.Module):
-    """A network's readout [B, classes] and, behind it, the outputs of its layers of neurons."""
-
-    def __init__(self, net):
-        super().__init__()
-        self.net = net
-
-    def forward(self, x):
-        readout, fired = outputs(self.net, x)
-        return readout, *fired
-
-
-def onnx_header(source):
-    """What an ONNX file says of the network."""
-    return {
-        "network": source.net.built,
-        "activation": describe(source.net.act),
-        "mean": source.mean,
-        "std": source.std,
-        "data": source.about,
-        "source": str(source.path),
-        "versions": versions(),
-    }
-
-
-def write_onnx(source, path):
-    """Write the network in float32 to `path`; returns the text of what was found."""
-    net = source.net
-    if net.act.encoding == "rate":
-        raise UseError(
-            f"{source.path} draws the spikes of its images by chance (--input_encoding 0), which "
-            "no graph does: give a network that sees the images themselves"
-        )
-    net.per_step = False  # a file has one readout
-    spiking = isinstance(net.act, Neurons)
-    example = torch.zeros(2, *image_shape(net))
-    model = onnx_file.draw(Watched(net).eval() if spiking else net, example, source.opset)
-    watched = model.SerializeToString() if spiking else None
-    del model.graph.output[1:]
-    content = onnx_file.stamped(model, onnx_header(source))
-
-    other = onnx_file.OnnxNetwork(content, watched)
-    found = compare(net, other, ((x, x, labels) for x, labels in source.batches), spiking)
-    if spiking:
-        print(found.table())
-    told = f"{found.told('torch')}, logits differ by up to {found.difference:.1e}"
-    if found.predictions < AGREED or math.isnan(found.difference):
-        raise RunError(f"ONNX Runtime computes something else than torch: {told}; not written")
-    onnx_file.save(path, content)
-    return f"opset {source.opset}, {told}"
-
-
-def write_nir(source, path):
-    """Write the NIR graph of an SNN to `path`; returns the text of what was found.
-
-    What was written computes every spike of the SNN in another simulator, or nothing is written:
-    in float64, where no order of a sum moves a potential across a threshold.
-    """
-    statistics = {"mean": np.array(source.mean), "std": np.array(source.std)}
-    with has_no("NIR graph", source):
-        graph = nir_file.build(source.net, source=str(source.path), **statistics)
-
-    data = nir_file.encode(graph)
-    net = source.net.double()
-    batches = ((x.double(), x.double(), labels) for x, labels in source.batches)
-    agreement = compare(net, nir_file.Simulated(data, net), batches)
-    print(agreement.table())
-    shares = {f"spikes of {name}": share for name, share in agreement.spikes.items()}
-    shares["predictions"] = agreement.predictions
-    worst = min(shares, key=shares.get)
-    if shares[worst] < 1:
-        raise RunError(
-            f"{path} is not written: read back and run by Norse, it computes {shares[worst]:.6%} "
-            f"of the {worst}, expected all"
-        )
-    write_atomic(path, lambda temporary: temporary.write_bytes(data))
-    return f"read back and run by Norse, {agreement.told()}"
-
-
-@dataclass(frozen=True)
-class Target:
-    """A form: function of (`Source`, path) that writes it; suffix of its file; kinds of checkpoint
-    that have it; why other kinds do not; images that it is compared on, None: all.
-    """
-
-    write: Callable
-    suffix: str
-    kinds: tuple
-    lacks: dict = field(default_factory=dict)
-    images: int | None = None
-
-
-ELSEWHERE = ("sdt", "vggsnn")  # kinds whose data other scripts read
-NO_NIR = {
-    "ann": "NIR's neurons are spiking",
-    "lq": "NIR's neurons are spiking",
-    "sdt": "NIR has no product of two signals, which attention needs",
-    "vggsnn": "its lanes share a potential over its steps, while each IF of NIR has its own",
-}
-TARGETS = {
-    "integer": Target(write_integer, "_integer.npz", ("snn",)),
-    "integer-onnx": Target(write_integer_onnx, "_integer.onnx", ("snn",)),
-    "onnx": Target(write_onnx, ".onnx", ("ann", "lq", "snn", *ELSEWHERE)),
-    "nir": Target(write_nir, ".nir", ("snn",), NO_NIR, images=1000),
-}
 
 
 @dataclass(frozen=True)
@@ -246,7 +52,9 @@ class ExportOptions:
         positive,
     )
     qat_epochs: int = option(
-        0, "integer: epochs of fine-tuning with rounded weights on the training images", natural
+        0,
+        "integer forms: epochs of fine-tuning with rounded weights on the training images",
+        natural,
     )
     opset: int = option(
         onnx_file.OPSET,
@@ -281,10 +89,12 @@ def get_parser():
 
 def rules(asked):
     """Options that do nothing for what is asked."""
-    tuned = "give --qat_epochs"
+    form = asked.export.to
+    rounded = form in ("integer", "integer-onnx")
     return [
-        (["qat_epochs"], asked.export.to == "integer", "only --to integer rounds weights"),
-        (["learning_rate"], asked.export.qat_epochs, tuned),
+        (["qat_epochs"], rounded, "only --to integer and integer-onnx round weights"),
+        (["learning_rate"], asked.export.qat_epochs, "give --qat_epochs"),
+        (["opset"], form == "onnx", "give --to onnx"),
     ]
 
 
@@ -366,14 +176,6 @@ def tuning(asked, data, loaders):
     )
 
 
-def image_shape(net):
-    """Shape of one image (or of its frames) of a network."""
-    built, first = net.built, next(m for m in net.modules() if isinstance(m, nn.Conv2d))
-    side = built.get("image_size") or built["img_size"]
-    frames = (net.act.steps,) if net.act.encoding == "frames" else ()
-    return *frames, first.in_channels, side, side
-
-
 def random_source(path, content, net, asked):
     """The `Source` of a network whose data other scripts read: whole numbers, as of events."""
     idle = ["dataset", "data_root", "dataset_dir", "image_size"]
@@ -429,7 +231,6 @@ def main(argv=None):
     given, form = asked.source, asked.export.to
     if not given.checkpoint:
         raise UseError("give the checkpoint of the network that is to be exported")
-    refuse_idle(asked.given, [(["opset"], form == "onnx", "give --to onnx")])
     target = TARGETS[form]
     path = Path(checkpoint.beside(given.checkpoint, target.suffix, given.output))
     if path.exists() and not asked.files.replace:

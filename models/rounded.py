@@ -55,9 +55,9 @@ class Rounded(nn.Module):
         above, left = first.padding
         self.frame = left, left, above, above
         first.padding = 0, 0
-        mean, std = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
-        self.register_buffer("mean", mean[:, None, None])
-        self.register_buffer("std", std[:, None, None])
+        for name, values in (("mean", mean), ("std", std)):
+            channels = torch.tensor(values, dtype=torch.float64)
+            self.register_buffer(name, channels[:, None, None])
 
     def sites(self):
         """As `Network.sites`."""
@@ -82,20 +82,26 @@ class Rounded(nn.Module):
                 area = stage.kernel_size**2
                 signal = integer.Signal(signal.highest * area, signal.unit / area)
         head = self.net.head
-        scale = integer._scale([integer._weight(head).flatten()[None]]).expand(len(head.weight))
+        every = integer._weight(head).flatten()[None]  # one unit for all classes
+        scale = integer._scale([every]).expand(len(head.weight))
         found[head.weight] = on_grid(head, signal.unit, scale, scale)
         return found
 
     def forward(self, images):
-        frame = ((integer.WHITE * self.mean).round() / integer.WHITE - self.mean) / self.std
-        frame = frame.to(images.dtype)
-        images = F.pad(images - frame, self.frame) + frame
+        pixel = (integer.WHITE * self.mean).round()
+        value = (pixel / integer.WHITE - self.mean) / self.std
+        value = value.to(images.dtype)
+        # padded with zeros, it has the value of the frame
+        images = F.pad(images - value, self.frame) + value
         values = self.values()
         state = {}
-        for name, real in (*self.net.named_parameters(), *self.net.named_buffers()):
+        named = (*self.net.named_parameters(), *self.net.named_buffers())
+        for name, real in named:
             if real in values:
-                # the rounded number, with the gradient of the real one
-                state[name] = values[real].to(real.dtype) + (real - real.detach())
+                rounded = values[real].to(real.dtype)
+                # zero, with the gradient of the real number
+                straight = real - real.detach()
+                state[name] = rounded + straight
         return functional_call(self.net, state, (images,))
 
 
@@ -104,8 +110,11 @@ def on_grid(layer, unit, scale, worth):
 
     unit: what an integer of the input is worth.
     """
-    whole = (integer._weight(layer) * unit / scale[:, None, None, None]).round()
-    return (whole * worth[:, None, None, None] / unit).view_as(layer.weight)
+    scale, worth = (channels[:, None, None, None] for channels in (scale, worth))
+    weight = integer._weight(layer) * unit
+    whole = (weight / scale).round()
+    value = whole * worth / unit
+    return value.view_as(layer.weight)
 
 
 def scale_of(act, weights):
@@ -117,7 +126,8 @@ def worth_of(act, scale):
     """What an integer of a sum in units of `scale` [O] is worth, so that theta is whole [O]."""
     side = 1 if act.config.inclusive else -1
     theta = act.theta.double()
-    return theta / (theta / scale).round().clamp(min=1) * (1 + side * NUDGE)
+    whole = (theta / scale).round().clamp(min=1)
+    return theta / whole * (1 + side * NUDGE)
 
 
 def bias_value(layer, scale, worth, above=0.0, others=0.0):
@@ -127,8 +137,9 @@ def bias_value(layer, scale, worth, above=0.0, others=0.0):
     """
     if layer.bias is None:
         return {}
-    total = ((layer.bias + others).double() / scale - above).round() + above
-    return {layer.bias: total * worth - others}
+    real = (layer.bias + others).double()
+    whole = (real / scale - above).round()
+    return {layer.bias: (whole + above) * worth - others}
 
 
 def layer_values(stage, unit, offset=0.0):
@@ -159,7 +170,8 @@ def residual_values(stage, signal):
         found = {shortcut.gain: factor * worth / signal.unit}
     else:
         direct = shortcut.map
-        scale = scale_of(act, [weight, integer._weight(direct) * signal.unit])
+        beside = integer._weight(direct) * signal.unit
+        scale = scale_of(act, [weight, beside])
         worth = worth_of(act, scale)
         found = {direct.weight: on_grid(direct, signal.unit, scale, worth)}
         others = 0.0 if direct.bias is None else direct.bias

@@ -12,7 +12,7 @@ import torch
 
 import export
 import models
-from engine import checkpoint, integer_file, integer_onnx, onnx_file
+from engine import checkpoint, integer_file, integer_onnx, nir_file, onnx_file
 from engine.errors import guard
 from inputs.cifar import read_cifar
 from models import NeuronConfig, Spiking, integer, vggsnn
@@ -302,14 +302,14 @@ def test_lanes_that_bytes_do_not_hold_are_refused(cifar, fails, tmp_path):
 def test_a_nir_graph_of_something_else(node, number, cifar, fails, tmp_path, monkeypatch):
     pytest.importorskip("nir")
     path = write(tmp_path / "snn.pth", Spiking(NeuronConfig.vgg(3), theta=0.3))
-    build = export.nir_file.build
+    build = nir_file.build
 
     def other(net, **metadata):
         graph = build(net, **metadata)
         getattr(graph.nodes[node], number)[0] += 100
         return graph
 
-    monkeypatch.setattr(export.nir_file, "build", other)
+    monkeypatch.setattr(nir_file, "build", other)
     argv = f"{path} --to nir --data_root {cifar}"
     words = "snn.nir is not written", "by Norse", "%", "expected all"
     fails(export.main, argv, *words, status=1, keep=tmp_path)
