@@ -1,6 +1,7 @@
 """Files that are written whole or not at all, and folders for one process at a time."""
 
 import fcntl
+import glob
 import os
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -11,6 +12,8 @@ from .errors import RunError, UseError
 def write_atomic(path, write):
     """Call write(temporary path), then rename it to path; a failure leaves no temporary file.
 
+    What a killed process had begun to write of the file goes.
+
     Raises:
         RunError: the disk is full, or the folder cannot be written to.
     """
@@ -19,8 +22,12 @@ def write_atomic(path, write):
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
-        with open(temporary, "rb+") as file:
+        _remove_left(path)
+        with open(temporary, "wb") as file:
+            # the lock tells others that it is not left behind, if the file system has any
+            with suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX)
+            write(temporary)
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save raises RuntimeError on a full disk
@@ -31,6 +38,14 @@ def write_atomic(path, write):
     finally:
         with suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def _remove_left(path):
+    """Remove the temporary files of killed processes: nobody holds their locks."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError), open(left, "rb+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            left.unlink()
 
 
 def write_text(path, text):

@@ -95,6 +95,38 @@ def test_json_that_cannot_be_written_leaves_the_old_file(tmp_path):
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_a_killed_process_had_begun_to_write_goes(old):
+    left = old.with_name(".last.pth.1.tmp")
+    left.write_bytes(b"half of it")
+    write_text(old, "new")
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_what_another_process_is_writing_stays(old):
+    """Two runs may write the same file."""
+
+    def write(temporary):
+        other = os.fork()
+        if not other:
+            temporary.write_text("mine")
+            write_text(old, "its")
+            os._exit(0)
+        os.waitpid(other, 0)
+        assert temporary.is_file()
+        temporary.write_text("mine")
+
+    write_atomic(old, write)
+    assert old.read_text() == "mine"
+    assert list(old.parent.iterdir()) == [old]
+
+
+def test_files_of_other_names_stay(old):
+    other = old.with_name(".best.pth.1.tmp")
+    other.write_bytes(b"half of it")
+    write_text(old, "new")
+    assert other.is_file()
+
+
 # ---- a folder for one process
 
 
