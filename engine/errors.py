@@ -2,8 +2,12 @@
 
 import re
 import sys
+import threading
 
-LACK = re.compile("out of memory|allocate memory|not enough memory")  # of torch
+# what torch has no types of its own for: words of its RuntimeErrors
+LACK = re.compile("out of memory|allocate memory|not enough memory")
+WORKER = re.compile(r"DataLoader worker \(pid|shared memory|Too many open files")
+PEER = re.compile("Connection (?:closed|reset) by peer|Broken pipe|NCCL [^,.]*|Timed out waiting")
 
 
 class UseError(Exception):
@@ -30,26 +34,60 @@ def _end(error):
     sys.exit(error.status)
 
 
+def _of_machine(error):
+    """What is said of an error that is no fault of the program; None if it is one."""
+    text = str(error).strip()
+    *_, last = text.splitlines() or [""]
+    if isinstance(error, OSError):
+        return (
+            f"{text}: check the disk's space, the folder's permissions and the limit of open files "
+            "(ulimit -n); what was written before is whole"
+        )
+    if isinstance(error, MemoryError) or LACK.search(text):
+        return f"out of memory ({reason(error)}): lower --batch_size or --width_mult"
+    if WORKER.search(text):
+        return (
+            f"a process that decodes images was lost ({last}): give fewer --workers, or raise the "
+            "memory, the space of /dev/shm or the limit of open files (ulimit -n); the run goes on "
+            "with --resume <its run folder>"
+        )
+    lost = PEER.search(text)
+    if lost:
+        return (
+            f"another process of this run was lost ({lost[0]}; out of memory?): the run goes on "
+            "with --resume <its run folder>, on any number of processes"
+        )
+    return None
+
+
+def _in_thread(failed):
+    """What the system refuses a thread is told once, by who waits for its work."""
+    if not issubclass(failed.exc_type, OSError):
+        threading.__excepthook__(failed)
+
+
 def guard(main, argv=None):
     """Run main(argv) as a command line.
 
-    UseError, RunError and a lack of memory are reported in one line, and end the process with their
-    status.
+    UseError, RunError, a lack of memory and what the system refuses are reported in one line, and
+    end the process with their status.
     """
     argv = sys.argv[1:] if argv is None else argv
     # before argv is parsed, since a wrong option is such an error, too
     debug = bool({"--debug", "-debug"} & set(argv))
+    if not debug:
+        threading.excepthook = _in_thread
     try:
         main(argv)
     except (UseError, RunError) as error:
         if debug:
             raise
         _end(error)
-    except (MemoryError, RuntimeError) as error:
-        # torch has no type of its own for a lack of memory on a CPU
-        if debug or not (isinstance(error, MemoryError) or LACK.search(str(error))):
+    except (MemoryError, OSError, RuntimeError) as error:
+        told = _of_machine(error)
+        if debug or not told:
             raise
-        _end(RunError(f"out of memory ({reason(error)}): lower --batch_size or --width_mult"))
+        _end(RunError(told))
     except KeyboardInterrupt:
         print(
             f"{sys.argv[0]}: interrupted; a training run goes on with --resume <its run folder>, "

@@ -1,5 +1,9 @@
 """What a user meets of an error: one line, unless it is a fault of the program."""
 
+import errno
+import os
+import threading
+
 import pytest
 import torch
 
@@ -43,9 +47,77 @@ def test_a_lack_of_memory_is_one_line(main, capsys):
     assert "lower --batch_size" in line
 
 
+@pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_fault_of_the_machine_is_one_line(code, capsys):
+    with pytest.raises(SystemExit) as ended:
+        guard(raising(OSError(code, os.strerror(code), "a/file")), [])
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"error: [Errno {code}] {os.strerror(code)}: 'a/file': check " in line
+
+
+def test_a_fault_of_the_machine_is_told_by_the_main_thread_alone(capsys, monkeypatch):
+    """That of a thread, such as TensorBoard's, comes up again where its work is waited for."""
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+
+    def main(argv):
+        thread = threading.Thread(target=raising(OSError("no space")), args=[argv])
+        thread.start()
+        thread.join()
+        raise OSError("no space")
+
+    with pytest.raises(SystemExit):
+        guard(main, [])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "no space" in line
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "DataLoader worker (pid 7) is killed by signal: Killed. ",
+        "DataLoader worker (pid(s) 7) exited unexpectedly",
+        "Caught RuntimeError in DataLoader worker process 0.\nOriginal Traceback (most recent call "
+        "last):\n  ...\nRuntimeError: unable to allocate shared memory(shm) for file </torch_7>",
+        "Too many open files. Communication with the workers is no longer possible.",
+    ],
+)
+def test_a_worker_that_is_lost_is_one_line(text, capsys):
+    """torch says so by a signal's handler, wherever the main thread is."""
+    with pytest.raises(SystemExit) as ended:
+        guard(raising(RuntimeError(text)), [])
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"({text.splitlines()[-1].strip()}): give fewer --workers" in line
+    assert "/dev/shm" in line and "--resume" in line
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("[pair.cc:534] Connection closed by peer [127.0.0.1]:3. Check logs", "closed by peer"),
+        ("[pair.cc:545] Read error [127.0.0.1]:15: Connection reset by peer. This is", "reset by"),
+        ("NCCL communicator was aborted on rank 1.", "NCCL communicator was aborted on rank 1"),
+    ],
+)
+def test_a_process_that_is_lost_is_one_line(text, words, capsys):
+    with pytest.raises(SystemExit) as ended:
+        guard(raising(RuntimeError(text)), [])
+    assert ended.value.code == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "another process of this run was lost (" in line
+    assert words in line and "on any number of processes" in line
+
+
+def test_a_fault_of_the_program_in_a_worker_keeps_its_traceback():
+    text = "Caught RuntimeError in DataLoader worker process 0.\nRuntimeError: shape mismatch"
+    with pytest.raises(RuntimeError, match="shape"):
+        guard(raising(RuntimeError(text)), [])
+
+
 @pytest.mark.parametrize("argv", [["--debug"], ["-debug"]])
 def test_a_traceback_is_for_those_who_ask(argv):
-    for error in (UseError("a"), MemoryError()):
+    for error in (UseError("a"), MemoryError(), OSError("a")):
         with pytest.raises(type(error)):
             guard(raising(error), argv)
 
