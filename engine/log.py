@@ -1,9 +1,11 @@
 """The run folder: configuration, one JSON line per epoch, TensorBoard; and the progress bar."""
 
 import json
+import os
 import platform
 import sys
 import time
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
@@ -123,26 +125,36 @@ class RunLog:
         """One JSON line and the curves of an epoch; `curves` go to TensorBoard alone."""
         if self.folder is None:
             return
-        # a line is appended, so that a reader of a running training sees whole epochs
-        try:
+        with self._writing():
+            # a line is appended, so that a reader of a running training sees whole epochs
             with open(self.lines, "a") as file:
                 file.write(json.dumps({"epoch": epoch, **values}) + "\n")
+                file.flush()
+                # the checkpoint that counts on it comes next
+                os.fsync(file.fileno())
+            # text, such as a folder's name, is no curve
+            if self.board:
+                for name, value in {**values, **(curves or {})}.items():
+                    if isinstance(value, (int, float)):
+                        self.board.add_scalar(name, value, epoch)
+                self.board.flush()
+
+    @contextmanager
+    def _writing(self):
+        """Tells how to go on where the disk is full."""
+        try:
+            yield
         except OSError as error:
             raise RunError(
-                f"cannot write {self.lines} ({error}): make room, then go on with "
+                f"cannot write the log in {self.folder} ({error}): make room, then go on with "
                 f"--resume {self.folder}"
             ) from error
-        # text, such as a folder's name, is no curve
-        if self.board:
-            for name, value in {**values, **(curves or {})}.items():
-                if isinstance(value, (int, float)):
-                    self.board.add_scalar(name, value, epoch)
-            self.board.flush()
 
     def close(self):
         """Close what is open."""
         if self.board:
-            self.board.close()
+            with self._writing():
+                self.board.close()
 
 
 def new_folder(base):

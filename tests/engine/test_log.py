@@ -1,6 +1,8 @@
 """The run folder: name, configuration, one line per epoch, curves; what a resumed run drops."""
 
+import errno
 import json
+import os
 import sys
 
 import pytest
@@ -91,9 +93,34 @@ def test_without_tensorboard_there_are_no_curves(tmp_path, monkeypatch, capsys):
 def test_a_full_disk_is_told_with_the_way_on(tmp_path):
     run = RunLog(tmp_path)
     (tmp_path / "log.jsonl").mkdir()
-    with pytest.raises(RunError, match=f"cannot write .*log.jsonl .*--resume {tmp_path}"):
+    with pytest.raises(RunError, match=f"cannot write the log .*--resume {tmp_path}"):
         run.epoch(1, {})
     run.close()
+
+
+@pytest.mark.parametrize("call", ["flush", "close"])
+def test_a_full_disk_is_told_by_the_curves_too(call, tmp_path, monkeypatch):
+    def full():
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    run = RunLog(tmp_path)
+    monkeypatch.setattr(run.board, call, full)
+    with pytest.raises(RunError, match=f"cannot write .*No space left .*--resume {tmp_path}"):
+        run.epoch(1, {})
+        run.close()
+
+
+def test_a_line_is_on_the_disk_before_the_checkpoint_that_counts_on_it(tmp_path, monkeypatch):
+    """Else a power cut could take the line of an epoch that is not trained again."""
+    synced, sync = [], os.fsync
+
+    def noted(file):
+        synced.append(os.readlink(f"/proc/self/fd/{file}"))
+        sync(file)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    RunLog(tmp_path).epoch(1, {})
+    assert synced == [str(tmp_path / "log.jsonl")]
 
 
 @pytest.mark.parametrize("content", [None, '{"a": 1', ""], ids=["missing", "cut", "empty"])
