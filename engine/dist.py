@@ -13,6 +13,7 @@ import re
 import socket
 import time
 import traceback
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -122,15 +123,17 @@ class World:
     def fail(self):
         """Leave the others because of an error.
 
-        Returns whether this is the first process to fail, and not one in the wake of another.
+        Returns whether this process is to tell of it: the first to fail, and not one in the wake of
+        another.
         """
         if self.size == 1:
             return True
         try:
-            first = self.store.add("failed", 1) == 1
+            with _quiet():
+                first = self.store.add("failed", 1) == 1
         except RuntimeError:
-            # rank 0, which holds the store, has gone
-            return False
+            # rank 0, which holds the store, has gone: if it was killed, it has told nothing
+            return self.rank == 1
         # ends the waiting of the others
         self.close()
         if self.main:
@@ -147,6 +150,19 @@ class World:
         """Leave the process group and end its threads; networks in DDP are left behind before."""
         if dist.is_initialized():
             dist.destroy_process_group()
+
+
+@contextmanager
+def _quiet():
+    """Nothing is shown on stderr: of a store that is gone torch tells on many lines."""
+    kept = os.dup(2)
+    with open(os.devnull, "w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def _first_host(nodelist):

@@ -7,6 +7,7 @@ import shutil
 import socket
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -278,6 +279,45 @@ def test_an_error_ends_the_run_with_one_line(data, scripts):
     errors = "".join(error for *_, error in results).splitlines()
     assert len(errors) == 1, "\n".join(errors)
     assert errors[0].startswith("ann_ddp.py: error: ")
+
+
+DIES = """
+    import os, signal
+    from pathlib import Path
+    import snn_ddp
+    from engine.errors import guard
+    from engine.loop import Trainer
+
+    step = Trainer._train_step
+
+    def train_step(self, *batch):
+        step(self, *batch)
+        if (self.epoch, self.step, os.environ["RANK"]) == (2, 1, os.environ["DIES"]):
+            Path("died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Trainer._train_step = train_step
+    guard(snn_ddp.main)
+"""
+
+
+@pytest.mark.parametrize("dies", [0, 1])
+def test_a_process_that_is_killed_ends_all_with_one_line(dies, tmp_path):
+    """Nothing that was stored is lost, and another number of processes goes on."""
+    (tmp_path / "dies.py").write_text(textwrap.dedent(DIES))
+    line = f"{SNN} --dropout 0 --epochs 2 --batch_size 9 --limit_eval_batches 1"
+    results = pair(["dies.py", *line.split()], tmp_path, DIES=dies, **OWN)
+    assert time.time() - (tmp_path / "died").stat().st_mtime < 60
+    assert [status for status, *_ in results] == [[-9, 1], [1, -9]][dies]
+    lines = "\n".join(error for *_, error in results).splitlines()
+    lines = [line for line in lines if line.strip() and "it/s]" not in line]
+    assert len(lines) == 1, "\n".join(lines)
+    error = lines[0]
+    assert "error: another process of this run was lost (" in error and "--resume" in error
+    (last,) = tmp_path.rglob("last.pth")
+    assert checkpoint.load(last)["epoch"] == 1
+    read([ROOT / "snn_ddp.py", "--resume", last.parent], tmp_path)
+    assert last_line(tmp_path)["epoch"] == 2
 
 
 # ---- which processes there are
