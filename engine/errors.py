@@ -57,6 +57,9 @@ def _of_machine(error):
             f"another process of this run was lost ({lost[0]}; out of memory?): the run goes on "
             "with --resume <its run folder>, on any number of processes"
         )
+    # torch's handler of a worker's end raises wherever the main thread is, in Python's code, too
+    if isinstance(error.__context__, RuntimeError):
+        return _of_machine(error.__context__)
     return None
 
 
@@ -64,6 +67,12 @@ def _in_thread(failed):
     """What the system refuses a thread is told once, by who waits for its work."""
     if not issubclass(failed.exc_type, OSError):
         threading.__excepthook__(failed)
+
+
+def _in_cleaning(failed):
+    """An object that could not be made has nothing to clean up, and what hindered it is told."""
+    if failed.exc_type is not AttributeError:
+        sys.__unraisablehook__(failed)
 
 
 def guard(main, argv=None):
@@ -77,13 +86,14 @@ def guard(main, argv=None):
     debug = bool({"--debug", "-debug"} & set(argv))
     if not debug:
         threading.excepthook = _in_thread
+        sys.unraisablehook = _in_cleaning
     try:
         main(argv)
     except (UseError, RunError) as error:
         if debug:
             raise
         _end(error)
-    except (MemoryError, OSError, RuntimeError) as error:
+    except Exception as error:
         told = _of_machine(error)
         if debug or not told:
             raise

@@ -2,7 +2,9 @@
 
 import errno
 import os
+import sys
 import threading
+import traceback
 
 import pytest
 import torch
@@ -109,10 +111,49 @@ def test_a_process_that_is_lost_is_one_line(text, words, capsys):
     assert words in line and "on any number of processes" in line
 
 
+def test_a_worker_that_is_lost_inside_other_code_is_one_line(capsys):
+    """The signal's handler may raise in Python's own code, which then fails in its turn."""
+
+    def main(argv):
+        try:
+            raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+        finally:
+            del {}["thread"]
+
+    with pytest.raises(SystemExit):
+        guard(main, [])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "(DataLoader worker (pid 7) is killed by signal: Killed.): give fewer" in line
+
+
 def test_a_fault_of_the_program_in_a_worker_keeps_its_traceback():
     text = "Caught RuntimeError in DataLoader worker process 0.\nRuntimeError: shape mismatch"
     with pytest.raises(RuntimeError, match="shape"):
         guard(raising(RuntimeError(text)), [])
+
+
+def test_an_object_that_was_not_made_says_nothing(capsys, monkeypatch):
+    """As torch's iterator over workers, for which there were too few file descriptors."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+
+    class Half:
+        def __init__(self):
+            raise OSError(errno.EMFILE, "Too many open files")
+
+        def __del__(self):
+            self.workers.close()
+
+    def main(argv):
+        try:
+            Half()
+        except OSError as error:
+            traceback.clear_frames(error.__traceback__)
+            raise
+
+    with pytest.raises(SystemExit):
+        guard(main, [])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Too many open files" in line
 
 
 @pytest.mark.parametrize("argv", [["--debug"], ["-debug"]])
