@@ -1,5 +1,6 @@
 """Errors that a user meets: one line on stderr, no traceback unless --debug."""
 
+import _thread
 import re
 import sys
 import threading
@@ -7,6 +8,7 @@ import threading
 # what torch has no types of its own for: words of its RuntimeErrors
 LACK = re.compile("out of memory|allocate memory|not enough memory")
 WORKER = re.compile(r"DataLoader worker \(pid|shared memory|Too many open files")
+SOON = 0.1  # seconds
 PEER = re.compile("Connection (?:closed|reset) by peer|Broken pipe|NCCL [^,.]*|Timed out waiting")
 
 
@@ -70,8 +72,13 @@ def _in_thread(failed):
 
 
 def _in_cleaning(failed):
-    """An object that could not be made has nothing to clean up, and what hindered it is told."""
-    if failed.exc_type is not AttributeError:
+    """An object that could not be made has nothing to clean up, and what hindered it is told.
+
+    An interrupt that came where Python cannot raise it, as in a fork, comes again.
+    """
+    if failed.exc_type is KeyboardInterrupt:
+        threading.Timer(SOON, _thread.interrupt_main).start()
+    elif failed.exc_type is not AttributeError:
         sys.__unraisablehook__(failed)
 
 

@@ -5,6 +5,7 @@ a resumed run and a run on another number of processes see the same images.
 """
 
 import random
+import signal
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -240,6 +241,11 @@ def published_transform(data, training):
     return v2.Compose([*shape, scaled, v2.Normalize(data.mean, data.std)])
 
 
+def _leave_interrupts(worker):
+    """What a worker does first: it leaves Ctrl-C to its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 class FileLoader(Loader):
     """Loader of image files, decoded by worker processes."""
 
@@ -257,6 +263,7 @@ class FileLoader(Loader):
             batch_sampler=keys,
             num_workers=min(self.workers, len(shares)),
             pin_memory=device.type == "cuda",
+            worker_init_fn=_leave_interrupts,
             # without one it draws from the generator of the dropout masks
             generator=torch.Generator(),
         )

@@ -4,6 +4,7 @@ import errno
 import os
 import sys
 import threading
+import time
 import traceback
 
 import pytest
@@ -154,6 +155,26 @@ def test_an_object_that_was_not_made_says_nothing(capsys, monkeypatch):
         guard(main, [])
     (line,) = capsys.readouterr().err.splitlines()
     assert "Too many open files" in line
+
+
+def test_an_interrupt_where_python_cannot_raise_is_not_lost(capsys, monkeypatch):
+    """As in the hooks of a fork."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)
+
+    class Deaf:
+        def __del__(self):
+            raise KeyboardInterrupt
+
+    def main(argv):
+        Deaf()
+        for _ in range(100):
+            time.sleep(0.05)
+
+    with pytest.raises(SystemExit) as ended:
+        guard(main, [])
+    assert ended.value.code == 130
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "interrupted" in line
 
 
 @pytest.mark.parametrize("argv", [["--debug"], ["-debug"]])

@@ -3,7 +3,10 @@ flip.
 """
 
 import math
+import multiprocessing
+import os
 import random
+import signal
 import time
 from dataclasses import replace
 
@@ -326,6 +329,17 @@ def test_large_images_come_from_any_number_of_workers(large, part, sizes):
     assert [n for *_, n in here] == sizes
     assert same(here, elsewhere)
     assert all(images.shape[1:] == (3, 80, 80) for images, *_ in here)
+
+
+def test_workers_leave_an_interrupt_to_their_parent(large):
+    """A terminal sends it to all of them."""
+    loader, *_ = make(large, workers=1, batch_size=2)
+    seen = 0
+    for _ in loader.epoch(1):
+        seen += 1
+        for worker in multiprocessing.active_children():
+            os.kill(worker.pid, signal.SIGINT)
+    assert seen == len(loader)
 
 
 def test_large_images_go_on_inside_an_epoch(large):

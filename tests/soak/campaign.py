@@ -52,6 +52,8 @@ class Campaign:
 
     def __init__(self, base, minutes=MINUTES, seed=SEED):
         self.base, self.seed = base, seed
+        # what a shell starts in the background ignores SIGINT, and would hand that on
+        signal.signal(signal.SIGINT, signal.default_int_handler)
         now = time.monotonic()
         # half of the time is for kills, the rest for faults
         self.kills_end, self.end = now + 30 * minutes, now + 60 * minutes
