@@ -96,9 +96,11 @@ def read(asked):
     if not path:
         raise UseError("give --pretrained_ann, the ANN whose batch norm is to be fused")
     content = checkpoint.load(path)
-    if content["kind"] in ("sdt", "vggsnn"):
+    # of a published file: what its names are
+    held = content.get("network", {"name": content["kind"]})["name"]
+    if held in models.NETWORKS.keys() - models.CNNS.keys():
         raise UseError(
-            f"{path} holds a {content['kind']}, which keeps its batch norm: "
+            f"{path} holds a {held}, which keeps its batch norm: "
             "give a VGG16 or ResNet20 of ann_ddp.py"
         )
     if content["format"] == "published":
@@ -110,7 +112,7 @@ def read(asked):
     if content["fused"]:
         raise UseError(f"{path} holds no batch norm: it is fused already, or trained without --bn")
     check_stated(content, asked)
-    return content, checkpoint.rebuild(content)
+    return content, checkpoint.rebuild(content, path)
 
 
 def rules(asked):

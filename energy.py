@@ -100,7 +100,7 @@ def work(asked, world):
     how = asked.measure
     content = checkpoint.load(how.checkpoint)
     options = settled(asked, content)
-    net = run.place(checkpoint.rebuild(content), world)
+    net = run.place(checkpoint.rebuild(content, how.checkpoint), world)
     data = load(options, world)
     run.check_shape(content, data.about, how.checkpoint)
     # the seed is that of training batches, which nothing asks for here

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine import checkpoint, settings
-from engine.errors import UseError
+from engine.errors import MALFORMED, UseError, reason
 from engine.loop import seed_all
 from engine.settings import group
 from inputs.events import recordings
@@ -60,9 +60,10 @@ def coding(asked):
 
 
 def settled(asked):
-    """(the settings with those of the checkpoint that they name, the data it was trained on).
+    """(the settings with those of the checkpoint that they name, (digest, number) of the recordings
+    that it was tested on).
 
-    Published weights have neither: the data are None.
+    Published weights have neither: the recordings are None.
 
     Raises:
         UseError: the checkpoint is of another network, or an option that was given contradicts it.
@@ -75,8 +76,14 @@ def settled(asked):
     if name != "vggsnn":
         raise UseError(f"{path} holds a {name}, expected a vggsnn")
     # the settings that were not given follow the checkpoint
-    stored = {name: content["settings"][name] for name in MEANING}
-    stored["split"] = content["data"]["split"]
+    data = content["data"]
+    try:
+        stored = {name: content["settings"][name] for name in MEANING}
+        stored["split"] = data["split"]
+        known = [data["test"][name] for name in ("sha256", "images")]
+    except MALFORMED as error:
+        raise UseError(f"{path} does not say how it was trained ({reason(error)})") from None
+    run.check_stored(path, settings.options(type(asked)), stored)
     here = settings.flat(asked)
     trained = settings.make(type(asked), here | stored, asked.given)
     there = settings.flat(trained)
@@ -86,13 +93,13 @@ def settled(asked):
                 f"{path} was trained with --{name} {there[name]}, not {here[name]}: leave it out, "
                 "or give another --pretrained_snn"
             )
-    return trained, content["data"]
+    return trained, known
 
 
 def start(asked, trained_on, saved, world):
     """(the `run.Task`, the network with its starting weights).
 
-    trained_on: the data of the network's training, None: they are not known. saved: content of the
+    trained_on: what `settled` returned of the network's recordings. saved: content of the
     last.pth of a resumed run.
 
     Raises:
@@ -105,9 +112,10 @@ def start(asked, trained_on, saved, world):
     data = recordings.load(asked.coding, how)
     about, path = data.about, asked.network.pretrained_snn
     # other folder names are fine, other recordings are not
-    if trained_on and trained_on["test"]["sha256"] != about["test"]["sha256"]:
+    digest, count = trained_on or (None, None)
+    if trained_on and digest != about["test"]["sha256"]:
         raise UseError(
-            f"{path} has {trained_on['test']['images']} test recordings, {about['where']} holds "
+            f"{path} has {count} test recordings, {about['where']} holds "
             f"{about['test']['images']} others, on which it may have been trained: name those of "
             "its training with --prepared"
         )

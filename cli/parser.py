@@ -7,12 +7,15 @@ scripts mix them.
 import argparse
 import copy
 import difflib
+import os
 import re
 import sys
 
 from engine import settings
 from engine.errors import UseError
+from engine.plain import check_plain
 
+LARGEST_YAML = 1 << 18  # bytes; a configuration has a few hundred
 NEAR = 0.6  # share of letters that a misspelled name has in common with the one that is meant
 
 
@@ -122,6 +125,30 @@ class Parser(argparse.ArgumentParser):
         return vars(bare.parse_args(argv))
 
 
+def read_yaml(path, loader):
+    """The plain values that a YAML file holds, read by a loader of PyYAML's that makes no others.
+
+    Raises:
+        UseError: it is missing, not readable, too large, or unfolds to too much.
+    """
+    import yaml
+
+    try:
+        # PyYAML reads some 50 kB in a second
+        if os.path.getsize(path) > LARGEST_YAML:
+            raise ValueError(f"it has more than {LARGEST_YAML} bytes")
+        with open(path, encoding="utf-8") as file:
+            content = yaml.load(file, Loader=loader)
+        check_plain(content)
+    except FileNotFoundError:
+        raise UseError(f"no configuration at {path}: check -c") from None
+    # nested deeply, it exceeds Python's stack; some dates have no day
+    except (OSError, yaml.YAMLError, ValueError, RecursionError) as error:
+        reason = " ".join(str(error).split())
+        raise UseError(f"{path} is not a readable YAML file: {reason}") from None
+    return content
+
+
 def read_conf(parser, path, gone=None):
     """The options that a YAML file of `key: value` gives, as command-line words for `parser`.
 
@@ -133,15 +160,8 @@ def read_conf(parser, path, gone=None):
     """
     import yaml
 
-    try:
-        with open(path, encoding="utf-8") as file:
-            # all values stay text: the option's own type reads them
-            content = yaml.load(file, Loader=yaml.BaseLoader)
-    except FileNotFoundError:
-        raise UseError(f"no configuration at {path}: check -c") from None
-    except (OSError, yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UseError(f"{path} is not a readable YAML file: {reason}") from None
+    # all values stay text: the option's own type reads them
+    content = read_yaml(path, yaml.BaseLoader)
     if not isinstance(content, dict):
         kind = type(content).__name__
         raise UseError(f"{path} must hold lines of `key: value`, it holds a {kind}")
@@ -169,10 +189,11 @@ def _words_of_key(path, key, value, action):
         if str(value).lower() not in ("true", "false"):
             raise UseError(f"{path}: {key} must be true or false, got {value!r}")
         return [option] if value.lower() == "true" else []
-    if isinstance(value, list):
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
         return [option, *map(str, value)]
-    if isinstance(value, dict):
-        raise UseError(f"{path}: {key} must be a value or a list, got a mapping")
+    if not isinstance(value, str):
+        held = "a list of others" if isinstance(value, list) else "a mapping"
+        raise UseError(f"{path}: {key} must be a value or a list, got {held}")
     if value in ("null", "~", "None", ""):
         return []
     return [f"{option}={value}"]

@@ -23,7 +23,7 @@ from inputs.loader import loaders as make_loaders
 from inputs.table import augmented, data_rules, load
 from models.neuron.backends import compiled
 
-from .options import TrainingSettings
+from .options import CNNSettings, TrainingSettings
 from .parser import refuse_idle
 
 
@@ -152,6 +152,11 @@ def read_settings(parser, argv, rules):
     saved = checkpoint.load(path / "last.pth" if path.is_dir() else path)
     if "training" not in saved:
         raise UseError(f"{path} is not the last.pth of a run: --resume takes a run folder")
+    return _resumed(parser, asked, path, saved), saved
+
+
+def _resumed(parser, asked, path, saved):
+    """The settings of the interrupted run in `path`, with what may be given anew."""
     names = settings.stored_name(parser.kind)
     foreign = sorted(set(saved["settings"]) - set(names))
     if foreign:
@@ -163,6 +168,7 @@ def read_settings(parser, argv, rules):
     # the settings of the run hold; what does not change the result may be given anew
     options, now = settings.options(parser.kind), settings.flat(asked)
     values = {names[key]: value for key, value in saved["settings"].items()}
+    check_stored(path, options, values)
     values = settings.flat(settings.make(parser.kind, values))  # in today's spelling
     for name in asked.given:
         if options[name].governs == settings.RESULT and now[name] != values[name]:
@@ -174,7 +180,19 @@ def read_settings(parser, argv, rules):
     # of this launch, not of that one
     values["local_rank"] = now["local_rank"]
     values["resume"] = str(path if path.is_dir() else path.parent)
-    return settings.make(parser.kind, values), saved
+    return settings.make(parser.kind, values)
+
+
+def check_stored(path, options, values):
+    """Refuse a file whose settings cannot be those of a command.
+
+    options: {name: `Option`} of the command. values: {name: value}, in the file `path`.
+    """
+    for name, value in values.items():
+        try:
+            options[name].check(value)
+        except ValueError as error:
+            raise UseError(f"{path} holds --{name} {value!r}, which cannot be: {error}") from None
 
 
 def suffix(network, data):
@@ -220,6 +238,7 @@ def trained_data(content, data, given):
         for name in names
         if name in content["settings"] and name not in given
     }
+    check_stored("the checkpoint", settings.options(CNNSettings), stored)
     data = replace(data, **stored)
     refuse_idle(given, data_rules(data))
     return data
@@ -299,7 +318,7 @@ def teacher(distill, about, world):
     if any(content["data"].get(k) != about[k] for k in ("name", "num_classes", "image_size")):
         source = content["data"]["source"]
         raise UseError(f"--distill {distill} was trained on {source}, not on {about['source']}")
-    net = checkpoint.rebuild(content).eval().requires_grad_(False)
+    net = checkpoint.rebuild(content, distill).eval().requires_grad_(False)
     return net.to(world.device, memory_format=torch.channels_last)
 
 

@@ -19,13 +19,24 @@ import models
 from models import published
 
 from . import zoo
-from .errors import UseError
+from .errors import MALFORMED, UseError, reason
 from .files import write_atomic
 from .log import versions
+from .plain import check_archive, check_plain
 
 FORMAT = zoo.FORMAT
 PUBLISHED = "published"
-FIELDS = ("kind", "fused", "network", "activation", "data", "settings", "model")
+FIELDS = {
+    "kind": str,
+    "fused": bool,
+    "network": dict,
+    "activation": dict,
+    "data": dict,
+    "settings": dict,
+    "model": dict,
+}
+# of data that a file says nothing of
+UNKNOWN = {"name": "unknown", "source": "unknown", "num_classes": None, "image_size": None}
 
 
 def save(path, content):
@@ -83,17 +94,17 @@ def load(path):
     if not isinstance(content, dict):
         raise UseError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
 
-    if content.get("format") in (FORMAT, zoo.PACKED):
-        for name in FIELDS:
-            if name not in content:
-                raise UseError(f"{path} is not a whole checkpoint: it has no {name!r}")
-        return zoo.unpacked(content)
+    if content.get("format") == FORMAT:
+        return _whole(path, content)
+    if content.get("format") == zoo.PACKED:
+        return zoo.unpacked(_whole_packed(path, content))
 
     # a published file: a state_dict, alone or beside accuracy and optimizer
     try:
         state, taken = published.weights(content)
     except ValueError as error:
         raise UseError(f"{path} is not a checkpoint: {error}") from None
+    _check_weights(path, state)
     accuracy = content.get("accuracy")
     known = isinstance(accuracy, (Real, torch.Tensor))
     return {
@@ -103,6 +114,62 @@ def load(path):
         "taken": taken,
         "accuracy": float(accuracy) if known else None,
     }
+
+
+def _whole(path, content):
+    """The content of a checkpoint of this project once its parts are what they must be."""
+    for name, kind in FIELDS.items():
+        if name not in content:
+            raise UseError(f"{path} is not a whole checkpoint: it has no {name!r}")
+        if not isinstance(content[name], kind):
+            held = type(content[name]).__name__
+            raise UseError(
+                f"{path} is not a whole checkpoint: {name!r} is a {held}, expected a "
+                f"{kind.__name__}"
+            )
+        if kind is dict and name != "model":
+            try:
+                check_plain(content[name])
+            except ValueError as error:
+                raise UseError(f"{path} is not a whole checkpoint: {name!r}: {error}") from None
+    _check_weights(path, content["model"])
+    try:
+        network = content["network"]
+        network = {**models.options(network["name"]), **network}
+        models.from_description(content["activation"])
+    except MALFORMED as error:
+        words = f"{type(error).__name__}: {reason(error)}"
+        raise UseError(f"{path} holds no network that is known ({words})") from None
+    return content | {"network": network, "data": UNKNOWN | content["data"]}
+
+
+def _whole_packed(path, content):
+    """The same of a file of the zoo: each scale belongs to a weight."""
+    content = _whole(path, content)
+    scales, weights = content.get("scales"), content["model"]
+    if not isinstance(scales, dict) or not scales.keys() <= weights.keys():
+        raise UseError(f"{path} is not a whole checkpoint: its scales are not those of its weights")
+    _check_weights(path, scales)
+    for name, scale in scales.items():
+        channels, *rest = scale.shape or (0,)
+        if weights[name].shape[:1] != (channels,) or any(size != 1 for size in rest):
+            raise UseError(
+                f"{path} is not a whole checkpoint: the scales of {name} are {list(scale.shape)}, "
+                f"its weights {list(weights[name].shape)}"
+            )
+    return content
+
+
+def _check_weights(path, state):
+    """Refuse tensors that weights cannot be made of without loss."""
+    for name, value in state.items():
+        dense = isinstance(value, torch.Tensor) and value.layout == torch.strided
+        if not isinstance(name, str) or not dense:
+            raise UseError(f"{path} is not a checkpoint: {name!r} is no dense tensor")
+        if value.is_complex() or value.is_quantized or value.device.type != "cpu":
+            raise UseError(
+                f"{path}: {name} is a {value.dtype} tensor on {value.device}, expected real numbers"
+            )
 
 
 def told(content, path):
@@ -154,6 +221,7 @@ HARMLESS = [
 def _read(path):
     """What torch.save wrote to a file, if that is tensors, plain values and HARMLESS."""
     try:
+        check_archive(path)
         with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals(HARMLESS):
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # what is no pickle fails in the unpickler, in any way
@@ -202,13 +270,39 @@ def content(
     }
 
 
-def rebuild(checkpoint):
-    """The network of a checkpoint of this project, with its weights."""
-    built = dict(checkpoint["network"])
-    act = models.from_description(checkpoint["activation"])
-    net = models.build(built.pop("name"), act, **built)
-    net.load_state_dict(checkpoint["model"])
+def rebuild(checkpoint, path="the checkpoint"):
+    """The network of a checkpoint of this project, with its weights.
+
+    checkpoint: what `load(path)` returned.
+    Raises:
+        UseError: it describes no network, or one of other weights.
+    """
+    built, state = dict(checkpoint["network"]), checkpoint["model"]
+    try:
+        act = models.from_description(checkpoint["activation"])
+        name = built.pop("name")
+        # each block of a transformer has weights
+        if built.get("depth", 0) > len(state):
+            raise ValueError(f"{len(state)} tensors, depth {built['depth']}")
+        # at first without memory, since its sizes may be anything
+        with torch.device("meta"):
+            expected = _sizes(models.build(name, act, **built).state_dict())
+        wrong = sorted(expected ^ _sizes(state))
+        if wrong:
+            raise ValueError(f"{len(wrong)} sizes differ, {wrong[0][0]} {list(wrong[0][1])}")
+        net = models.build(name, act, **built)
+        net.load_state_dict(state)
+    except MALFORMED as error:
+        raise UseError(
+            f"{path} does not hold the network that it describes ({type(error).__name__}: "
+            f"{reason(error)}): give another file, or write it anew"
+        ) from None
     return net
+
+
+def _sizes(state):
+    """{(name, shape)} of weights."""
+    return {(name, value.shape) for name, value in state.items()}
 
 
 # ---- weights into a network that is there

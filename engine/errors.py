@@ -5,6 +5,16 @@ import re
 import sys
 import threading
 
+# what Python, NumPy and torch raise on content that is not what it should be
+MALFORMED = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 # what torch has no types of its own for: words of its RuntimeErrors
 LACK = re.compile("out of memory|allocate memory|not enough memory")
 WORKER = re.compile(r"DataLoader worker \(pid|shared memory|Too many open files")

@@ -15,23 +15,14 @@ import torch
 import models
 from models import integer
 
-from .errors import UseError, reason
+from .errors import MALFORMED, UseError, reason
 from .files import write_atomic
 from .log import versions
+from .plain import check_archive
 
 FORMAT = "mlif-integer-1"
 # what NumPy, zipfile, json and torch raise on files that are damaged or something else
-DAMAGE = (
-    AttributeError,
-    EOFError,
-    KeyError,
-    OSError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-    zipfile.BadZipFile,
-    zlib.error,
-)
+DAMAGE = (*MALFORMED, EOFError, OSError, zipfile.BadZipFile, zlib.error)
 
 
 def save(path, whole, net, mean, std, **more):
@@ -70,6 +61,7 @@ def load(path):
         UseError: no such file, or damaged.
     """
     try:
+        check_archive(path)
         # NumPy would leave a damaged file open
         with open(path, "rb") as opened, np.load(opened, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
@@ -78,7 +70,14 @@ def load(path):
             raise ValueError(f"format {header['format']}")
         built = dict(header["network"])
         act = models.from_description(header["activation"])
-        net = models.build(built.pop("name"), act, **built)
+        name = built.pop("name")
+        # at first without memory, since its sizes may be anything; all weights are in the file
+        with torch.device("meta"):
+            claimed = sum(p.numel() for p in models.build(name, act, **built).parameters())
+        held = sum(array.size for array in arrays.values())
+        if claimed > held:
+            raise ValueError(f"{held} numbers, for a network of {claimed} weights")
+        net = models.build(name, act, **built)
         whole = integer.to_integer(net, header["mean"], header["std"])
         state = {name: torch.from_numpy(array) for name, array in arrays.items()}
         wrong = [k for k, v in whole.state_dict().items() if state[k].dtype != v.dtype]

@@ -51,7 +51,7 @@ def read_json(path):
     """
     try:
         return json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UseError(
             f"{path} is missing or damaged ({error}): remove it, and what made it writes it anew"
         ) from None
@@ -61,7 +61,7 @@ def read_lines(path):
     """The contents of a JSON Lines file, as `read_json`."""
     try:
         return [json.loads(line) for line in Path(path).read_text().splitlines()]
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UseError(
             f"{path} is missing or damaged ({error}): remove the run it belongs to, and train it "
             "anew"
@@ -82,8 +82,8 @@ def progress(iterable, world=None, **options):
 def _epoch(line):
     """Epoch of a line of log.jsonl; a line that was cut off counts as one to be done again."""
     try:
-        return json.loads(line)["epoch"]
-    except ValueError:
+        return float(json.loads(line)["epoch"])
+    except (LookupError, RecursionError, TypeError, ValueError):
         return float("inf")
 
 

@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from . import checkpoint
-from .errors import RunError, UseError
+from .errors import MALFORMED, RunError, UseError, reason
 from .log import RunLog, progress, write_json
 from .recipes.base import mean_readout
 from .settings import machine_option, natural, option, positive, run_option, seed
@@ -177,6 +177,20 @@ def evaluate(net, loader, world, amp="none", label="test", advice="give other we
     return {"loss": loss / count, "accuracy": correct / count, "images": int(count)}
 
 
+def _check_optimizer(own, stored):
+    """Refuse a stored state of an optimizer that has other settings than `own`.
+
+    Raises:
+        ValueError: torch would take them, and fail in a later step.
+    """
+    for ours, theirs in zip(own["param_groups"], stored["param_groups"], strict=True):
+        for name, value in ours.items():
+            held = theirs[name]
+            same = type(held) is type(value) or {type(held), type(value)} <= {int, float}
+            if name != "params" and not same:
+                raise ValueError(f"the optimizer's {name} is {held!r}, expected one as {value!r}")
+
+
 class Trainer:
     """Trains a network by a recipe and keeps its run folder.
 
@@ -279,17 +293,29 @@ class Trainer:
         """Go on from the content of a last.pth.
 
         Raises:
-            UseError: the images are not those of the interrupted run.
+            UseError: the images are not those of the interrupted run, or the file is damaged.
         """
-        state, about = saved["training"], self.record.data
+        about = self.record.data
         for part in ("train", "test"):
-            if saved["data"][part] != about[part]:
+            held = saved["data"].get(part)
+            if held != about[part]:
                 raise UseError(
                     f"the {part} images are not those of the interrupted run: it had "
-                    f"{saved['data'][part]}, here are {about[part]} ({about['where']})"
+                    f"{held}, here are {about[part]} ({about['where']})"
                 )
+        try:
+            self._take_up(saved)
+        except MALFORMED as error:
+            raise UseError(
+                f"{self.record.folder}/last.pth does not hold the state of this run "
+                f"({reason(error)}): start a new run, best.pth is as it was"
+            ) from None
 
+    def _take_up(self, saved):
+        """Set the state of everything that a training changes."""
+        state = saved["training"]
         self.net.load_state_dict(saved["model"])
+        _check_optimizer(self.optimizer.state_dict(), state["optimizer"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.scaler.load_state_dict(state["scaler"])
         # files of early versions have no state of the recipe
@@ -298,7 +324,12 @@ class Trainer:
         if self.price and state.get("price"):
             self.price.load_state_dict(state["price"])
         for name in PROGRESS:
+            kind = type(getattr(self, name))
+            if not isinstance(state[name], kind):
+                raise TypeError(f"{name} is {state[name]!r}, expected {kind.__name__}")
             setattr(self, name, state[name])
+        if self.epoch < 1 or self.step < 0:
+            raise ValueError(f"epoch {self.epoch}, step {self.step}")
         # the sums are of all processes: one of them goes on with them
         if self.world.main:
             self.sums.copy_(state["sums"])

@@ -52,6 +52,29 @@ class Option:
         """Every name under which a file of settings may hold the option."""
         return [self.name, *(spelling.lstrip("-") for spelling in self.spellings)]
 
+    def check(self, stored):
+        """Refuse a stored value that the option cannot have.
+
+        Raises:
+            ValueError: says what was expected.
+        """
+        if stored == self.default:
+            return
+        if isinstance(stored, (list, tuple)):
+            several = self.nargs or isinstance(self.default, tuple)
+            if not several or not all(isinstance(one, (int, float, str)) for one in stored):
+                raise ValueError("expected other values")
+        elif self.flag and not isinstance(stored, bool):
+            raise ValueError("expected true or false")
+        elif stored is None or isinstance(stored, dict):
+            raise ValueError("expected a single value")
+        elif self.type is None and self.choices is None and not isinstance(stored, (bool, str)):
+            raise ValueError("expected a text")
+        else:
+            value = self.type(str(stored)) if self.type else stored
+            if self.choices is not None and value not in self.choices:
+                raise ValueError(f"expected one of {', '.join(map(str, self.choices))}")
+
     def value(self, stored):
         """What a stored value means: text goes through `type`, lists become tuples."""
         # an older spelling of the value, such as torch/cifar10, is read as on the command line

@@ -5,6 +5,7 @@ network, and `fit` loads what fits exactly.
 """
 
 import re
+from collections import Counter
 
 from torch import Tensor, nn
 
@@ -110,11 +111,9 @@ def weights(content):
         raise ValueError(f"neither this project's nor a published state_dict: it holds {held}")
 
     names = [WRAPPERS.sub("", key) for key in content]
-    twice = [name for name in names if names.count(name) > 1]
-    if twice:
-        raise ValueError(
-            f"it holds two networks: {twice[0]} is there {names.count(twice[0])} times"
-        )
+    name, times = Counter(names).most_common(1)[0]
+    if times > 1:
+        raise ValueError(f"it holds two networks: {name} is there {times} times")
     return dict(zip(names, content.values())), ".".join(taken)
 
 
@@ -273,7 +272,7 @@ def _by_position(net, state):
     modules = {}
     for kind, published, own in _kinds(net, state):
         modules |= zip(published, own)
-        surplus = published[len(own) :]
+        surplus = set(published[len(own) :])
         for key in state:
             if key in surplus or key.rpartition(".")[0] in surplus:
                 modules[key] = f"({kind})"

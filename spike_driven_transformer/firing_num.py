@@ -50,11 +50,10 @@ def filled(asked, stored):
     # stored keys may be further spellings of a name: data_dir, img_size
     names = settings.stored_name(TransformerSettings)
     values = settings.flat(asked)
-    for key, value in stored.items():
-        name = names.get(key)
-        if name in IMAGES - asked.given:
-            values[name] = value
-    return settings.make(TransformerSettings, values)
+    taken = {names[key]: value for key, value in stored.items() if key in names}
+    taken = {name: value for name, value in taken.items() if name in IMAGES - asked.given}
+    run.check_stored("the checkpoint", settings.options(TransformerSettings), taken)
+    return settings.make(TransformerSettings, values | taken)
 
 
 def load(asked, path, world):
@@ -74,7 +73,7 @@ def load(asked, path, world):
         net = build(asked, data.about)
         world.say(checkpoint.load_named(net, path))
     else:
-        net = checkpoint.rebuild(content)
+        net = checkpoint.rebuild(content, path)
 
     classes, about = net.head.out_features, data.about
     if classes != about["num_classes"]:

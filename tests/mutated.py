@@ -1,11 +1,16 @@
-"""Inputs with random damage, and what became of them."""
+"""Inputs with random damage, what became of them, and what they took."""
 
+import copy
 import os
+import time
+import warnings
 import zlib
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from engine.errors import UseError
 
@@ -38,24 +43,109 @@ def mutated(rng, data):
     return bytes(data)
 
 
-def outcomes(name, count, attempt):
-    """{outcome: how often} of `count` inputs.
+KEYS = (None, True, -1, 2.5, "", "x", "\ud800", b"x")
+# what may stand anywhere in a structure that somebody else wrote
+ODD = (
+    None,
+    True,
+    -1,
+    0,
+    3,
+    10**9,
+    2.5,
+    float("nan"),
+    "",
+    "x",
+    "\ud800",
+    b"x",
+    [],
+    {},
+    {"x": 1},
+    [[1, 2], "x"],
+)
+with warnings.catch_warnings(action="ignore"):  # torch's, of quantised tensors
+    QUANTISED = torch.quantize_per_tensor(torch.ones(8), 1.0, 0, torch.quint8)
+TENSORS = (
+    torch.zeros(0),
+    torch.ones(2, 3),
+    torch.ones(8, dtype=torch.complex64),
+    torch.zeros(1).expand(1000, 1000, 1000),
+    torch.zeros(8, device="meta"),
+    torch.ones(8).to_sparse(),
+    QUANTISED,
+    torch.full((8,), float("nan")),
+)
+
+
+def damaged(rng, content, odd=(*ODD, *TENSORS)):
+    """A copy of nested dictionaries and lists in which one to three values are something `odd`, are
+    another's, or are gone, or keys are others.
+    """
+    content = copy.deepcopy(content)
+    for _ in range(rng.integers(1, 4)):
+        places = list(_places(content))
+        if not places:
+            break
+        # what lies deep is more: choose the depth first
+        depth = rng.choice(sorted({depth for depth, *_ in places}))
+        places = [place for place in places if place[0] == depth]
+        _, holder, key = places[rng.integers(len(places))]
+        how = rng.integers(6)
+        if how == 0:
+            del holder[key]
+        elif how == 1 and isinstance(holder, dict):
+            holder[KEYS[rng.integers(len(KEYS))]] = holder.pop(key)
+        elif how == 2:
+            _, other, where = places[rng.integers(len(places))]
+            holder[key] = copy.deepcopy(other[where])
+        else:
+            holder[key] = copy.deepcopy(odd[rng.integers(len(odd))])
+    return content
+
+
+def _places(content, depth=0):
+    """Yield (depth, dictionary or list, key) of every value."""
+    if isinstance(content, (dict, list)):
+        for key in list(content) if isinstance(content, dict) else range(len(content)):
+            yield depth, content, key
+            yield from _places(content[key], depth + 1)
+
+
+def outcome(name, number, attempt, seed=0):
+    """What became of one input.
 
     attempt: generator -> outcome of an input that it draws; it may raise the `UseError` of a bad
     one. Anything else that it raises names the input, which is drawn again from its number.
     """
-    found = Counter()
-    for number in range(count):
-        rng = np.random.default_rng([zlib.crc32(name.encode()), number])
-        try:
-            outcome = attempt(rng)
-        except UseError as error:
-            assert "\n" not in str(error)
-            outcome = REFUSED
-        except Exception as error:
-            raise AssertionError(f"{name}, input {number}: {error!r}") from error
-        found[outcome] += 1
-    return found
+    # the inputs of seed 0 are those of earlier versions
+    rng = np.random.default_rng([zlib.crc32(name.encode()), number, *[seed] * bool(seed)])
+    try:
+        return attempt(rng)
+    except UseError as error:
+        assert "\n" not in str(error)
+        return REFUSED
+    except Exception as error:
+        raise AssertionError(f"{name}, input {number}: {error!r}") from error
+
+
+def outcomes(name, count, attempt):
+    """{outcome: how often} of `count` inputs."""
+    return Counter(outcome(name, number, attempt) for number in range(count))
+
+
+def resident(name):
+    """VmRSS or VmHWM (its peak) of this process, in bytes."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.split(f"{name}:")[1].split()[0]) << 10
+
+
+def measured(do):
+    """(what do() returns, seconds, largest growth of the resident memory in bytes)."""
+    # the kernel's peak starts anew
+    Path("/proc/self/clear_refs").write_text("5")
+    before, start = resident("VmRSS"), time.monotonic()
+    result = do()
+    return result, time.monotonic() - start, max(0, resident("VmHWM") - before)
 
 
 def try_out(name, count, attempt, capsys):

@@ -1,18 +1,42 @@
 """Damaged checkpoints: each is refused in one line, or read as weights of a network."""
 
+import copy
+
 import pytest
 import torch
 
+import absorb_bn
+import ann_ddp
 import models
-from engine import checkpoint
-from tests.engine.test_checkpoint import METADATA, recorded, resnet, same
-from tests.mutated import OTHER, SAME, counts, mutated, try_out
+from cli import events, run
+from engine import checkpoint, settings
+from engine.dist import World
+from engine.errors import UseError
+from inputs.table import DataOptions
+from models import transformer, vggsnn
+from neuromorphic_tasks import main_test
+from tests.engine.test_checkpoint import METADATA, published_networks, recorded, resnet, same
+from tests.engine.test_loop import Noting, noise, trainer
+from tests.mutated import OTHER, SAME, TENSORS, counts, damaged, mutated, try_out
+
+QUIET = World(rank=1)
+ABOUT = {"name": "CIFAR10", "source": "CIFAR10", "num_classes": 10, "image_size": 32}
+
+
+def networks():
+    """{kind: a small network} of every kind of checkpoint."""
+    spiking = models.Spiking(models.NeuronConfig.vgg(3), 2)
+    return {
+        "ann": models.build("resnet20", models.ReLU(), width_mult=1 / 32),
+        "snn": models.build("resnet20", spiking, width_mult=1 / 32, bn=False),
+        "sdt": models.build("sdt", transformer.neurons("lif", 1, 1), depth=1, dim=16),
+        "vggsnn": models.build("vggsnn", vggsnn.neurons(1, 1), width_mult=1 / 32),
+    }
 
 
 def files(folder):
     """{name: bytes} of the layouts of this project, the published code and timm."""
-    net = models.build("resnet20", models.ReLU(), width_mult=1 / 32)
-    own = checkpoint.content(net, "ann", {"name": "CIFAR10"}, {"epochs": 1})
+    own = checkpoint.content(networks()["ann"], "ann", {"name": "CIFAR10"}, {"epochs": 1})
     contents = {"own": own, "bare": recorded()}
     contents |= {kind: {"state_dict": recorded(), **more} for kind, more in METADATA.items()}
     made = {}
@@ -24,11 +48,10 @@ def files(folder):
     return made
 
 
-@pytest.mark.filterwarnings("ignore")  # torch's
-@counts
-def test_damaged_checkpoints_are_refused_or_read(count, tmp_path, capsys):
-    path, contents, net = tmp_path / "x.pth", files(tmp_path), resnet()
-    whole = {name: checkpoint.load(tmp_path / name)["model"] for name in contents}
+def checkpoints(folder, monkeypatch):
+    """Bytes of checkpoints."""
+    path, contents, net = folder / "x.pth", files(folder), resnet()
+    whole = {name: checkpoint.load(folder / name)["model"] for name in contents}
 
     def attempt(rng):
         name = str(rng.choice(sorted(contents)))
@@ -51,7 +74,120 @@ def test_damaged_checkpoints_are_refused_or_read(count, tmp_path, capsys):
         if read["format"] == checkpoint.PUBLISHED:
             checkpoint.load_into(net, read, path)
         else:
-            checkpoint.rebuild(read)
+            checkpoint.rebuild(read, path)
         return OTHER
 
-    try_out("checkpoints", count, attempt, capsys)
+    return attempt
+
+
+def use(read, path):
+    """What the commands do with a checkpoint of this project; returns the network."""
+    words = ["--pretrained_ann", str(path), "--dataset", "CIFAR10", "--width_mult", "0.5", "--bias"]
+    asked = absorb_bn.get_parser().parse(words)
+    event_words = ["--checkpoint", str(path)]
+    for do in (
+        lambda: absorb_bn.read(asked),
+        lambda: run.trained_data(read, DataOptions(), frozenset()),
+        lambda: run.check_shape(read, ABOUT, path),
+        lambda: run.teacher(str(path), ABOUT, QUIET),
+        lambda: run.note_activation(read, models.ReLU(), path, QUIET),
+        lambda: events.settled(main_test.get_parser().parse(event_words)),
+    ):
+        # one that refuses names the file; the others are asked all the same
+        try:
+            do()
+        except UseError as error:
+            assert str(path) in str(error)
+    return checkpoint.rebuild(read, path)
+
+
+def structures(folder, monkeypatch):
+    """What checkpoints of this project hold: other types, sizes that lie, absent parts."""
+    path = folder / "x.pth"
+    stored = {"dataset": "CIFAR10", "data_root": "data", **dict.fromkeys(events.MEANING, 1)}
+    parts = {part: {"images": 3, "sha256": "a"} for part in ("train", "test")}
+    contents, whole = {}, {}
+    for kind, net in networks().items():
+        about = ABOUT | parts | {"split": "first900"}
+        contents[kind] = checkpoint.content(net, kind, about, stored)
+        whole[kind] = net.state_dict()
+
+    def attempt(rng):
+        kind = str(rng.choice(sorted(contents)))
+        torch.save(damaged(rng, contents[kind]), path)
+        read = checkpoint.load(path)
+        if read["format"] == checkpoint.PUBLISHED:
+            # one whose mark is gone
+            checkpoint.load_into(resnet(), read, path)
+        net = use(read, path)
+        # what was not refused is a network of the same weights, or of others
+        assert net.state_dict().keys() == whole[kind].keys()
+        return SAME if same(net.state_dict(), whole[kind]) else OTHER
+
+    return attempt
+
+
+def published(folder, monkeypatch):
+    """State dictionaries of the published code: other names, types, sizes, absent tensors."""
+    path, made = folder / "x.pth", published_networks()
+    odd = [*TENSORS, torch.ones(8, dtype=torch.int64), torch.ones(8, dtype=torch.float64)]
+
+    def fill(net):
+        if net.built["name"] in models.CNNS:
+            checkpoint.load_into(net, checkpoint.load(path), path)
+        else:
+            checkpoint.load_named(net, path)
+        return net.state_dict()
+
+    def attempt(rng):
+        net, weights = made[str(rng.choice(sorted(made)))]
+        holder = dict(METADATA["timm"], state_dict=damaged(rng, dict(weights), odd))
+        torch.save(holder, path)
+        before = copy.deepcopy(net.state_dict())
+        try:
+            after = fill(net)
+        except UseError:
+            # nothing is half read
+            assert same(net.state_dict(), before)
+            raise
+        after = copy.deepcopy(after)
+        torch.save(weights, path)
+        return SAME if same(after, fill(net)) else OTHER
+
+    return attempt
+
+
+def interrupted(folder, monkeypatch):
+    """What last.pth holds beside the weights: state of the optimizer, generators, settings."""
+    path, parser = folder / "last.pth", ann_ddp.get_parser()
+
+    def fresh():
+        return trainer(networks()["ann"], Noting(2), noise(3))
+
+    one = fresh()
+    one.record.folder, one.record.kind = folder, "ann"
+    one.record.settings = settings.flat(parser.parse([]))
+    one.save_last()
+    content = torch.load(path, weights_only=True)
+
+    def attempt(rng):
+        parts = [str(part) for part in rng.permutation(["training", "settings", "data"])]
+        torch.save(content | {parts[0]: damaged(rng, content[parts[0]])}, path)
+        _, saved = run.read_settings(parser, ["--resume", str(folder)], lambda asked: [])
+        again = fresh()
+        again.record.folder = folder
+        again.restore(saved)
+        assert same(again.net.state_dict(), content["model"])
+        return SAME if again.step == one.step and again.best == one.best else OTHER
+
+    return attempt
+
+
+READERS = (checkpoints, structures, published, interrupted)
+
+
+@pytest.mark.filterwarnings("ignore")  # torch's
+@counts
+@pytest.mark.parametrize("reader", READERS, ids=[reader.__name__ for reader in READERS])
+def test_damaged_checkpoints_are_refused_or_read(reader, count, tmp_path, monkeypatch, capsys):
+    try_out(reader.__name__, count, reader(tmp_path, monkeypatch), capsys)

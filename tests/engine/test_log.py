@@ -157,3 +157,11 @@ def test_the_main_process_shows_progress(rank, monkeypatch):
     bar = log.progress(range(3), World(rank, 2))
     assert bar.disable == (rank != 0)
     assert list(bar) == [0, 1, 2]
+
+
+def test_a_damaged_line_is_done_again(tmp_path):
+    """Lines that are no objects, nest without end, or whose epoch is no number."""
+    odd = ["[]", "3", "[" * 100_000, '{"epoch": "x"}', '{"epoch": [1]}']
+    (tmp_path / "log.jsonl").write_text("\n".join(['{"epoch": 1}', *odd, ""]))
+    RunLog(tmp_path, resume_epoch=1).close()
+    assert (tmp_path / "log.jsonl").read_text() == '{"epoch": 1}\n'
