@@ -19,6 +19,7 @@ from engine.errors import UseError, reason
 from .left_out import kind, note
 
 IN_MEMORY = 64  # image sides up to this are held in memory, pixels
+PIXELS = 8192**2  # of a picture at most; ImageNet's largest has 61 million
 # torchvision's
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}
 
@@ -143,6 +144,11 @@ def decode(path, size=None):
 
     try:
         with Image.open(path) as image:
+            if image.width * image.height > PIXELS:
+                raise ValueError(f"{image.width}x{image.height} pixels, at most {PIXELS}")
+            # PostScript is a program that Pillow has another program run
+            if image.format == "EPS":
+                raise ValueError("it is PostScript")
             image = _to_rgb(image)
     except UseError:
         raise

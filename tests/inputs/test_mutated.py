@@ -22,6 +22,7 @@ from inputs.events.formats import read, simulated
 from inputs.events.options import CodingOptions
 from inputs.images import SUFFIXES, decode, find_files, read_folder
 from inputs.table import TABLE, DataOptions, load
+from tests.helpers import GOLDEN
 from tests.inputs.events.made import columns, cut_off, recording, write_prepared
 from tests.inputs.events.test_formats import JAER, slowly, write_archives
 from tests.inputs.test_images import PICTURES, RAMP, UNKNOWN, write_picture
@@ -166,6 +167,24 @@ def jaer_recordings(folder, monkeypatch):
     return attempt
 
 
+def aedat4_recordings(folder, monkeypatch):
+    """AEDAT 4.0: its packets have no checksums, but what is read lies on the sensor."""
+    pytest.importorskip("aedat")
+    path, content = folder / "a.aedat4", (GOLDEN / "three_events.aedat4").read_bytes()
+    path.write_bytes(content)
+    whole = columns(read(path))
+
+    def attempt(rng):
+        path.write_bytes(mutated(rng, content))
+        found = read(path)
+        if columns(found) == whole:
+            return SAME
+        assert max(found.x.max(), found.y.max()) < 128 and found.p.max() <= 1
+        return OTHER
+
+    return attempt
+
+
 def archives(folder, monkeypatch):
     """.npz and .mat: those with checksums are whole or refused."""
     events = write_archives(folder)
@@ -242,6 +261,7 @@ READERS = (
     binary_cifar,
     image_folders,
     jaer_recordings,
+    aedat4_recordings,
     archives,
     prepared_folders,
     journals,

@@ -3,8 +3,7 @@ separate reader reads.
 """
 
 import struct
-import sys
-import types
+import textwrap
 import zlib
 from dataclasses import replace
 from itertools import pairwise
@@ -207,23 +206,49 @@ def test_matlab_7_3(tmp_path):
     assert columns(read(tmp_path / "a.mat")) == columns(golden_events())
 
 
-def packets():
-    """Packets as the package aedat yields them."""
-    kind = [("t", "<u8"), ("x", "<u2"), ("y", "<u2"), ("on", "?")]
-    first = np.array([(1000, 5, 7, True), (1500, 127, 0, False)], kind)
-    second = np.array([(2000, 0, 127, True)], kind)
-    return iter([{"events": first}, {"frame": None}, {"events": second}])
+STAND_IN = """
+    import numpy as np
+
+    def Decoder(path):
+        kind = [("t", "<u8"), ("x", "<u2"), ("y", "<u2"), ("on", "?")]
+        first = np.array([(1000, 5, 7, True), (1500, 127, 0, False)], kind)
+        second = np.array([(2000, 0, 127, True)], kind)
+        return iter([{"events": first}, {"frame": None}, {"events": second}])
+"""
+ENDING = """
+    import os
+
+    def Decoder(path):
+        os.abort()
+"""
+
+
+@pytest.fixture
+def stand_in(tmp_path, monkeypatch):
+    """stand_in(text): a module in the place of the package aedat."""
+
+    def write(text):
+        (tmp_path / "aedat.py").write_text(textwrap.dedent(text))
+        monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+    return write
 
 
 @pytest.mark.parametrize("real", [True, False])
-def test_aedat4(monkeypatch, real):
+def test_aedat4(stand_in, real):
     if real:
         pytest.importorskip("aedat")
     else:
-        stand_in = types.SimpleNamespace(Decoder=lambda path: packets())
-        monkeypatch.setitem(sys.modules, "aedat", stand_in)
+        stand_in(STAND_IN)
     events = read(GOLDEN / "three_events.aedat4")
     assert columns(events) == [[1000, 1500, 2000], [5, 127, 0], [7, 0, 127], [1, 0, 1]]
+
+
+def test_a_recording_that_ends_the_package_is_refused(stand_in):
+    """The package aborts on some damaged files."""
+    stand_in(ENDING)
+    with pytest.raises(UseError, match=r"three_events\.aedat4 is damaged or not a \.aedat4"):
+        read(GOLDEN / "three_events.aedat4")
 
 
 # ---- what cannot be read ----
@@ -309,10 +334,11 @@ BAD |= {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_bad_files_give_one_line(monkeypatch, tmp_path, name):
+def test_bad_files_give_one_line(stand_in, tmp_path, name):
     make, *words = BAD[name]
     path = tmp_path / name
-    monkeypatch.setitem(sys.modules, "aedat", None)
+    if name == "a.aedat4":
+        stand_in("raise ImportError")
     if callable(make):
         make(path)
     else:
