@@ -66,6 +66,7 @@ def read(path):
         UseError: it declares something else; the message says where and what.
     """
     content = declared.read(path)
+    declared.check(path, content, list(content) if isinstance(content, dict) else ["names"])
     for name, own in content.items():
         keys = ("about", "cost", "width_mult", "folder")
         declared.check_chain(f"{path}, {name}", own, *keys)

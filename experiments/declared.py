@@ -7,9 +7,14 @@ value of the command that runs the chain, or the checkpoint of the stage of that
 
 import yaml
 
-from engine.errors import UseError
+from cli.parser import read_yaml
+from engine.errors import MALFORMED, UseError, reason
 
 from .stage import Stage, slug
+
+# what the values of some keys must be
+KINDS = dict.fromkeys(("every", "training", "stages", "options", "questions"), dict)
+KINDS |= dict.fromkeys(("script", "folder", "question", "reference"), str) | {"variants": list}
 
 
 class Known(dict):
@@ -26,7 +31,10 @@ def filled(content, values):
         return {filled(key, values): filled(value, values) for key, value in pairs}
     if not isinstance(content, str):
         return content
-    text = content.format_map(Known(values))
+    try:
+        text = content.format_map(Known(values))
+    except MALFORMED as error:
+        raise UseError(f"{content!r} is no text with names in braces: {reason(error)}") from None
     # a value that is missing leaves the option out
     return None if text == "None" else text
 
@@ -37,11 +45,7 @@ def read(path):
     Raises:
         UseError: it is not readable.
     """
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise UseError(f"{path} is not a readable YAML file: {reason}") from None
+    return read_yaml(path, yaml.SafeLoader)
 
 
 def check(where, content, needed, more=()):
@@ -54,6 +58,9 @@ def check(where, content, needed, more=()):
         if key not in known or key not in content:
             what = "unknown" if key in content else "missing"
             raise UseError(f"{where}: {key} is {what}, expected {', '.join(known)}")
+        kind = KINDS.get(key, object)
+        if not isinstance(content[key], kind):
+            raise UseError(f"{where}: {key} is {content[key]!r}, expected a {kind.__name__}")
 
 
 def check_chain(where, content, *needed):
