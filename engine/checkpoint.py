@@ -151,11 +151,12 @@ def _whole_packed(path, content):
         raise UseError(f"{path} is not a whole checkpoint: its scales are not those of its weights")
     _check_weights(path, scales)
     for name, scale in scales.items():
-        channels, *rest = scale.shape or (0,)
-        if weights[name].shape[:1] != (channels,) or any(size != 1 for size in rest):
+        shape = list(weights[name].shape)
+        expected = [*shape[:1], *[1] * (len(shape) - 1)]  # one for each output channel
+        if list(scale.shape) != expected:
             raise UseError(
                 f"{path} is not a whole checkpoint: the scales of {name} are {list(scale.shape)}, "
-                f"its weights {list(weights[name].shape)}"
+                f"expected {expected}"
             )
     return content
 

@@ -14,7 +14,7 @@ ABSENT = 3  # exit status without the package
 MEMORY = 1 << 30, 64  # bytes, and times the size of the file
 
 
-def main(path):
+def decode(path):
     """Decode a recording; returns the exit status."""
     try:
         import aedat
@@ -30,4 +30,4 @@ def main(path):
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1]))
+    sys.exit(decode(sys.argv[1]))

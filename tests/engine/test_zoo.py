@@ -93,6 +93,22 @@ def test_another_file_is_refused(small_zoo):
     refused(NAME, f"{path} is not the file", "sha256")
 
 
+@pytest.mark.parametrize(
+    "scales, words",
+    [
+        (None, "its scales are not those of its weights"),
+        ({"tail.weight": torch.ones(10, 1)}, "its scales are not those of its weights"),
+        ({"head.weight": torch.ones(10)}, "the scales of head.weight are [10], expected [10, 1]"),
+        ({"head.weight": [1.0]}, "'head.weight' is no dense tensor"),
+    ],
+    ids=["none", "of others", "of another shape", "no tensor"],
+)
+def test_damaged_scales_are_refused(scales, words, tmp_path):
+    content = zoo.packed(checkpoint.content(network(), "snn", {}, {}))
+    torch.save({**content, "scales": scales}, tmp_path / "net.pth")
+    refused(tmp_path / "net.pth", words)
+
+
 def test_the_table_of_the_repository():
     """Every network has a card or the command that makes it; all files together fit in git."""
     table = zoo.table()

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+import models
 from engine import checkpoint
 from engine.errors import RunError, UseError
 from experiments import arithmetic, chain
@@ -86,9 +87,11 @@ def test_the_first_difference_is_named():
 
 
 def test_the_digest_is_of_every_weight_and_its_name(tmp_path):
+    net = models.build("vgg16", models.ReLU(), width_mult=1 / 16)
+    content = checkpoint.content(net, "ann", {}, {})
+
     def digest(weights):
-        content = {"format": "mlif-1", **dict.fromkeys(checkpoint.FIELDS, ""), "model": weights}
-        torch.save(content, tmp_path / "a.pth")
+        torch.save({**content, "model": weights}, tmp_path / "a.pth")
         return digest_weights(tmp_path / "a.pth")
 
     one, other = torch.ones(2), torch.zeros(2)
