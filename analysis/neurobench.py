@@ -15,6 +15,7 @@ from engine.extras import need
 from engine.settings import option
 from inputs.loader import drawn_from
 from models import SpikingLayer, lanes
+from models.rates import weighted
 
 from .energy import marks, measure
 
@@ -82,8 +83,9 @@ def by_lane(net):
     """
     net = deepcopy(net)
     levels = max(site.config.levels for site in net.sites())
-    weighted = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-    split = weighted[1:] if net.act.encoding == "direct" else weighted
+    split = weighted(net)
+    if net.act.encoding == "direct":
+        _, *split = split
     for parent in list(net.modules()):
         for name, child in list(parent.named_children()):
             if child in split:

@@ -129,8 +129,10 @@ def check(graphs, modules, images):
     for name, other in onnx_runs(graphs, images, 1).items():
         if name not in ours:
             continue
-        want, (got, *_) = ours[name](), other()
-        same = (want.argmax(1) == torch.from_numpy(got).argmax(1)).double().mean().item()
+        want = ours[name]()
+        got, *_ = other()
+        classes = torch.from_numpy(got).argmax(1)
+        same = (want.argmax(1) == classes).double().mean().item()
         if same < AGREED:
             raise SystemExit(f"{name}: {same:.0%} of the predictions are torch's; nothing is timed")
 
@@ -201,9 +203,10 @@ def trained(ann, snn):
         UseError: they are of different shapes.
     """
     ann, snn = (checkpoint.rebuild(checkpoint.load(path)).eval() for path in (ann, snn))
-    shapes = [{**net.built, "bn": False, "dropout": 0.0} for net in (ann, snn)]
-    if shapes[0] != shapes[1]:
-        raise UseError(f"--ann is {shapes[0]}, --snn is {shapes[1]}: give two of one shape")
+    plain = {"bn": False, "dropout": 0.0}
+    one, other = ann.built | plain, snn.built | plain
+    if one != other:
+        raise UseError(f"--ann is {one}, --snn is {other}: give two of one shape")
     if ann.built["bn"]:
         ann, _ = convert.fuse_bn(ann, noise(ann, 2))
     return ann, snn
@@ -212,17 +215,22 @@ def trained(ann, snn):
 def noise(net, count):
     """Images [count, 3, H, W] of the size of a network."""
     side = net.built["image_size"]
-    return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(0))
+    draw = torch.Generator().manual_seed(0)
+    return torch.randn(count, 3, side, side, generator=draw)
 
 
 def pairs(args):
     """Yield the `Pair`s that are asked for."""
     if bool(args.ann) != bool(args.snn):
         raise UseError("give both --ann and --snn, or none of them for noise weights")
-    several = [trained(args.ann, args.snn)] if args.ann else None
-    for ann, snn in several or (untrained(name, args.width) for name in args.networks):
-        nets = (run.place(net.eval(), World(device=CPU)) for net in (ann, snn))
-        yield Pair(*nets, noise(ann, CALIBRATION))
+    if args.ann:
+        found = [trained(args.ann, args.snn)]
+    else:
+        found = (untrained(name, args.width) for name in args.networks)
+    world = World(device=CPU)
+    for nets in found:
+        ann, snn = (run.place(net.eval(), world) for net in nets)
+        yield Pair(ann, snn, noise(ann, CALIBRATION))
 
 
 def options(argv):

@@ -20,6 +20,7 @@ from engine.files import write_atomic
 from engine.log import versions
 from models import describe, integer
 from models.activations import Neurons
+from models.rates import weighted
 
 # least share of equal predictions: rounding moves some images of a spiking network, faults move all
 AGREED = 0.95
@@ -49,7 +50,8 @@ class Source:
 
 def image_shape(net):
     """Shape of one image (or of its frames) of a network."""
-    built, first = net.built, next(m for m in net.modules() if isinstance(m, nn.Conv2d))
+    built = net.built
+    first, *_ = weighted(net)
     side = built.get("image_size") or built["img_size"]
     frames = (net.act.steps,) if net.act.encoding == "frames" else ()
     return *frames, first.in_channels, side, side
@@ -144,13 +146,15 @@ def write_onnx(source, path):
     net.per_step = False  # a file has one readout
     spiking = isinstance(net.act, Neurons)
     example = torch.zeros(2, *image_shape(net))
-    model = onnx_file.draw(Watched(net).eval() if spiking else net, example, source.opset)
+    seen = Watched(net).eval() if spiking else net
+    model = onnx_file.draw(seen, example, source.opset)
     watched = model.SerializeToString() if spiking else None
     del model.graph.output[1:]
     content = onnx_file.stamped(model, onnx_header(source))
 
     other = onnx_file.OnnxNetwork(content, watched)
-    found = compare(net, other, ((x, x, labels) for x, labels in source.batches), spiking)
+    batches = ((x, x, labels) for x, labels in source.batches)
+    found = compare(net, other, batches, spiking)
     if spiking:
         print(found.table())
     told = f"{found.told('torch')}, logits differ by up to {found.difference:.1e}"
@@ -166,9 +170,13 @@ def write_nir(source, path):
     What was written computes every spike of the SNN in another simulator, or nothing is written:
     in float64, where no order of a sum moves a potential across a threshold.
     """
-    statistics = {"mean": np.array(source.mean), "std": np.array(source.std)}
+    about = {
+        "source": str(source.path),
+        "mean": np.array(source.mean),
+        "std": np.array(source.std),
+    }
     with has_no("NIR graph", source):
-        graph = nir_file.build(source.net, source=str(source.path), **statistics)
+        graph = nir_file.build(source.net, **about)
 
     data = nir_file.encode(graph)
     net = source.net.double()

@@ -63,32 +63,40 @@ class _Graph:
     def current(self, name, layer, signal):
         """A convolution, or a linear layer, which is a convolution of the size of its input."""
         if isinstance(layer, nn.Conv2d):
-            return self.weigh(name, signal, layer.weight, layer.bias, layer.stride, layer.padding)
+            shape = {"stride": layer.stride, "padding": layer.padding}
+            return self.weigh(name, signal, layer.weight, layer.bias, **shape)
         (sources, *_) = signal.values()
         weight = layer.weight.unflatten(1, tuple(self.shape(sources)))
         return self.weigh(name, signal, weight, layer.bias)
 
     def pool(self, name, side, signal):
         """Sums of squares, whose average is left to the factors."""
+        square = np.array([side, side])
+        nothing = np.array([0, 0])
         pooled = {}
         for factor, sources in signal.items():
             channels, height, width = self.shape(sources)
-            node = self.nir.SumPool2d(*[np.array([side, side])] * 2, np.array([0, 0]))
-            node.output_type = {"output": np.array([channels, height // side, width // side])}
-            pooled[factor / side**2] = [self.add(f"{name}.x{factor:g}", node, sources)]
+            node = self.nir.SumPool2d(square, square, nothing)
+            shape = channels, height // side, width // side
+            node.output_type = {"output": np.array(shape)}
+            added = self.add(f"{name}.x{factor:g}", node, sources)
+            pooled[factor / side**2] = [added]
         return pooled
 
     def fire(self, name, act, currents):
         """Lanes, each of which fires above its edge alone: their jumps make the merged output."""
         shape = tuple(self.shape(currents))
         signal = {}
-        for lane, (boundary, jump) in enumerate(zip(act.config.boundaries, act.config.jumps)):
+        steps = zip(act.config.boundaries, act.config.jumps)
+        for lane, (boundary, jump) in enumerate(steps):
             edge = act.theta * boundary
             if act.config.inclusive:
                 # IF fires above its threshold: from the edge on is above the number before it
                 edge = torch.nextafter(edge, torch.tensor(-torch.inf))
             threshold = np.full(shape, edge.item(), np.float32)
-            node = self.nir.IF(np.ones_like(threshold), threshold, np.zeros_like(threshold))
+            resistance = np.ones_like(threshold)
+            reset = np.zeros_like(threshold)
+            node = self.nir.IF(resistance, threshold, reset)
             names = signal.setdefault(jump, [])
             names.append(self.add(f"{name}.lane{lane}", node, currents))
         return signal
@@ -105,7 +113,8 @@ class _Graph:
         shortcut = f"{name}.shortcut"
         if isinstance(stage.shortcut, nn.Identity):
             channels = stage.synapse.map.out_channels
-            across = self.weigh(shortcut, signal, torch.eye(channels)[:, :, None, None])
+            ones = torch.eye(channels)
+            across = self.weigh(shortcut, signal, ones[:, :, None, None])
         else:
             across = self.current(shortcut, stage.shortcut.map, signal)
         return self.fire(f"{name}.act", stage.act, currents + across)
@@ -126,7 +135,8 @@ def build(net, **metadata):
             "while each IF of NIR has its own: train with --timesteps 1"
         )
     side = net.built["image_size"]
-    graph = _Graph((net.stages[0].synapse.map.in_channels, side, side))
+    channels = net.stages[0].synapse.map.in_channels
+    graph = _Graph((channels, side, side))
     signal = {1: ["input"]}
     for index, stage in enumerate(net.stages):
         name = f"stages.{index}"
@@ -194,5 +204,6 @@ class Simulated(nn.Module):
     def forward(self, images):
         readout, _ = self.graph(images)
         for site, lanes in self.merged:
-            site(sum(jump * self.fired[name] for name, jump in lanes.items()))
+            fired = [jump * self.fired[name] for name, jump in lanes.items()]
+            site(sum(fired))
         return readout.flatten(1)

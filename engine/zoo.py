@@ -95,8 +95,11 @@ def packed(content):
         # biases and thresholds are few
         if value.dim() < 2:
             continue
-        largest = value.flatten(1).abs().amax(1).clamp(min=torch.finfo(torch.float32).tiny)
-        scale = (largest / TOP).view(-1, *[1] * (value.dim() - 1))  # [O, 1, ...]
+        channels = value.flatten(1)
+        largest = channels.abs().amax(1)
+        largest.clamp_(min=torch.finfo(torch.float32).tiny)
+        ones = [1] * (value.dim() - 1)
+        scale = (largest / TOP).view(-1, *ones)  # [O, 1, ...]
         whole[name] = (value / scale).round().to(torch.int8)
         scales[name] = scale
     return {**content, "format": PACKED, "model": whole, "scales": scales}

@@ -142,8 +142,10 @@ def store(path, content):
 
     def write(temporary):
         torch.save(content, temporary)
-        again, wanted = checkpoint.load(temporary)["model"], zoo.unpacked(content)["model"]
-        if not all(torch.equal(again[name], value) for name, value in wanted.items()):
+        again = checkpoint.load(temporary)["model"]
+        wanted = zoo.unpacked(content)["model"]
+        same = [torch.equal(again[name], value) for name, value in wanted.items()]
+        if not all(same):
             raise OSError("it was read back otherwise than it was written")
 
     write_atomic(path, write)
@@ -249,7 +251,9 @@ def check(asked):
     name = asked.zoo.name
     if name and name not in table:
         raise UseError(f"there is no {name}: names are {', '.join(table)}")
-    entries = [table[name]] if name else [entry for entry in table.values() if entry.file]
+    entries = [entry for entry in table.values() if entry.file]
+    if name:
+        entries = [table[name]]
     found = []
     for entry in entries:
         wrong = list(differences(entry, asked))
