@@ -183,12 +183,8 @@ class Turn:
         if not killed or name == "SIGSTOP":
             broken += [f"ended with {ended.told[-3:]}"] * bool(ended.status)
             return record, ended.status == 0
-        if (
-            not moment
-            and name == "SIGINT"
-            and "Traceback" in ended.errors
-            and wait > measured.first
-        ):
+        # before the script's imports are done, Python itself shows where it was
+        if "Traceback" in ended.errors and "in guard" in ended.errors:
             broken.append(f"a traceback: {ended.told[-1]}")
         if not group:
             # what it had started may be at work for a while: nobody may come in its way

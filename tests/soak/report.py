@@ -37,6 +37,11 @@ MENDED = (
         "tests/engine/test_dist.py",
     ),
     (
+        "SIGINT in the middle of a fork was swallowed, or taken for a lost worker",
+        "it ends the command all the same",
+        "tests/engine/test_errors.py, tests/inputs/test_loader.py",
+    ),
+    (
         "the log's line of an epoch was not forced to the disk before its checkpoint",
         "it is",
         "tests/engine/test_log.py",
