@@ -5,7 +5,9 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle
 
@@ -172,7 +174,8 @@ class Turn:
         record = {"command": line.split()[0], "moment": moment or f"{wait:.2f} s", "broken": []}
         broken = record["broken"]
         if not moment:
-            time.sleep(wait)
+            with suppress(subprocess.TimeoutExpired):
+                command.process.wait(wait)
             command.send(getattr(signal, name), group)
         if name == "SIGSTOP":
             broken += damaged(self.folder)
