@@ -143,6 +143,8 @@ def read_settings(parser, argv, rules):
         UseError: an option differs from the interrupted run's, or the run is of another script.
     """
     asked = parser.parse(argv)
+    if not (asked.run.resume or asked.run.dont_save):
+        asked = replace(asked, run=replace(asked.run, resume=_restarted(asked)))
     if not asked.run.resume:
         refuse_idle(asked.given, rules(asked))
         return asked, None
@@ -153,6 +155,21 @@ def read_settings(parser, argv, rules):
     if "training" not in saved:
         raise UseError(f"{path} is not the last.pth of a run: --resume takes a run folder")
     return _resumed(parser, asked, path, saved), saved
+
+
+def _restarted(asked):
+    """The run folder that torchrun's restart of all processes goes on with, "" if it is none."""
+    job = os.environ.get("TORCHELASTIC_RUN_ID")
+    # without --rdzv_id every job has the same name, and only a restart tells that it is this one
+    if job is None or (job == "none" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"):
+        return ""
+    same = {"settings": settings.flat(asked), "job": job}
+    for last in sorted(Path(asked.run.output_dir).glob("**/last.pth"), reverse=True):
+        config, summary = last.with_name("config.json"), last.with_name("summary.json")
+        unfinished = config.exists() and not summary.exists()
+        if unfinished and same.items() <= log.read_json(config).items():
+            return str(last.parent)
+    return ""
 
 
 def _resumed(parser, asked, path, saved):

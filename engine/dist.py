@@ -7,6 +7,7 @@ weights are promised, and tested, in double precision.
 
 import atexit
 import ctypes
+import fcntl
 import importlib
 import os
 import re
@@ -16,6 +17,7 @@ import traceback
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from urllib.parse import urlparse
 
 import torch
 import torch.distributed as dist
@@ -27,6 +29,9 @@ CPU = torch.device("cpu")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 # the others wait while rank 0 downloads or balances thresholds
 PATIENCE = timedelta(hours=1)
+# within which all processes have started and can reach each other
+MEETING = timedelta(minutes=10)
+ADDRESS_OF = 0x8915  # SIOCGIFADDR of Linux's sockios.h
 SLURM_PORTS = 10_000, 20_000  # the first, and how many: jobs on one host must not share one
 
 
@@ -246,6 +251,27 @@ def _device(options, local_rank):
     return device
 
 
+def _interface(host):
+    """Name of the network interface that leads to `host`, None: it is not known."""
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            # a datagram's socket sends nothing to connect
+            probe.connect((host, 1))
+            own = probe.getsockname()[0]
+    except OSError:
+        # the processes will not meet, and say so
+        return None
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+        for _, name in socket.if_nameindex():
+            try:
+                found = fcntl.ioctl(asked, ADDRESS_OF, name.encode().ljust(40, b"\0"))
+            except OSError:
+                continue  # without an address
+            if socket.inet_ntoa(found[20:24]) == own:
+                return name
+    return None
+
+
 def _join(options, amp, rank, size, local_rank):
     """This process's `World`, once all `size` processes have met."""
     device = _device(options, local_rank)
@@ -266,10 +292,17 @@ def _join(options, amp, rank, size, local_rank):
 
     # the store outlives the process group: a failing process leaves its mark there
     address = options.dist_url
+    # gloo would listen where this machine's own name leads: on Debian to 127.0.1.1
+    host = urlparse(address).hostname or os.environ.get("MASTER_ADDR")
+    interface = host and _interface(host)
+    if interface:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
     try:
-        store, rank, size = next(dist.rendezvous(address, rank, size, timeout=PATIENCE))
+        store, rank, size = next(dist.rendezvous(address, rank, size, timeout=MEETING))
         group = dist.PrefixStore("group", store)
-        dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=PATIENCE)
+        dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=MEETING)
+        store.set_timeout(PATIENCE)
+        dist.distributed_c10d._set_pg_timeout(PATIENCE)
     except (RuntimeError, ValueError) as error:
         variables = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         where = address.replace("env://", variables)

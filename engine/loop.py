@@ -3,6 +3,7 @@ what a step is.
 """
 
 import copy
+import os
 import random
 import time
 from contextlib import nullcontext
@@ -422,6 +423,9 @@ class Trainer:
             return RunLog(folder, resume_epoch=self.epoch - 1)
         record = self.record
         config = {"settings": record.settings, "data": record.data, "network": self.net.built}
+        # by which torchrun's restart finds the run
+        if "TORCHELASTIC_RUN_ID" in os.environ:
+            config["job"] = os.environ["TORCHELASTIC_RUN_ID"]
         return RunLog(folder, config)
 
     def _say_data(self):

@@ -140,12 +140,14 @@ def resident(name):
 
 
 def measured(do):
-    """(what do() returns, seconds, largest growth of the resident memory in bytes)."""
+    """(what do() returns, seconds of this process, largest growth of its resident memory in bytes);
+    seconds of the clock would grow on a busy machine.
+    """
     # the kernel's peak starts anew
     Path("/proc/self/clear_refs").write_text("5")
-    before, start = resident("VmRSS"), time.monotonic()
+    before, start = resident("VmRSS"), time.process_time()
     result = do()
-    return result, time.monotonic() - start, max(0, resident("VmHWM") - before)
+    return result, time.process_time() - start, max(0, resident("VmHWM") - before)
 
 
 def try_out(name, count, attempt, capsys):

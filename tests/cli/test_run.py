@@ -11,7 +11,7 @@ import models
 from cli import run
 from cli.options import NetworkOptions, TrainingSettings
 from cli.parser import Parser
-from engine import checkpoint, settings
+from engine import checkpoint, log, settings
 from engine.dist import World
 from engine.errors import UseError
 from engine.settings import group
@@ -30,14 +30,18 @@ class ToySettings(TrainingSettings):
     data: DataOptions = group()
 
 
+def toy():
+    return models.build("resnet20", models.ReLU(), width_mult=1 / 32)
+
+
 def read(argv, rules=lambda asked: []):
     return run.read_settings(Parser("toy.py", "A toy.", ToySettings), argv.split(), rules)
 
 
 def store(path, stored):
     """A last.pth with the given settings."""
-    content = {"format": checkpoint.FORMAT, **dict.fromkeys(checkpoint.FIELDS)}
-    checkpoint.save(path, content | {"settings": stored, "training": {"epoch": 2}})
+    content = checkpoint.content(toy(), "ann", ABOUT, stored, training={"epoch": 2})
+    checkpoint.save(path, content)
 
 
 @pytest.fixture
@@ -49,6 +53,29 @@ def interrupted(tmp_path):
 
 
 # ---- settings
+
+
+@pytest.mark.parametrize(
+    "job, restarts, goes_on",
+    [("7", "0", True), ("8", "0", False), ("none", "1", False), (None, "0", False)],
+)
+def test_a_restart_by_torchrun_goes_on_with_its_own_run(
+    job, restarts, goes_on, tmp_path, monkeypatch
+):
+    argv = f"--batch_size 7 --device cpu --output_dir {tmp_path}"
+    asked, _ = read(argv)
+    folder = tmp_path / "toy" / "run"
+    store(folder / "last.pth", settings.flat(asked))
+    log.write_json(folder / "config.json", {"settings": settings.flat(asked), "job": "7"})
+    if job:
+        monkeypatch.setenv("TORCHELASTIC_RUN_ID", job)
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
+    again, saved = read(argv)
+    assert (again.run.resume == str(folder)) == (saved is not None) == goes_on
+    # of other settings, or finished, it is another run
+    assert read(argv.replace("7 ", "8 "))[1] is None
+    log.write_json(folder / "summary.json", {})
+    assert read(argv)[1] is None
 
 
 def test_without_resume_the_command_line_counts():
@@ -121,7 +148,7 @@ def test_a_run_of_another_script_is_refused(interrupted):
 
 
 def test_a_checkpoint_is_not_a_run(tmp_path):
-    content = {"format": checkpoint.FORMAT, **dict.fromkeys(checkpoint.FIELDS)}
+    content = checkpoint.content(toy(), "ann", ABOUT, {})
     checkpoint.save(tmp_path / "best.pth", content)
     with pytest.raises(UseError, match=r"best\.pth is not the last\.pth of a run: --resume takes"):
         read(f"--resume {tmp_path}/best.pth")

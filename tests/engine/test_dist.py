@@ -320,6 +320,12 @@ def test_a_process_that_is_killed_ends_all_with_one_line(dies, tmp_path):
     assert last_line(tmp_path)["epoch"] == 2
 
 
+def test_the_interface_is_that_which_leads_to_the_others():
+    """Not that of this machine's own name, which on Debian is a loopback."""
+    assert dist._interface("127.0.0.1") == "lo"
+    assert dist._interface("no such host") is None
+
+
 # ---- which processes there are
 
 

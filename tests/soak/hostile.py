@@ -31,7 +31,8 @@ from tests.inputs import test_mutated as data
 from tests.mutated import measured, outcome, resident
 from tests.soak import lies
 
-SECONDS = 30  # that an input may take
+SECONDS = 30  # that an input may take, of a process that computes
+WAITING = 300  # s, of one that waits
 BYTES = lies.GIB  # that the resident memory may grow by
 ADDRESSES = 4 * lies.GIB  # that may be asked for beside what the process has, bytes
 
@@ -46,6 +47,7 @@ READERS = {
         exported.integer_files,  # exported files: further forms here
     )
 }
+ENDED = (-signal.SIGALRM, -signal.SIGPROF)
 NEEDS = {"aedat4_recordings": "aedat"}  # {reader: package that reads such files}
 
 
@@ -76,13 +78,15 @@ def work(name, first, count, seed):
         most = resident("VmSize") + ADDRESSES
         resource.setrlimit(resource.RLIMIT_AS, (most, most))
         for number in range(first, count):
-            # its default is the end of the process
-            signal.alarm(SECONDS + 1)
+            # both end the process; what computes is timed by its own seconds
+            signal.setitimer(signal.ITIMER_PROF, SECONDS + 1)
+            signal.alarm(WAITING)
             try:
                 tell(number, *measured(lambda n=number: outcome(name, n, attempt, seed)))
             except AssertionError as error:
                 tell(number, f"failed: {error}")
             signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
 
 
 def campaign(name, count, seed):
@@ -97,7 +101,7 @@ def campaign(name, count, seed):
         lines = [line for line in child.stdout.splitlines() if line.startswith("[")]
         found += map(json.loads, lines)
         if len(found) < count:
-            how = "took too long" if child.returncode == -signal.SIGALRM else "ended the process"
+            how = "took too long" if child.returncode in ENDED else "ended the process"
             found.append([len(found), f"failed: it {how} ({child.returncode})", 0.0, 0])
     return found
 
