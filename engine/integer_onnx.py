@@ -329,12 +329,10 @@ def residual(graph, stage, wire):
     inner = layer(graph, stage.inner, wire)
     sums, shortcut, neurons = stage.sums, stage.shortcut, stage.neurons
     free = isinstance(shortcut, integer.Factor)
-    out = None
-    if free:
-        out = lifted(graph, stage, inner, wire)
-    elif wire.zero == inner.zero:
-        both, weight = joined(graph, sums, shortcut, inner, wire)
-        out = plain(graph, sums, weight, neurons, both)
+    out = lifted(graph, stage, inner, wire) if free else None
+    if out is None:
+        both = joined(graph, sums, shortcut, inner, wire)
+        out = both and plain(graph, sums, both[1], neurons, both[0])
     if out is None:
         direct = multiply(graph, shortcut, wire) if free else add_up(graph, shortcut, wire)
         total = graph.add("Add", add_up(graph, sums, inner), direct)
@@ -343,20 +341,47 @@ def residual(graph, stage, wire):
     return out
 
 
+def pointwise(shortcut):
+    """(int8 weights [O, I, 1, 1], power of 2, stride): a shortcut as a 1x1 convolution. Or None."""
+    if isinstance(shortcut, integer.Sum):
+        return shortcut.weight.numpy(), 1, shortcut.stride
+    factor = shortcut.factor.numpy()
+    power = 1
+    while factor.max() > integer.TOP * power:
+        power *= 2
+    if (factor % power).any():
+        return None
+    return np.diag(factor // power).astype(np.int8)[:, :, None, None], power, (1, 1)
+
+
 def joined(graph, sums, shortcut, inner, wire):
-    """(`Wire`, weights) of one convolution that adds up what `sums` and a 1x1 shortcut do."""
-    picked = graph.add(
-        "Slice",
-        wire.name,
-        graph.constant([0, 0]),
-        graph.constant([integer.LIMIT] * 2),
-        graph.constant([2, 3]),
-        graph.constant(shortcut.stride),
-    )
-    both = graph.add("Concat", inner.name, picked, axis=1)
+    """(`Wire`, weights) of one convolution that adds up what `sums` and a shortcut do, or None."""
+    found = pointwise(shortcut)
+    if found is None or wire.negative != inner.negative:
+        return None
+    direct, power, stride = found
+    if wire.highest * power > BYTE:
+        return None
+    name = wire.name
+    if stride != (1, 1):
+        bounds = [graph.constant(each) for each in ([0, 0], [integer.LIMIT] * 2, [2, 3], stride)]
+        name = graph.add("Slice", name, *bounds)
+    if power > 1:
+        name = graph.add("Mul", name, graph.byte(power))
+    parts = [inner, replace(wire, name=name, highest=wire.highest * power)]
+    # one code of 0 for both
+    highest = max(part.highest for part in parts)
+    names = [
+        graph.add("Add", part.name, graph.byte(highest - part.highest))
+        if part.negative and part.highest < highest
+        else part.name
+        for part in parts
+    ]
+    both = graph.add("Concat", *names, axis=1)
     above, left = sums.padding
-    direct = np.pad(shortcut.weight.numpy(), ((0, 0), (0, 0), (above, above), (left, left)))
-    return replace(inner, name=both), np.concatenate([sums.weight.numpy(), direct], 1)
+    direct = np.pad(direct, ((0, 0), (0, 0), (above, above), (left, left)))
+    weight = np.concatenate([sums.weight.numpy(), direct], 1)
+    return replace(inner, name=both, highest=highest), weight
 
 
 def pool(graph, stage, wire):

@@ -319,37 +319,38 @@ def _check_reach(reach, name):
 
 
 def _fraction(ratio, top, highest):
-    """(m, n), a fraction m / n near to `ratio`, or None.
+    """(m, n), the first fraction m / n within 1/128 of `ratio`, or None.
 
-    Of those with which everything that counts below `top` thetas of n units, lifted by up to
-    `highest` integers of m units, has 255 steps.
+    Everything that counts below `top` thetas of n units, lifted by up to `highest` integers of m
+    units, has at most 255 steps.
     """
-    pairs = [(max(1, round(ratio * n)), n) for n in range(1, 255)]
-    pairs = [(m, n) for m, n in pairs if n * (top - 1) + m * highest < 255]
-    errors = [abs(m / n / ratio - 1) for m, n in pairs]
-    # as near as int8 weights are, in few units; else the nearest
-    near = [pair for pair, error in zip(pairs, errors) if error < 1 / (2 * TOP)]
-    if near:
-        return near[0]
-    return pairs[errors.index(min(errors))] if errors and min(errors) < 1 / 64 else None
+    for n in range(1, 255):
+        m = max(1, round(ratio * n))
+        if n * (top - 1) + m * highest < 255 and abs(m - ratio * n) < ratio * n / 128:
+            return m, n
+    return None
 
 
 def _shared(scale, signal, theta, levels):
     """(scale, factor) of a shortcut without weights beside weights in units of `scale` [C].
 
-    Where it can be, the unit of a channel grows, so that theta and the factor are multiples of one
-    integer: then no more than the number of these multiples needs to be known of a sum.
+    A scale grows a little where that makes theta and the factor multiples of one integer, so that
+    no more than a number of these needs to be known of a sum; else where it makes the factor int8
+    numbers times a power of 2, the same in all channels. Where neither can be, it is rounded.
     """
-    plain = (signal.unit / scale).round()
     found = _fraction(signal.unit / theta.item(), 2 ** (levels - 1), signal.highest)
-    if found is None:
-        return scale, plain
-    m, n = found
-    multiple = (theta / scale / n).floor()
-    small = multiple < 1
-    return (
-        torch.where(small, scale, theta / (n * multiple)),
-        torch.where(small, plain, m * multiple),
+    if found:
+        m, n = found
+        multiple = (theta / scale / n).floor()
+        if multiple.min() >= 1:
+            return theta / (n * multiple), m * multiple
+
+    factor = signal.unit / scale
+    step = max(1.0, 2.0 ** (factor.max() / TOP).log2().ceil().item())
+    coarse = (factor / step).floor() * step
+    small = coarse < 1
+    return torch.where(small, scale, signal.unit / coarse), torch.where(
+        small, factor.round(), coarse
     )
 
 

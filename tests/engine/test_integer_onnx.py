@@ -44,8 +44,7 @@ def test_every_spike_is_equal_and_every_convolution_in_int8(name, lanes, theta):
     equal(whole, pixels(1))  # any batch
     _, spikes = outputs(whole, pixels(3))
     assert sum(layer.count_nonzero() for layer in spikes[-2:]) > 0
-    if lanes < 4 or name == "vgg16":
-        assert "ConvInteger" not in found
+    assert "ConvInteger" not in found
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -115,6 +114,16 @@ def test_shortcuts_in_units_of_all_sizes(theta, lanes):
     net = random("resnet20", 1, NeuronConfig.vgg(lanes), theta=theta)
     found = equal(integer.to_integer(net, MEAN, STD), pixels(2))
     assert found["QuantizeLinear"] >= 4
+
+
+def test_a_shortcut_that_bytes_do_not_count_is_more_channels():
+    """The one behind the pooling; weights that are small make its factor large."""
+    net = random("resnet20", theta=0.49)
+    with torch.no_grad():
+        net.stages[4].synapse.map.weight.mul_(0.25)
+    found = equal(integer.to_integer(net, MEAN, STD), pixels(3))
+    assert found["QuantizeLinear"] == 4 and found["Concat"] == 4
+    assert "ConvInteger" not in found
 
 
 # ---- what bytes do not hold, in int32
