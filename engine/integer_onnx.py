@@ -64,11 +64,13 @@ class Graph:
     def add(self, operator, *inputs, outputs=1, **attributes):
         """Add a node; returns the name of its output, a list of names where there are several."""
         names = [f"{operator}{len(self.nodes)}.{i}" for i in range(outputs)]
-        self.nodes.append(self.onnx.helper.make_node(operator, inputs, names, **attributes))
+        node = self.onnx.helper.make_node(operator, inputs, names, **attributes)
+        self.nodes.append(node)
         return names[0] if outputs == 1 else names
 
     def cast(self, name, kind):
-        return self.add("Cast", name, to=self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind)))
+        to = self.onnx.helper.np_dtype_to_tensor_dtype(np.dtype(kind))
+        return self.add("Cast", name, to=to)
 
     def split(self, name, steps):
         """The names of the steps of folded time."""
@@ -87,7 +89,8 @@ class Graph:
             for name, shape in zip(outputs, shapes)
         ]
         ends = [helper.make_node("Identity", [inner], [name]) for name, inner in outputs.items()]
-        graph = helper.make_graph(self.nodes + ends, "mlif", [images], named, self.constants)
+        nodes = self.nodes + ends
+        graph = helper.make_graph(nodes, "mlif", [images], named, self.constants)
         opsets = [helper.make_opsetid("", OPSET)]
         return helper.make_model(graph, opset_imports=opsets, ir_version=IR_VERSION)
 
@@ -116,7 +119,8 @@ def add_up(graph, sums, wire):
 def multiply(graph, shortcut, wire):
     """The int32 sums of a shortcut without weights."""
     factor = shortcut.factor.numpy()[:, None, None] * wire.sign
-    x = graph.add("Sub", graph.cast(wire.name, np.int32), graph.constant(wire.zero))
+    x = graph.cast(wire.name, np.int32)
+    x = graph.add("Sub", x, graph.constant(wire.zero))
     return graph.add("Mul", x, graph.constant(factor))
 
 
@@ -149,17 +153,22 @@ def compare(graph, neurons, sums, wide):
         _, codes = fire(sums)
         return Wire(codes, sum(jumps), False, neurons.edges.shape[1] if wide else None)
 
-    bias, theta, nothing = each(neurons.bias), each(neurons.theta), graph.constant(0)
+    bias = each(neurons.bias)
+    theta = each(neurons.theta)
+    nothing = graph.constant(0)
     steps = neurons.steps
+    currents = [sums] * steps if neurons.constant else graph.split(sums, steps)
     v, fired = nothing, []
-    for current in [sums] * steps if neurons.constant else graph.split(sums, steps):
-        u = graph.add("Add", v, graph.add("Add", current, bias))
+    for current in currents:
+        current = graph.add("Add", current, bias)
+        u = graph.add("Add", v, current)
         lowest, codes = fire(u)
         fired.append(codes)
         if neurons.hard:
             v = graph.add("Where", lowest, nothing, u)
         else:
-            v = graph.add("Sub", u, graph.add("Mul", graph.cast(codes, np.int32), theta))
+            o = graph.cast(codes, np.int32)
+            v = graph.add("Sub", u, graph.add("Mul", o, theta))
     codes = graph.add("Concat", *fired, axis=0)
     return Wire(codes, sum(jumps), False, neurons.edges.shape[1] if wide else None)
 
@@ -243,12 +252,16 @@ def pick(graph, count, neurons):
     if jumps[:2] == [1, 1]:
         # the two lowest lanes in one
         del low[0], high[1], jumps[0]
-    silent = [graph.add("Clip", count, graph.byte(a), graph.byte(b)) for a, b in zip(low, high)]
+    silent = []
+    for least, most in zip(low, high):
+        bounds = graph.byte(least), graph.byte(most)
+        silent.append(graph.add("Clip", count, *bounds))
     codes = silent[-1]
     if len(jumps) > 1:
         # where the top lane passes, all do
         rest = weighted(graph, silent[:-1], jumps[:-1])
-        surplus = sum(jump * byte for jump, byte in zip(jumps, low)) - jumps[-1]
+        least = [jump * byte for jump, byte in zip(jumps, low)]
+        surplus = sum(least) - jumps[-1]
         if surplus:
             rest = graph.add("Sub", rest, graph.byte(surplus))  # modulo 256
         codes = graph.add("Mul", rest, codes)
@@ -281,23 +294,29 @@ def lifted(graph, stage, inner, wire):
     if len(neurons.shifts) == 1:
         start, theta = start + theta - factor, factor
     unit = np.gcd(theta, factor)
-    n, m = int(theta[0] // unit[0]), int(factor[0] // unit[0])
+    n = int(theta[0] // unit[0])
+    m = int(factor[0] // unit[0])
     top = top_output(neurons)
     # its first step is the lowest that the shortcut can lift over the first theta
     lift = m * wire.highest
-    units = Count(start + theta - (lift + 1) * unit, unit, n * (top - 1) + lift + 1)
+    first = start + theta - (lift + 1) * unit
+    units = Count(first, unit, n * (top - 1) + lift + 1)
     bias, scale = Count(-1, n, top).rounding()
     zero = n * top - bias
     alike = (unit * n == theta).all() and (unit * m == factor).all()
     if not (alike and units.fits() and zero <= BYTE):
         return None
 
-    passed = convolve(graph, stage.sums, stage.sums.weight.numpy(), inner, units)
-    scales = [graph.constant(each, np.float32) for each in (scale, -wire.sign * m * scale, 1)]
-    passed = graph.add("DequantizeLinear", passed, scales[0], graph.byte(zero))
-    lift = graph.add("DequantizeLinear", wire.name, scales[1], graph.byte(wire.zero))
+    weight = stage.sums.weight.numpy()
+    passed = convolve(graph, stage.sums, weight, inner, units)
+    worth = graph.constant(scale, np.float32)
+    lifts = graph.constant(-wire.sign * m * scale, np.float32)
+    one = graph.constant(1, np.float32)
+    passed = graph.add("DequantizeLinear", passed, worth, graph.byte(zero))
+    lift = graph.add("DequantizeLinear", wire.name, lifts, graph.byte(wire.zero))
     total = graph.add("Add", passed, lift)
-    return pick(graph, graph.add("QuantizeLinear", total, scales[2], graph.byte(top)), neurons)
+    count = graph.add("QuantizeLinear", total, one, graph.byte(top))
+    return pick(graph, count, neurons)
 
 
 # Stages.
@@ -306,7 +325,9 @@ def lifted(graph, stage, inner, wire):
 def framed(graph, sums, side):
     """The `Wire` of the images in their frame: a convolution would pad all channels alike."""
     above, left = sums.padding
-    frame = sums.mean.numpy()[:, None, None].repeat(side + 2 * above, 1).repeat(side + 2 * left, 2)
+    height, width = side + 2 * above, side + 2 * left
+    frame = sums.mean.numpy()[:, None, None]
+    frame = frame.repeat(height, 1).repeat(width, 2)
     frame[:, above : above + side, left : left + side] = 0
     pads = graph.constant([0, 0, above, left, 0, 0, above, left], np.int64)
     images = graph.add("Pad", "images", pads, graph.byte(0))
@@ -351,7 +372,8 @@ def pointwise(shortcut):
         power *= 2
     if (factor % power).any():
         return None
-    return np.diag(factor // power).astype(np.int8)[:, :, None, None], power, (1, 1)
+    weight = np.diag(factor // power).astype(np.int8)
+    return weight[:, :, None, None], power, (1, 1)
 
 
 def joined(graph, sums, shortcut, inner, wire):
@@ -364,7 +386,8 @@ def joined(graph, sums, shortcut, inner, wire):
         return None
     name = wire.name
     if stride != (1, 1):
-        bounds = [graph.constant(each) for each in ([0, 0], [integer.LIMIT] * 2, [2, 3], stride)]
+        begin, end, axes = [0, 0], [integer.LIMIT] * 2, [2, 3]
+        bounds = [graph.constant(each) for each in (begin, end, axes, stride)]
         name = graph.add("Slice", name, *bounds)
     if power > 1:
         name = graph.add("Mul", name, graph.byte(power))
@@ -379,7 +402,8 @@ def joined(graph, sums, shortcut, inner, wire):
     ]
     both = graph.add("Concat", *names, axis=1)
     above, left = sums.padding
-    direct = np.pad(direct, ((0, 0), (0, 0), (above, above), (left, left)))
+    around = (0, 0), (0, 0), (above, above), (left, left)
+    direct = np.pad(direct, around)
     weight = np.concatenate([sums.weight.numpy(), direct], 1)
     return replace(inner, name=both, highest=highest), weight
 
