@@ -7,6 +7,7 @@ python -m benchmarks.inference --ann ann.pth --snn snn.pth        of checkpoints
     ann      the ANN in float32, which ratios of the same runtime are to
     snn      the SNN in float32, S = 3, T = 1
     int8     the ANN quantised as usual: QDQ, static, per channel, calibrated on the images
+    integer  the SNN's integer network in bytes (export.py --to integer-onnx)
 
 Images are noise, and so are weights without checkpoints: the operations are the same. All
 contenders of a setting alternate; figures are medians [quartiles]. Nothing is timed where ONNX
@@ -25,11 +26,12 @@ from torch import nn
 
 import models
 from cli import run
-from engine import checkpoint, onnx_file
+from engine import checkpoint, integer_onnx, onnx_file
 from engine.dist import World, keep_memory
 from engine.errors import UseError, guard
 from engine.extras import need
-from models import convert
+from inputs.table import TABLE
+from models import convert, integer
 
 from .common import alternate, machine, milliseconds, ratio, write
 
@@ -86,12 +88,21 @@ def quantised(pair):
         return small.read_bytes()
 
 
+def in_bytes(pair):
+    """The ONNX file of the SNN's integer network, as bytes."""
+    entry = TABLE["CIFAR10"]
+    whole = integer.to_integer(pair.snn, entry.mean, entry.std)
+    model, _ = integer_onnx.build(whole, pair.snn.built["image_size"])
+    return model.SerializeToString()
+
+
 # ---- contenders: a new one is an entry; a Pair -> the bytes of an ONNX file, or a module
 
 GRAPHS = {
     "ann": lambda pair: pair.ann_graph,
     "snn": lambda pair: graph(pair.snn, pair.images),
     "int8": quantised,
+    "integer": in_bytes,
 }
 MODULES = {"ann": lambda pair: pair.ann, "snn": lambda pair: pair.snn}
 
