@@ -302,7 +302,9 @@ def _join(options, amp, rank, size, local_rank):
         group = dist.PrefixStore("group", store)
         dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=MEETING)
         store.set_timeout(PATIENCE)
-        dist.distributed_c10d._set_pg_timeout(PATIENCE)
+        # torch 2.11 has no public name for it
+        set_timeout = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)
+        set_timeout(PATIENCE)
     except (RuntimeError, ValueError) as error:
         variables = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         where = address.replace("env://", variables)
