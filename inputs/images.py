@@ -65,10 +65,10 @@ class Data:
 
     train, test: its parts. about: what it is, plain values. mean, std: per channel, of pixels in
     [0, 1]. crop: padding of the random crop, pixels; reflect: by the mirrored image, not by zeros.
-    flip: mirror half of the training images; alternate: by turns, not by chance. transforms:
-    training -> transform of a PIL image, in worker processes, in the place of crop, flip and
-    normalisation. repeats: how often an epoch shows each of (correspondingly fewer) images.
-    drop_last: train on whole batches alone.
+    flip: mirror half of the training images; alternate: by turns, not by chance. cutout: side of a
+    square that is blanked, pixels. transforms: training -> transform of a PIL image, in worker
+    processes, in the place of crop, flip and normalisation. repeats: how often an epoch shows each
+    of (correspondingly fewer) images. drop_last: train on whole batches alone.
     """
 
     train: Memory | Files
@@ -83,6 +83,7 @@ class Data:
     drop_last: bool = False
     reflect: bool = False
     alternate: bool = False
+    cutout: int = 0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,12 @@ from engine.settings import machine_option, natural, number, option, positive
 
 from .images import Memory, decode
 
-AUGMENTATION, DECODING, FLIPS = 1, 2, 3  # which of the generators of a (seed, ...) is meant
+AUGMENTATION, DECODING, FLIPS, SQUARES = (
+    1,
+    2,
+    3,
+    4,
+)  # which of the generators of a (seed, ...) is meant
 
 
 @dataclass(frozen=True)
@@ -118,6 +123,21 @@ class Loader:
         return {n // size for n in whole} | {-(-n // size) for n in whole}
 
 
+def blanked(images, row, column, size):
+    """Images [b, C, H, W], changed in place: 0 in a square of `size` pixels around (row, column)
+    [b], as far as it lies in the image (Cutout, arXiv:1708.04552).
+    """
+
+    def covered(centre, side):
+        after_first = torch.arange(side, device=images.device) - (centre[:, None] - size // 2)
+        return (after_first >= 0) & (after_first < size)  # [b, side]
+
+    rows = covered(row, images.shape[2])
+    columns = covered(column, images.shape[3])
+    square = rows[:, :, None] & columns[:, None, :]
+    return images.masked_fill_(square[:, None], 0)
+
+
 def padded(images, pad, reflect=False):
     """uint8 [N, H + 2 * pad, W + 2 * pad, 3] of [N, H, W, 3], with zeros or mirrored around."""
     widths = (0, 0), (pad, pad), (pad, pad), (0, 0)
@@ -171,7 +191,12 @@ class MemoryLoader(Loader):
         for step, index, places, whole_batch in self.shares(epoch, start):
             draws = self._draw(epoch, step, index, places, whole_batch)
             index, top, left, flip = map(self.world.send, (index, *draws))
-            yield self.pixels(index, top, left, flip), self.labels[index], whole_batch
+            images = self.pixels(index, top, left, flip)
+            if self.training and self.data.cutout:
+                draw = seeded(self.seed, epoch, step, SQUARES)
+                centres = torch.randint(len(self.side), (2, whole_batch), generator=draw)
+                blanked(images, *self.world.send(centres[:, places]), self.data.cutout)
+            yield images, self.labels[index], whole_batch
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from engine.errors import UseError
-from engine.settings import machine_option, number, option
+from engine.settings import machine_option, natural, number, option
 
 from .cifar import read_cifar
 from .images import IN_MEMORY, Data, Memory, describe_part, read_digits, read_image_folder
@@ -135,12 +135,18 @@ class CropOptions:
         "what surrounds an image of which a random crop is taken: zeros, or the image mirrored",
         choices=("zero", "reflect"),
     )
+    cutout: int = option(
+        0,
+        "side of a square at random in each image that is blanked with the mean pixel, 0: none",
+        natural,
+        unit="pixels",
+    )
 
 
 def augmented(data, options):
     """`Data` that is augmented as `CropOptions` say."""
     reflect, alternate = options.padding == "reflect", options.flip == "alternating"
-    return replace(data, reflect=reflect, alternate=alternate)
+    return replace(data, reflect=reflect, alternate=alternate, cutout=options.cutout)
 
 
 def data_rules(options):
@@ -156,6 +162,7 @@ def data_rules(options):
         # published commands give --dataset_dir with every data set: CIFAR's may, too
         (["dataset_dir"], looks_in, f"{name} needs no folder"),
         (["padding"], in_memory, f"images over {IN_MEMORY} pixels are resized to random crops"),
+        (["cutout"], in_memory, f"images over {IN_MEMORY} pixels are not blanked"),
         (["flip"], in_memory and entry.flip, "these images are not mirrored, or all by chance"),
     ]
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from engine.errors import UseError
 from inputs.images import Files
-from inputs.loader import FileLoader, MemoryLoader, drawn_from, padded, seeded
+from inputs.loader import FileLoader, MemoryLoader, blanked, drawn_from, padded, seeded
 from inputs.table import IMAGENET
 from tests.helpers import image_folder
 from tests.inputs.noise import batches, files, make, marked, normalised
@@ -313,6 +313,30 @@ def test_a_crop_may_reach_into_the_mirrored_image():
     assert around.shape == (1, 8, 8, 3)
     assert around[0, 0, :, 0].tolist() == [2, 1, 0, 1, 2, 3, 2, 1]
     assert padded(images, 2)[0, :, 0].eq(0).all()
+
+
+def test_a_square_is_blanked_as_far_as_it_lies_in_the_image():
+    images = torch.ones(2, 3, 4, 5)
+    blanked(images, torch.tensor([0, 2]), torch.tensor([4, 2]), 2)
+    corner = torch.ones(4, 5)
+    corner[0, 3:] = 0
+    inside = torch.ones(4, 5)
+    inside[1:3, 1:3] = 0
+    assert torch.equal(images, torch.stack([corner, inside])[:, None].expand(2, 3, 4, 5))
+
+
+def test_cutout_blanks_training_images_alone_on_any_number_of_processes():
+    data = replace(marked(64), cutout=8)
+    plain, cut = (batches(make(each, batch_size=32)[0]) for each in (marked(64), data))
+    for (before, *_), (after, *_) in zip(plain, cut, strict=True):
+        changed = (before != after).any(1)  # [b, H, W]
+        assert after.movedim(1, 3)[changed].eq(0).all()
+        assert changed.sum((1, 2)).max() <= 64
+        assert len(changed.unique(dim=0)) > 20
+    share = batches(make(data, 1, 2, batch_size=32)[0])
+    halves = [torch.tensor_split(images, 2)[1] for images, *_ in cut]
+    assert all(torch.equal(images, half) for (images, *_), half in zip(share, halves, strict=True))
+    assert same(batches(make(data)[2]), batches(make(marked(64))[2]))
 
 
 # ---- images from files

@@ -67,10 +67,10 @@ def test_a_data_set_is_named_in_any_case(text):
     "given, names",
     [
         ({"dataset": "CIFAR10"}, {"image_size"}),
-        ({"dataset": "IMAGENET"}, {"image_size", "data_root", "padding", "flip"}),
+        ({"dataset": "IMAGENET"}, {"image_size", "data_root", "padding", "flip", "cutout"}),
         ({"dataset": "DIGITS"}, {"image_size", "data_root", "dataset_dir", "flip"}),
         ({"dataset": "FOLDER", "image_size": 64}, {"data_root"}),
-        ({"dataset": "FOLDER", "image_size": 65}, {"data_root", "padding", "flip"}),
+        ({"dataset": "FOLDER", "image_size": 65}, {"data_root", "padding", "flip", "cutout"}),
     ],
 )
 def test_options_that_do_nothing(given, names):
