@@ -241,13 +241,14 @@ def recording(title, rows, path):
     save(figure, path)
 
 
-def rows(table, measured, path):
+def rows(table, measured, lines, path):
     """The published rows and what was measured of them: accuracy against energy per data set.
 
     Args:
         table: rows with `dataset`, `network`, `method`, `accuracy` (%) and `energy` (uJ).
         measured: [(one of these rows, {"accuracy": (mean, deviation or None), "energy": ...}, what
             it was measured on)].
+        lines: {(dataset, network, what it shows): [(energy in uJ, accuracy in %) per point]}.
     """
     datasets = dict.fromkeys(row.dataset for row in table)
     networks = dict.fromkeys(row.network for row in table)
@@ -278,6 +279,13 @@ def rows(table, measured, path):
             capsize=3,
             linestyle="none",
             **look(row, f"measured: {where}"),
+        )
+    for (dataset, network, shown), places in lines.items():
+        panels[dataset].plot(
+            *np.transpose(sorted(places)),
+            color=colors[network],
+            marker=".",
+            label=f"{network}, {shown}",
         )
     for name, axis in panels.items():
         axis.set_title(name)

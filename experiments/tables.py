@@ -1,13 +1,16 @@
 """The published rows with what is measured of them: a list, a table of the README, a figure."""
 
+import statistics
 from pathlib import Path
 
 from analysis import figures
 from analysis.pricing import E_MAC
 from engine.errors import UseError
 from engine.files import write_text
+from engine.log import read_json
 
 from . import rows
+from .answers import column
 from .results import results_of
 from .verdict import number, outcome, where
 
@@ -103,6 +106,29 @@ def table(folder):
     return "\n".join(lines)
 
 
+def prices(path):
+    """What the price on energy buys, as `figures.rows` draws it; {} while that is not measured.
+
+    path: the numbers of the question.
+    """
+    if not path.is_file():
+        return {}
+    runs = read_json(path)["runs"].values()
+    recipe = next(iter(runs))[0]["recipe"]
+    (network,) = {
+        row.network
+        for row in rows.table().values()
+        if row.network.upper() == recipe["architecture"]
+    }
+    shown = f"width x{recipe['width_mult']}, price on energy"
+    points = []
+    for found in runs:
+        energy = statistics.mean(column(found, "energy_uj"))
+        accuracy = statistics.mean(column(found, "last_accuracy"))
+        points.append((energy, accuracy))
+    return {(recipe["dataset"], network, shown): points}
+
+
 def report(folder, readme):
     """Write the table between its lines in the README, and the figure; returns the table."""
     text = readme.read_text()
@@ -118,5 +144,6 @@ def report(folder, readme):
     for row in published:
         for result in results_of(row, folder):
             points.append((row, outcome(result), where(result)))
-    figures.rows(published, points, Path(folder) / "rows.png")
+    lines = prices(Path(folder).parent / "questions" / "rate_target.json")
+    figures.rows(published, points, lines, Path(folder) / "rows.png")
     return shown

@@ -154,7 +154,8 @@ def test_rows(drawn):
         (table[1], {"accuracy": (92.0, 0.5), "energy": (60.0, 1.0)}, "two seeds"),
         (table[3], {"accuracy": (80.0, None), "energy": (300.0, None)}, "simulated"),
     ]
-    _, (cifar, dvs) = drawn(figures.rows, table, measured)
+    lines = {("DVS", "VGGSNN", "price"): [(100, 82), (50, 81)]}
+    _, (cifar, dvs) = drawn(figures.rows, table, measured, lines)
     assert [cifar.get_title(), dvs.get_title()] == ["CIFAR10", "DVS"]
     assert cifar.get_xscale() == "log"
     assert cifar.get_xlabel() == "compute energy per image (uJ)"
@@ -175,7 +176,13 @@ def test_rows(drawn):
         "ResNet20, M-LIF, measured: two seeds",
     ]
     # Two published points of one network and method share an entry.
-    assert legend(dvs) == ["VGGSNN, M-LIF, published", "VGGSNN, M-LIF, measured: simulated"]
+    assert set(legend(dvs)) == {
+        "VGGSNN, M-LIF, published",
+        "VGGSNN, M-LIF, measured: simulated",
+        "VGGSNN, price",
+    }
+    (line,) = [line for line in dvs.lines if line.get_label() == "VGGSNN, price"]
+    assert line.get_xydata().tolist() == [[50, 81], [100, 82]]
     assert not dvs.containers[0].lines[2], "one seed has no deviation"
 
 

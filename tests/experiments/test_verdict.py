@@ -1,5 +1,7 @@
 """What a result says of its row, by hand; the tables that show it."""
 
+import json
+
 import pytest
 
 import reproduce
@@ -115,6 +117,21 @@ def test_the_report_writes_table_and_figure(tmp_path):
     assert readme.read_text() == f"before\n{tables.START}\n{shown}\n{tables.END}\nafter\n"
     assert "| 82.61 %, gap 2.81 | 6.261 uJ, 1/10.2 |" in shown
     assert (tmp_path / "rows.png").stat().st_size > 10_000
+
+
+def test_what_a_price_buys_is_a_line_of_the_figure(tmp_path):
+    """A point for each variant, the mean of its seeds."""
+    assert tables.prices(tmp_path / "missing.json") == {}
+    recipe = {"dataset": "CIFAR10", "architecture": "RESNET20", "width_mult": "0.25"}
+    seeds = [
+        {"recipe": recipe, "energy_uj": 6.0, "last_accuracy": 0.83},
+        {"recipe": recipe, "energy_uj": 7.0, "last_accuracy": 0.84},
+    ]
+    cheaper = [{"recipe": recipe, "energy_uj": 5.0, "last_accuracy": 0.82}]
+    path = tmp_path / "rate_target.json"
+    path.write_text(json.dumps({"runs": {"none": seeds, "rate 0.2": cheaper}}))
+    line = ("CIFAR10", "ResNet20", "width x0.25, price on energy")
+    assert tables.prices(path) == {line: [(6.5, pytest.approx(83.5)), (5.0, 82.0)]}
 
 
 def test_the_report_needs_its_place(tmp_path, fails):
