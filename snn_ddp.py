@@ -85,7 +85,7 @@ def rules(asked):
     return [
         *run.cnn_rules(asked),
         run.backend_rule(asked, traced),
-        run.price_rule(asked.price),
+        run.price_rule(asked.price, asked.run.keep),
         (
             ["num_channels", "hardware_opt"],
             neuron.multi_channel,

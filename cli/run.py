@@ -394,14 +394,23 @@ def _run_folder(asked, stable, world):
     return folder[0] and Path(folder[0])
 
 
-def price_rule(price):
-    """--penalty_warm_up does nothing where spikes have no price; price: `PriceOptions`.
+def price_rule(price, keep):
+    """--penalty_warm_up does nothing where spikes have no price; price: `PriceOptions`. keep: of
+    the run.
 
     Raises:
-        UseError: there are two targets.
+        UseError: there are two prices, or the network that is kept may be one from before a target
+            is due.
     """
-    if price.energy_target and price.rate_target:
-        raise UseError("give --energy_target or --rate_target, not both")
+    targets = (price.energy_target, price.rate_target)
+    given = [value for value in (price.rate_penalty, *targets) if value]
+    if len(given) > 1:
+        raise UseError("give one of --rate_penalty, --energy_target and --rate_target")
+    if any(targets) and keep != "last":
+        raise UseError(
+            "--energy_target and --rate_target need --keep last: the best epoch may be one before "
+            "the target is met"
+        )
     reason = "give --rate_penalty, --energy_target or --rate_target"
     return (["penalty_warm_up"], price.on, reason)
 

@@ -57,7 +57,7 @@ def rules(asked):
     inner = asked.neuron.levels > 1
     return [
         events.lanes_rule(asked),
-        run.price_rule(asked.price),
+        run.price_rule(asked.price, asked.run.keep),
         run.backend_rule(asked, "--compile traces the neuron into the step"),
         (["surrogate_edge"], inner, "only neurons of several lanes have inner boundaries"),
         (["means", "lamb"], asked.loss.TET, "it belongs to the TET loss"),

@@ -70,7 +70,7 @@ def rules(asked):
         (["surrogate_edge"], inner, "only mlif of several lanes has inner boundaries to weigh"),
         (["neuron_backend"], network.multi_level, "lif and plif are SpikingJelly's"),
         run.backend_rule(asked, "--compile traces the neuron"),
-        run.price_rule(asked.price),
+        run.price_rule(asked.price, asked.run.keep),
         (["means", "lamb"], asked.loss.TET, "give --TET"),
         (["cooldown_epochs"], sched != "step", "--sched step has no cool-down"),
         (["decay_epochs"], sched == "step", f"--sched {sched} has no drops"),

@@ -8,8 +8,8 @@ from models.rates import Additions
 
 from ..settings import fraction, option, rate, strictly_positive
 
-START = 0.01  # weight that a target starts from
-GAIN = 5.0  # an energy of 10 % over the target makes the weight e^0.5 times as large in an epoch
+MOST = 10.0  # weight where the energy is over what is aimed at by more than `BAND`
+BAND = 0.02  # share of the energy
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,10 @@ class PriceOptions:
 class Price:
     """What is added to the loss of an image: `weight * share of the MACs that become additions`.
 
-    The weight rises linearly from 0 over `penalty_warm_up` epochs. With a target it follows the
-    energy E of the batches instead: `d weight / d epoch = GAIN * weight * (E / aim - 1)`, where the
-    aim goes in a line from the first batch's energy to the target over those epochs.
+    The weight rises linearly from 0 over `penalty_warm_up` epochs. With a target it is 0 while the
+    energy E of the batch is under what is aimed at, then grows to `MOST` at once (a penalty that is
+    exact, so that E ends at the target, and no higher price is paid than that takes). The aim goes
+    in a line from the first batch's energy to the target over those epochs.
 
     Args:
         options: `PriceOptions`. net: the network, watched from now on. epochs: of the training.
@@ -76,11 +77,9 @@ class Price:
         if self.warm is None:
             self.warm = epochs / 2 if self.target else 0
         self.additions = Additions(net)
-        weight = options.rate_penalty or START
-        self.weight = torch.tensor(weight, device=world.device)
+        self.weight = torch.tensor(options.rate_penalty, device=world.device)
         self.energy = torch.zeros((), device=world.device)  # of the last batch
         self.first = None  # energy of the first batch
-        self.epoch = None  # of the last step
 
     def __call__(self, epoch):
         """0-dim, differentiable, of the forward that has just run; epoch: see `Recipe.set_rate`."""
@@ -92,11 +91,10 @@ class Price:
             return self.weight * risen * share
 
         if self.first is None:
-            self.first, self.epoch = self.energy, epoch
+            self.first = self.energy
         aim = self.first + risen * (self.target - self.first)
-        excess = (self.energy / aim - 1).clamp(-1, 1)
-        self.weight *= torch.exp(GAIN * (epoch - self.epoch) * excess)
-        self.epoch = epoch
+        excess = self.energy / aim - 1
+        self.weight = MOST * (excess / BAND).clamp(0, 1)
         return self.weight * share
 
     def figures(self):
@@ -105,12 +103,9 @@ class Price:
 
     def state_dict(self):
         """Plain values for `last.pth`."""
-        first = None if self.first is None else self.first.item()
-        return {"weight": self.weight.item(), "epoch": self.epoch, "first": first}
+        return {"first": None if self.first is None else self.first.item()}
 
     def load_state_dict(self, state):
         """The inverse of `state_dict`."""
-        self.weight.fill_(state["weight"])
-        self.epoch = state["epoch"]
         if state["first"] is not None:
             self.first = torch.tensor(state["first"], device=self.world.device)
