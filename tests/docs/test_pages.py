@@ -1,5 +1,6 @@
 """The pages themselves: their Python examples run, and they are short and narrow enough to read."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -22,7 +23,11 @@ def title(path):
 def test_python_examples_run(path, tmp_path, monkeypatch):
     """The examples of a page, one after the other, as a reader types them."""
     monkeypatch.chdir(tmp_path)
-    names = {"images": torch.randn(4, 3, 32, 32)}
+    names = {
+        "images": torch.randn(4, 3, 32, 32),
+        "picture": np.zeros((48, 64, 3), np.uint8),
+        "repository": str(ROOT),
+    }
     for text in blocks(path, "python"):
         exec(compile(text, title(path), "exec"), names)
 
