@@ -1,5 +1,5 @@
-"""The whole chain on embedded data, scikit-learn's scanned digits: ANN -> LQ-ANN -> fused -> SNN,
-S = 3, T = 1.
+"""The whole chain on embedded data, scikit-learn's scanned digits: ANN -> LQ-ANN, ANN -> fused ->
+SNN, S = 3, T = 1.
 
 python demo.py            (or `make demo`; under five minutes on two CPU cores)
 """
@@ -12,7 +12,7 @@ from analysis import figures
 from cli.parser import Parser
 from engine.errors import guard
 from engine.log import read_json, write_json
-from engine.loop import RunOptions
+from engine.loop import ComputeOptions, RunOptions
 from engine.recipes.cnn import TrainingOptions
 from engine.settings import Settings, group
 from experiments import demo
@@ -26,6 +26,7 @@ class ChainSettings(Settings):
     """Options of demo.py."""
 
     run: RunOptions = output("runs/demo")
+    compute: ComputeOptions = group(only=("seed",))
     training: TrainingOptions = group(
         only=("epochs",),
         epochs={
@@ -63,7 +64,7 @@ def main(argv=None):
         "ANN": done["ann"],
         "LQ-ANN": done["lq"],
         # fusing measures nothing
-        "LQ-ANN, fused": done["fused"] | done["measured"],
+        "ANN, fused": done["fused"] | done["measured"],
         "SNN": snn,
     }
     stages = [shown(*stage) for stage in found.items()]
