@@ -50,6 +50,8 @@ def _of_machine(error):
     """What is said of an error that is no fault of the program; None if it is one."""
     text = str(error).strip()
     *_, last = text.splitlines() or [""]
+    if isinstance(error, BrokenPipeError):
+        return f"{text}: what read the output has ended, as `| head` does; write it to a file"
     if isinstance(error, OSError):
         return (
             f"{text}: check the disk's space, the folder's permissions and the limit of open files "

@@ -33,6 +33,12 @@ def too_much(argv):
     torch.empty(1 << 58)
 
 
+def test_a_reader_of_the_output_that_ended_is_no_full_disk(capsys):
+    with pytest.raises(SystemExit):
+        guard(raising(BrokenPipeError(errno.EPIPE, "Broken pipe")), [])
+    assert "what read the output has ended" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "main",
     [
