@@ -12,6 +12,7 @@ import importlib
 import os
 import re
 import socket
+import threading
 import time
 import traceback
 from contextlib import contextmanager
@@ -29,8 +30,9 @@ CPU = torch.device("cpu")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 # the others wait while rank 0 downloads or balances thresholds
 PATIENCE = timedelta(hours=1)
-# within which all processes have started and can reach each other
+# within which all processes have started; reaching each other may take as long again
 MEETING = timedelta(minutes=10)
+ANSWER = 10  # s, in which a store answers that can be reached
 ADDRESS_OF = 0x8915  # SIOCGIFADDR of Linux's sockios.h
 SLURM_PORTS = 10_000, 20_000  # the first, and how many: jobs on one host must not share one
 
@@ -133,17 +135,30 @@ class World:
         """
         if self.size == 1:
             return True
-        try:
-            with _quiet():
-                first = self.store.add("failed", 1) == 1
-        except RuntimeError:
-            # rank 0, which holds the store, has gone: if it was killed, it has told nothing
+        answers = []
+        # a thread, since of a machine that was cut off the store waits for minutes
+        asks = threading.Thread(target=self._tell_failure, args=(answers,), daemon=True)
+        with _quiet():
+            asks.start()
+            asks.join(ANSWER)
+        if not answers:
+            return True
+        first = answers[0]
+        # rank 0, which holds the store, has gone: if it was killed, it has told nothing
+        if first is None:
             return self.rank == 1
         # ends the waiting of the others
         self.close()
         if self.main:
             atexit.register(self._keep_store)
         return first
+
+    def _tell_failure(self, answers):
+        """Leave a mark in the store; append whether it is the first, None: the store is gone."""
+        try:
+            answers.append(self.store.add("failed", 1) == 1)
+        except RuntimeError:
+            answers.append(None)
 
     def _keep_store(self, seconds=10):
         """Wait until the others have seen that this process failed."""
@@ -300,7 +315,9 @@ def _join(options, amp, rank, size, local_rank):
     try:
         store, rank, size = next(dist.rendezvous(address, rank, size, timeout=MEETING))
         group = dist.PrefixStore("group", store)
-        dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=MEETING)
+        # gloo tries four times
+        tried = MEETING / 4
+        dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=tried)
         store.set_timeout(PATIENCE)
         # torch 2.11 has no public name for it
         set_timeout = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)

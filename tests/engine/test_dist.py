@@ -7,8 +7,10 @@ import shutil
 import socket
 import sys
 import textwrap
+import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -507,3 +509,14 @@ def test_an_error_of_rank_0_is_everyones():
 
     with pytest.raises(UseError, match="no room"):
         World().alone(refuse)
+
+
+def test_a_store_that_does_not_answer_is_not_waited_for(monkeypatch):
+    """It is on a machine that was cut off: nobody else may tell of it."""
+    cut_off = threading.Event()
+    monkeypatch.setattr(dist, "ANSWER", 0.1)
+    store = SimpleNamespace(add=lambda key, count: cut_off.wait(20))
+    begun = time.monotonic()
+    assert World(rank=1, size=2, store=store).fail()
+    cut_off.set()
+    assert time.monotonic() - begun < 5

@@ -44,12 +44,13 @@ ip link set wire{n} name eth0
 ip addr add 10.9.0.{n}/24 dev eth0
 ip link set eth0 up
 """
-# nothing but what comes to low ports passes: answers and connections to others are dropped
+# nothing comes in but to the port where the processes meet: even answers are dropped
 FIREWALL = """
 set -e
 ip rule add pref 100 lookup local
 ip rule del pref 0
-ip rule add pref 50 iif eth0 ipproto tcp dport 30000-65535 blackhole
+ip rule add pref 50 iif eth0 ipproto tcp dport 1-29499 blackhole
+ip rule add pref 51 iif eth0 ipproto tcp dport 29501-65534 blackhole
 """
 
 
@@ -125,11 +126,22 @@ class Hosts(contextlib.ExitStack):
         self.run("hub", ["ip", "link", "set", f"port{n}", "nomaster"])
 
     def firewall(self, n):
-        """Have a host drop what does not come to its low ports."""
+        """Have a host drop what does not come to port 29500."""
         self.run(n, ["sh", "-c", FIREWALL])
 
 
+def started_by(pid):
+    """Numbers of the processes that a process started, and they, and so on."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except FileNotFoundError:
+        return []
+    return [one for child in map(int, children) for one in (child, *started_by(child))]
+
+
 def end_all(process):
-    """Kill a process and all that it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """Kill a process and all that it started, as the end of its machine does."""
+    # torchrun's workers are in sessions of their own
+    for pid in (*started_by(process.pid), process.pid):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)

@@ -1,6 +1,6 @@
 """Several machines: hosts with addresses of their own, what stands between them, and what ends.
 
-Run by `make soak`; each test's figures go to results/reliability/machines.json.
+Run by `make machines`; each test's figures go to results/reliability/machines.json.
 """
 
 import json
@@ -16,7 +16,7 @@ import torch
 from engine import checkpoint
 from engine.log import write_json
 from tests.helpers import PATIENCE, ROOT
-from tests.soak.hosts import Hosts, why_not
+from tests.soak.hosts import Hosts, end_all, started_by, why_not
 
 pytestmark = pytest.mark.machines
 FIGURES = ROOT / "results" / "reliability" / "machines.json"
@@ -27,11 +27,21 @@ SMALL = (
 MASTER = "10.9.0.1"
 # the constants of the waiting are minutes; here they are seconds
 SHORT = """
-    import sys
+    import time
     from datetime import timedelta
     from engine import dist
 
     dist.MEETING, dist.PATIENCE = timedelta(seconds=8), timedelta(seconds=12)
+    join = dist._join
+
+    def timed(*given):
+        begun = time.monotonic()
+        try:
+            return join(*given)
+        finally:
+            print("waited", time.monotonic() - begun, flush=True)
+
+    dist._join = timed
 
     if __name__ == "__main__":
         import ann_ddp
@@ -159,18 +169,19 @@ def test_machines_that_cannot_meet_say_so(what, hosts, tmp_path, figures):
         (line,) = lines(errors)
         assert "cannot meet the other 1 at tcp://10.9.0." in line
         assert "Traceback" not in errors
-    slowest = max(seconds for _, seconds, *_ in done)
-    figures[what] = {"waited for at most": 8, "seconds until all had ended": round(slowest, 1)}
+    slowest = max(float(output.split("waited")[1]) for *_, output, _ in done)
+    figures[what] = {"seconds that were allowed": 8, "seconds waited": round(slowest, 1)}
     assert not list(tmp_path.rglob("last.pth"))
-    assert slowest < 60
+    # the store has its time, then the group has
+    assert slowest < 30
 
 
-def after_first_epoch(folder):
-    """Wait until a run has trained its first epoch."""
+def after_epochs(folder, count):
+    """Wait until a run has trained `count` epochs."""
     end = time.monotonic() + PATIENCE
     while time.monotonic() < end:
         found = list(folder.rglob("log.jsonl"))
-        if found and found[0].read_text().count("\n"):
+        if found and found[0].read_text().count("\n") >= count:
             return
         time.sleep(0.05)
     raise AssertionError("nothing was trained")
@@ -184,29 +195,23 @@ def test_a_machine_that_is_cut_off_in_mid_training(hosts, tmp_path, figures):
     script = short(tmp_path)
     argv = [[script, *LONG.split(), *spawned(n)[len(SMALL.split()) :]] for n in (1, 2)]
     nodes = [hosts.start(n, argv[n - 1], tmp_path, PYTHONPATH=ROOT) for n in (1, 2)]
-    after_first_epoch(tmp_path)
+    after_epochs(tmp_path, 2)
     hosts.cut(2)
     begun = time.monotonic()
     done = results(nodes, begun)
     slowest = max(seconds for _, seconds, *_ in done)
     figures["cut off in mid-training"] = {
-        "waited for at most": 12,
+        "seconds that were allowed": 12,
         "seconds until all had ended": round(slowest, 1),
     }
     assert all(status for status, *_ in done)
-    assert slowest < 60
+    assert slowest < 120
     assert sum(len(lines(errors)) for *_, errors in done) >= 1
     saved = checkpoint.load(trained(tmp_path))
     assert saved["training"]["epoch"] >= 2
 
 
 # ---- elastic restart
-
-
-def started_by(pid):
-    """Numbers of the processes that a process started, and they, and so on."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    return [one for child in map(int, children) for one in (child, *started_by(child))]
 
 
 def is_worker(pid):
@@ -228,13 +233,15 @@ def test_what_is_killed_is_started_again_and_goes_on(what, hosts, tmp_path, figu
     assert [status for status, *_ in results(whole, 0)] == [0, 0]
 
     nodes = {n: hosts.start(n, elastic(n, f"{line} killed"), tmp_path) for n in (1, 2)}
-    after_first_epoch(tmp_path / "killed")
+    after_epochs(tmp_path / "killed", 1)
     begun = time.monotonic()
     if what == "process":
         (one,) = [one for one in started_by(nodes[2].pid) if is_worker(one)]
         os.kill(one, signal.SIGKILL)
     else:
-        os.killpg(nodes[2].pid, signal.SIGKILL)
+        end_all(nodes[2])
+        # in which torchrun's agents notice that it has gone
+        time.sleep(20)
         nodes[2] = hosts.start(2, elastic(2, f"{line} killed"), tmp_path)
     done = results(nodes.values(), begun)
     assert [status for status, *_ in done] == [0, 0], done
