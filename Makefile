@@ -13,7 +13,7 @@ BASE_PYTHON ?= python3
 ROOMS := models engine inputs analysis cli experiments benchmarks spike_driven_transformer neuromorphic_tasks
 SCRIPTS := $(wildcard *.py)
 
-.PHONY: help setup demo demo-dvs test lint test-long test-gpu soak bench bench-gpu doctor clean
+.PHONY: help setup demo demo-dvs test lint test-long test-gpu soak hostile machines bench bench-gpu doctor clean
 
 help:
 	@echo "make demo       digits: ANN -> LQ-ANN -> fused -> SNN, with a table and a figure (under 5 minutes on 2 cores)"
@@ -23,6 +23,8 @@ help:
 	@echo "                10,000 damaged inputs (MLIF_TEST_INPUTS)"
 	@echo "make test-gpu   the checks that need a CUDA GPU"
 	@echo "make soak       kills and faults for MINUTES=45, drawn by SEED=0; writes results/reliability.md"
+	@echo "make hostile    10,000 hostile inputs for all readers; writes results/reliability/hostile.json"
+	@echo "make machines   several hosts in network namespaces; writes results/reliability/machines.json"
 	@echo "make bench      on this CPU: the neuron beside SpikingJelly's, training steps, inference, the data pipeline (under 10 minutes)"
 	@echo "make bench-gpu  the same on a CUDA GPU (under 8 minutes)"
 	@echo "make doctor     which backends of the neuron run here, and why the others do not"
@@ -66,6 +68,12 @@ soak: $(EXTRAS)
 	rm -rf runs/soak
 	MLIF_SOAK_MINUTES=$(MINUTES) MLIF_SOAK_SEED=$(SEED) $(PY) -m pytest -m soak; \
 	status=$$?; $(PY) -m tests.soak.report; exit $$status
+
+hostile: $(EXTRAS)
+	$(PY) -m tests.soak.hostile
+
+machines: $(EXTRAS)
+	$(PY) -m pytest -m machines
 
 bench: $(EXTRAS)
 	$(PY) -m benchmarks.neuron --out benchmarks/cpu/neuron
