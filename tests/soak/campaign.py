@@ -10,12 +10,15 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle
+from pathlib import Path
 
+from experiments.arithmetic import commit
 from tests.helpers import ROOT, cifar_copy, image_folder
 from tests.soak.chains import CHAINS
 from tests.soak.workplace import SOON, Command, again, damaged, differences, left, state
 
-RECORDS = ROOT / "runs" / "soak"  # what the report is written from
+# what the report is written from
+RECORDS = Path(os.environ.get("MLIF_SOAK_RECORDS", ROOT / "runs" / "soak"))
 MINUTES = float(os.environ.get("MLIF_SOAK_MINUTES", "45"))
 SEED = int(os.environ.get("MLIF_SOAK_SEED", "0"))
 # one that is stopped goes on to its end, so that is drawn seldom
@@ -54,6 +57,7 @@ class Campaign:
 
     def __init__(self, base, minutes=MINUTES, seed=SEED):
         self.base, self.seed = base, seed
+        self.about = {"seed": seed, "commit": commit()}
         # what a shell starts in the background ignores SIGINT, and would hand that on
         signal.signal(signal.SIGINT, signal.default_int_handler)
         now = time.monotonic()
@@ -71,12 +75,11 @@ class Campaign:
         found.mkdir()
         return found
 
-    @staticmethod
-    def note(name, /, **record):
+    def note(self, name, /, **record):
         """Append a line to the records of a kind."""
         RECORDS.mkdir(parents=True, exist_ok=True)
         with open(RECORDS / f"{name}.jsonl", "a") as file:
-            file.write(json.dumps(record) + "\n")
+            file.write(json.dumps(self.about | record) + "\n")
 
     def run(self, line, folder, **more):
         """Run a command to its end, undisturbed."""
@@ -111,7 +114,9 @@ class Campaign:
     def kill_chains(self, chains=CHAINS):
         """Kill the chains in turn until the time is over; returns the records of what broke."""
         broken = []
-        for number, chain in enumerate(cycle(chains)):
+        # a short campaign does not reach all of them, and another seed's reaches others
+        drawn = random.Random(self.seed).sample(chains, len(chains))
+        for number, chain in enumerate(cycle(drawn)):
             if number and time.monotonic() > self.kills_end:
                 return broken
             broken += Turn(self, chain, number).records()
@@ -129,7 +134,7 @@ class Turn:
         self.want, self.measured = campaign.undisturbed(chain)
         self.folder = campaign.folder("chain")
         self.cache = campaign.base / "cache" if chain.cache else campaign.folder("new_cache")
-        self.about = {"chain": chain.name, "seed": campaign.seed, "turn": number}
+        self.about = {"chain": chain.name, "turn": number}
 
     def records(self):
         """Run the chain; returns the records in which something broke."""
