@@ -9,7 +9,7 @@ import absorb_bn
 import ann_ddp
 import models
 from cli import events, run
-from engine import checkpoint, settings
+from engine import checkpoint, settings, zoo
 from engine.dist import World
 from engine.errors import UseError
 from inputs.table import DataOptions
@@ -35,9 +35,9 @@ def networks():
 
 
 def files(folder):
-    """{name: bytes} of the layouts of this project, the published code and timm."""
+    """{name: bytes} of the layouts of this project, its zoo, the published code and timm."""
     own = checkpoint.content(networks()["ann"], "ann", {"name": "CIFAR10"}, {"epochs": 1})
-    contents = {"own": own, "bare": recorded()}
+    contents = {"own": own, "zoo": zoo.packed(own), "bare": recorded()}
     contents |= {kind: {"state_dict": recorded(), **more} for kind, more in METADATA.items()}
     made = {}
     for name, content in contents.items():
@@ -101,7 +101,7 @@ def use(read, path):
     return checkpoint.rebuild(read, path)
 
 
-def structures(folder, monkeypatch):
+def structures(folder, monkeypatch, form=dict):
     """What checkpoints of this project hold: other types, sizes that lie, absent parts."""
     path = folder / "x.pth"
     stored = {"dataset": "CIFAR10", "data_root": "data", **dict.fromkeys(events.MEANING, 1)}
@@ -109,8 +109,9 @@ def structures(folder, monkeypatch):
     contents, whole = {}, {}
     for kind, net in networks().items():
         about = ABOUT | parts | {"split": "first900"}
-        contents[kind] = checkpoint.content(net, kind, about, stored)
-        whole[kind] = net.state_dict()
+        contents[kind] = form(checkpoint.content(net, kind, about, stored))
+        torch.save(contents[kind], path)
+        whole[kind] = checkpoint.load(path)["model"]
 
     def attempt(rng):
         kind = str(rng.choice(sorted(contents)))
@@ -125,6 +126,11 @@ def structures(folder, monkeypatch):
         return SAME if same(net.state_dict(), whole[kind]) else OTHER
 
     return attempt
+
+
+def zoo_structures(folder, monkeypatch):
+    """The same of the files of the zoo: weights of eight bits, and their scales."""
+    return structures(folder, monkeypatch, zoo.packed)
 
 
 def published(folder, monkeypatch):
@@ -183,7 +189,7 @@ def interrupted(folder, monkeypatch):
     return attempt
 
 
-READERS = (checkpoints, structures, published, interrupted)
+READERS = (checkpoints, structures, zoo_structures, published, interrupted)
 
 
 @pytest.mark.filterwarnings("ignore")  # torch's

@@ -23,7 +23,7 @@ MINUTES = float(os.environ.get("MLIF_SOAK_MINUTES", "45"))
 SEED = int(os.environ.get("MLIF_SOAK_SEED", "0"))
 # one that is stopped goes on to its end, so that is drawn seldom
 SIGNALS = ("SIGKILL", "SIGKILL", "SIGTERM", "SIGTERM", "SIGINT", "SIGINT", "SIGSTOP")
-KILLS = 3  # at most, of one command
+KILLS = 6  # at most, of one command
 # how a call may end in a kill, see `injected`
 HOWS = {
     "save": ("half", "after"),

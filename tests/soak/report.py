@@ -144,7 +144,7 @@ def page():
         "# Reliability",
         f"Written by `make soak` ({made}; {packages}), from one record a kill and fault.",
         "## Kills",
-        "Chains of the public scripts run as processes; each command is killed up to three times, "
+        "Chains of the public scripts run as processes; each command is killed up to six times, "
         "at a moment of the clock or inside a call (a checkpoint half written, before or after a "
         "rename, an fsync, a fork, in the middle of a compilation), alone or with all that it "
         "started; after each kill every file is read, and the command goes on.",
