@@ -194,8 +194,8 @@ class Turn:
         # before the script's imports are done, Python itself shows where it was
         if "Traceback" in ended.errors and "in guard" in ended.errors:
             broken.append(f"a traceback: {ended.told[-1]}")
-        if not group:
-            # what it had started may be at work for a while: nobody may come in its way
+        if command.living():
+            # what it had started is at work for a while: nobody may come in its way
             soon = self._start(again(line, self.folder)).end()
             refused = any(word in soon.errors for word in BUSY) and soon.status == 2
             record["refused"] = refused
