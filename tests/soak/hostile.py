@@ -23,6 +23,7 @@ from pathlib import Path
 import pytest
 
 from engine.log import write_json
+from experiments.arithmetic import commit
 from tests.cli import test_damaged_configurations as words
 from tests.engine import test_damaged_checkpoints as weights
 from tests.engine import test_damaged_integer_files as exported
@@ -125,7 +126,7 @@ def summary(found):
 def main(argv=None):
     """Run the command line; exit status 1 if an input did what none may do."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak.hostile", description=__doc__)
-    parser.add_argument("--inputs", type=int, default=10_000, help="inputs of all readers together")
+    parser.add_argument("--inputs", type=int, default=10_000, help="inputs of the readers together")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--readers", nargs="+", choices=[*READERS, "small_lies"])
     parser.add_argument("--out", type=Path, default=Path("results/reliability/hostile.json"))
@@ -139,10 +140,10 @@ def main(argv=None):
 
     absent = {reader: name for reader, name in NEEDS.items() if not importlib.util.find_spec(name)}
     names = [name for name in asked.readers or READERS if name not in absent]
-    each = -(-asked.inputs // len(READERS))
+    drawn = [name for name in names if name != "small_lies"]
     readers = {}
     for name in names:
-        count = len(lies.LIES) if name == "small_lies" else each
+        count = -(-asked.inputs // len(drawn)) if name in drawn else len(lies.LIES)
         readers[name] = own = summary(campaign(name, count, asked.seed))
         said = ", ".join(f"{number} {what}" for what, number in own["outcomes"].items())
         print(
@@ -154,6 +155,7 @@ def main(argv=None):
     content = {
         "inputs": sum(own["inputs"] for own in readers.values()),
         "seed": asked.seed,
+        "commit": commit(),
         "failed": failed,
         "limits": {"seconds": SECONDS, "mebibytes": BYTES >> 20},
         "readers": readers,

@@ -1,19 +1,22 @@
-"""Write results/reliability.md from the records of a campaign.
+"""Write results/reliability.md from the records of campaigns.
 
-python -m tests.soak.report
+python -m tests.soak.report [<folder of records> ...]
 """
 
+import sys
 from collections import Counter
 from datetime import date
+from pathlib import Path
 from platform import platform
 
 from engine.files import write_text
-from engine.log import processor, read_lines, versions
-from experiments.arithmetic import commit
+from engine.log import processor, read_json, read_lines, versions
 from tests.helpers import ROOT
+from tests.mutated import REFUSED, SAME
 from tests.soak.campaign import RECORDS
 
 PAGE = ROOT / "results" / "reliability.md"
+FIGURES = ROOT / "results" / "reliability"
 # what earlier campaigns broke, how it was mended, and the test that holds it
 MENDED = (
     (
@@ -49,10 +52,17 @@ MENDED = (
 )
 
 
-def records(name):
-    """The records of a kind, of which there may be none."""
-    path = RECORDS / f"{name}.jsonl"
-    return read_lines(path) if path.exists() else []
+def records(name, folders):
+    """The records of a kind in all folders, which may hold none."""
+    paths = [folder / f"{name}.jsonl" for folder in folders]
+    return [line for path in paths if path.exists() for line in read_lines(path)]
+
+
+def made(done):
+    """On which seeds, of which commits, records were made."""
+    seeds = ", ".join(map(str, sorted({each["seed"] for each in done})))
+    commits = ", ".join(sorted({each["commit"] for each in done}))
+    return f"seeds {seeds}; commits {commits}"
 
 
 def table(head, rows):
@@ -61,9 +71,8 @@ def table(head, rows):
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def kills():
+def kills(done, ends):
     """(sentence, table) of the kills."""
-    done, ends = records("kills"), records("ends")
     killed = [each for each in done if each.get("signal")]
     rows = []
     for name in dict.fromkeys(each["chain"] for each in done):
@@ -82,22 +91,20 @@ def kills():
             )
         )
     head = ("chain", "runs", "SIGKILL", "SIGTERM", "SIGINT", "SIGSTOP", "of these inside a call")
-    seeds = sorted({each["seed"] for each in done})
     half = sum(len(each["broken"]) for each in done)
     different = sum(len(each["differences"]) for each in ends)
     left = sum(each["left"] for each in ends)
     text = (
-        f"{len(killed)} kills in {len(ends)} runs of {len(rows)} chains (seeds "
-        f"{', '.join(map(str, seeds))}): {half} files that were not whole or commands that did not "
-        f"go on, {different} differences from the uninterrupted runs. At the ends {left} temporary "
-        "files were left, which nobody reads, and which the next write of the same file removes."
+        f"{len(killed)} kills in {len(ends)} runs of {len(rows)} chains ({made(done)}): {half} "
+        f"files that were not whole or commands that did not go on, {different} differences from "
+        f"the uninterrupted runs. At the ends {left} temporary files were left, which nobody "
+        "reads, and which the next write of the same file removes."
     )
     return text, table((*head, "broken", "differences"), rows)
 
 
-def faults():
+def faults(done):
     """(sentence, table) of the faults."""
-    done = records("faults")
     rows = []
     for kind in dict.fromkeys(each["kind"] for each in done):
         own = [each for each in done if each["kind"] == kind]
@@ -120,39 +127,71 @@ def faults():
     lost = [sum(each[key] for each in done) for key in ("bytes_lost", "epochs_lost")]
     broken = sum(bool(each["broken"]) for each in done)
     text = (
-        f"{len(done)} faults of {len(rows)} kinds: {lost[0]} bytes and {lost[1]} checkpointed "
-        f"epochs lost, {broken} broken. Real ones come from the system (a small file system, "
-        "limits, signals, /proc), the others from a shim of the call."
+        f"{len(done)} faults of {len(rows)} kinds ({made(done)}): {lost[0]} bytes and {lost[1]} "
+        f"checkpointed epochs lost, {broken} broken. Real ones come from the system (a small file "
+        "system, limits, signals, /proc), the others from a shim of the call."
     )
     return text, table((*head, "broken", "what"), rows)
 
 
-def page():
-    """The report."""
-    killed, of_kills = kills()
-    failed, of_faults = faults()
-    broken = [
-        each.get("chain", each.get("kind")) + ": " + "; ".join(each["broken"])[:300]
-        for name in ("kills", "faults")
-        for each in records(name)
-        if each["broken"]
+def hostile(found):
+    """(sentence, table) of the hostile input."""
+    rows = []
+    for name, own in found["readers"].items():
+        outcomes = Counter(own["outcomes"])
+        refused, same = outcomes.pop(REFUSED, 0), outcomes.pop(SAME, 0)
+        others = "; ".join(f"{count} {what}" for what, count in outcomes.items())
+        took = own["most_seconds"], own["most_mebibytes"]
+        counts = own["inputs"], refused, same, others, len(own["failed"])
+        rows.append((name.replace("_", " "), *counts, *took))
+    head = ("reader", "inputs", REFUSED, SAME, "else", "failed", "at most, s", "at most, MiB")
+    skipped = "".join(f" {name}: skipped, {why}." for name, why in found["skipped"].items())
+    text = (
+        f"{found['inputs']} inputs (seed {found['seed']}, commit {found['commit']}), "
+        f"{found['failed']} failed, by a traceback, the end of the process, a wrong result, more "
+        f"than {found['limits']['seconds']} s or {found['limits']['mebibytes']} MiB.{skipped}"
+    )
+    return text, table(head, rows)
+
+
+def machines(found):
+    """The table of several machines."""
+    rows = [
+        (what, "; ".join(f"{name}: {value}" for name, value in figures.items()))
+        for what, figures in found.items()
     ]
+    return table(("what", "figures"), rows)
+
+
+def page(folders):
+    """The report of the records in some folders."""
+    done, ends, failed = (records(name, folders) for name in ("kills", "ends", "faults"))
+    wrong = [
+        (each.get("chain") or each["kind"], each.get("differences") or each.get("broken"))
+        for each in done + ends + failed
+    ]
+    broken = [f"{name}: {'; '.join(what)[:300]}" for name, what in wrong if what]
     found = versions()
-    made = f"{date.today().isoformat()}, commit {commit()}, {processor()}, {platform()}"
     packages = ", ".join(f"{name} {found[name]}" for name in ("python", "torch", "numpy"))
     parts = [
         "# Reliability",
-        f"Written by `make soak` ({made}; {packages}), from one record a kill and fault.",
+        "Written by `make soak`, with what `make hostile` and `make machines` wrote "
+        f"({date.today().isoformat()}, {processor()}, {platform()}; {packages}).",
         "## Kills",
         "Chains of the public scripts run as processes; each command is killed up to six times, "
         "at a moment of the clock or inside a call (a checkpoint half written, before or after a "
         "rename, an fsync, a fork, in the middle of a compilation), alone or with all that it "
         "started; after each kill every file is read, and the command goes on.",
-        killed,
-        of_kills,
+        *kills(done, ends),
         "## Faults",
-        failed,
-        of_faults,
+        *faults(failed),
+        "## Hostile input",
+        "Damaged bytes and structures, sizes that lie, archives and texts that unfold, pickles "
+        "that would leave a mark: each is refused in one line, or read as what it is.",
+        *hostile(read_json(FIGURES / "hostile.json")),
+        "## Several machines",
+        "Hosts in network namespaces, each with an address of its own.",
+        machines(read_json(FIGURES / "machines.json")),
         "## What is broken",
         "\n".join(f"- {each}" for each in broken) or "Nothing.",
         "## What was mended",
@@ -162,5 +201,5 @@ def page():
 
 
 if __name__ == "__main__":
-    write_text(PAGE, page())
+    write_text(PAGE, page([Path(word) for word in sys.argv[1:]] or [RECORDS]))
     print(f"written to {PAGE}")
