@@ -1,6 +1,7 @@
 """The campaign: its clock, its records, and the loop that kills the chains."""
 
 import json
+import math
 import os
 import random
 import shutil
@@ -23,7 +24,7 @@ MINUTES = float(os.environ.get("MLIF_SOAK_MINUTES", "45"))
 SEED = int(os.environ.get("MLIF_SOAK_SEED", "0"))
 # one that is stopped goes on to its end, so that is drawn seldom
 SIGNALS = ("SIGKILL", "SIGKILL", "SIGTERM", "SIGTERM", "SIGINT", "SIGINT", "SIGSTOP")
-KILLS = 6  # at most, of one command
+KILLS = 12  # at most, of one command
 # how a call may end in a kill, see `injected`
 HOWS = {
     "save": ("half", "after"),
@@ -43,10 +44,15 @@ class Measured:
     seconds: float
     calls: dict
 
-    def moment(self, rng):
-        """A moment of `injected` that occurs in it."""
+    def moment(self, rng, share):
+        """A moment of `injected` that occurs in the first `share` of it."""
         name = rng.choice(sorted(HOWS.keys() & self.calls.keys()))
-        return f"{name}:{rng.randint(1, self.calls[name])}:{rng.choice(HOWS[name])}"
+        most = math.ceil(share * self.calls[name])
+        return f"{name}:{rng.randint(1, most)}:{rng.choice(HOWS[name])}"
+
+    def wait(self, rng, share):
+        """Seconds, before or in the first `share` of its work."""
+        return rng.uniform(0.8 * self.first, self.first + share * (self.seconds - self.first))
 
 
 class Campaign:
@@ -150,8 +156,11 @@ class Turn:
     def _command(self, line, measured):
         """Kill a command some times, then let it end; returns the records of the kills."""
         found = []
-        for _ in range(self.rng.randint(1, KILLS)):
-            record, ended = self._kill(line, measured)
+        count = self.rng.randint(1, KILLS)
+        # later kills find work that is not yet done
+        share = min(1, 2 / count)
+        for _ in range(count):
+            record, ended = self._kill(line, measured, share)
             found.append(record)
             self.campaign.note("kills", **self.about, **record)
             if ended:
@@ -166,15 +175,15 @@ class Turn:
     def _start(self, line, **more):
         return self.campaign.start(line, self.folder, cache=self.cache, **more)
 
-    def _kill(self, line, measured):
+    def _kill(self, line, measured, share):
         """Start or go on with a command and kill it; returns (record, whether it had ended)."""
         rng = self.rng
         moment, name, group, over = "", "SIGKILL", True, False
         if rng.random() < 0.5:
-            moment, group = measured.moment(rng), False
+            moment, group = measured.moment(rng, share), False
         else:
             name, group = rng.choice(SIGNALS), rng.random() < 0.7
-        wait = rng.uniform(measured.first * 0.8, measured.seconds)
+        wait = measured.wait(rng, share)
         command = self._start(again(line, self.folder), moment=moment)
         record = {"command": line.split()[0], "moment": moment or f"{wait:.2f} s", "broken": []}
         broken = record["broken"]

@@ -178,7 +178,7 @@ def page(folders):
         "Written by `make soak`, with what `make hostile` and `make machines` wrote "
         f"({date.today().isoformat()}, {processor()}, {platform()}; {packages}).",
         "## Kills",
-        "Chains of the public scripts run as processes; each command is killed up to six times, "
+        "Chains of the public scripts run as processes; each command is killed up to twelve times, "
         "at a moment of the clock or inside a call (a checkpoint half written, before or after a "
         "rename, an fsync, a fork, in the middle of a compilation), alone or with all that it "
         "started; after each kill every file is read, and the command goes on.",
