@@ -126,14 +126,16 @@ def shared_memory(room):
 
 
 def lose_a_worker(command):
-    """Kill a process that the command has started, as soon as there is one."""
+    """Kill a process that the command has started, as soon as one is at work."""
+    seen = set()
     while command.process.poll() is None:
-        workers = [pid for pid in command.living() if pid != command.process.pid]
-        if workers:
-            time.sleep(0.2)  # it has begun
-            os.kill(workers[0], signal.SIGKILL)
+        living = set(command.living()) - {command.process.pid}
+        # a program that is asked for its version is gone by then
+        if living & seen:
+            os.kill(min(living & seen), signal.SIGKILL)
             return
-        time.sleep(0.01)
+        seen = living
+        time.sleep(0.2)
 
 
 FULL, SHORT, SYNC, RENAME = "disk full", "short write", "fsync fails", "rename fails"
@@ -238,9 +240,15 @@ def inject(campaign, fault):
         with fault.around(folder):
             words = again(line, folder)
             command = campaign.start(words, folder, moment=fault.moment, wrapped=fault.wrapped)
-            if fault.during:
-                fault.during(command)
-            ended = command.end()
+            try:
+                if fault.during:
+                    fault.during(command)
+                ended = command.end()
+            except BaseException:
+                # the disk can be taken away only from under nobody
+                command.send(signal.SIGKILL)
+                command.gone(SOON)
+                raise
             broken = judged(ended)
             if not command.gone(SOON):
                 broken.append(f"something of it is at work after {SOON} s")
