@@ -49,6 +49,36 @@ MENDED = (
         "it is",
         "tests/engine/test_log.py",
     ),
+    (
+        "checkpoints and settings whose structure or sizes lie: a traceback, minutes, gigabytes",
+        "parts are checked, and a network is built without memory first",
+        "tests/soak/test_lies.py, tests/engine/test_damaged_checkpoints.py",
+    ),
+    (
+        "packed recordings and pictures of a megabyte took gigabytes; AEDAT 4.0 ended the process",
+        "what they unpack to is bounded; AEDAT 4.0 is read in a process of its own",
+        "tests/soak/test_lies.py, tests/inputs/test_mutated.py",
+    ),
+    (
+        "damaged declarations of chains: a traceback",
+        "one line",
+        "tests/experiments/test_damaged_declarations.py",
+    ),
+    (
+        "two machines whose own names lead to a loopback, as on Debian, could not meet",
+        "they meet over the interface that leads to the others, or say so within minutes",
+        "tests/soak/test_machines.py",
+    ),
+    (
+        "a process whose first machine was cut off waited for minutes before it said so",
+        "it waits for ten seconds",
+        "tests/engine/test_dist.py",
+    ),
+    (
+        "a machine that was started again under torchrun ended all the others (torch)",
+        "a variable that docs/cnn.md names",
+        "tests/soak/test_machines.py",
+    ),
 )
 
 
