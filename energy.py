@@ -92,7 +92,7 @@ def settled(asked, content):
         raise UseError(
             f"{path} is a file of the published code: run absorb_bn.py or snn_ddp.py on it first"
         )
-    return run.trained_data(content, asked.data, asked.given)
+    return run.trained_data(content, asked.data, asked.given, path)
 
 
 def work(asked, world):

@@ -122,7 +122,7 @@ def read(asked):
             f"{path} is the state of a training, which may hold batch norm or output scales: give "
             "its run folder, or best.pth in it"
         )
-    net = checkpoint.rebuild(content).eval()
+    net = checkpoint.rebuild(content, path).eval()
     if not finite(net):
         raise UseError(f"{path} holds weights that are not finite numbers: give others")
     return path, content, net
@@ -199,7 +199,7 @@ def read_source(asked):
         return random_source(path, content, net, asked)
     opset = asked.export.opset
     about, count, size = content["data"], asked.export.images, asked.batches.batch_size
-    options = run.trained_data(content, asked.data, asked.given)
+    options = run.trained_data(content, asked.data, asked.given, path)
     entry = TABLE[options.dataset]
     try:
         data = load(options, World())

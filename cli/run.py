@@ -243,10 +243,11 @@ def build(network, about, act, **more):
         raise UseError(str(error)) from None
 
 
-def trained_data(content, data, given):
+def trained_data(content, data, given, path):
     """The data options of the training of a checkpoint, unless the command line names others.
 
-    content: of the checkpoint. data: `DataOptions`. given: names of the options that were given.
+    content: of the checkpoint `path`. data: `DataOptions`. given: names of the options that were
+    given.
     """
     # the command line wins: the data may have moved
     names = ("dataset", "data_root", "dataset_dir", "image_size")
@@ -255,7 +256,7 @@ def trained_data(content, data, given):
         for name in names
         if name in content["settings"] and name not in given
     }
-    check_stored("the checkpoint", settings.options(CNNSettings), stored)
+    check_stored(path, settings.options(CNNSettings), stored)
     data = replace(data, **stored)
     refuse_idle(given, data_rules(data))
     return data

@@ -528,7 +528,8 @@ class Trainer:
         if folder is None:
             return self.kept
         self.world.barrier()
-        best = checkpoint.rebuild(checkpoint.load(folder / "best.pth"))
+        path = folder / "best.pth"
+        best = checkpoint.rebuild(checkpoint.load(path), path)
         return best.to(self.world.device, memory_format=torch.channels_last)
 
     def _finish(self, last):

@@ -104,7 +104,7 @@ def rules(asked):
 
 def trained_on(content, asked, path):
     """The `Data` of a checkpoint."""
-    data = load(run.trained_data(content, asked.data, asked.given), World())
+    data = load(run.trained_data(content, asked.data, asked.given, path), World())
     run.check_shape(content, data.about, path)
     return data
 

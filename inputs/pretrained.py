@@ -1,12 +1,13 @@
 """Trained networks for anyone: a network that is ready for images, and what these must be."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from engine import checkpoint
-from engine.errors import UseError
+from engine.errors import MALFORMED, UseError, reason
 
 from .table import TABLE
 
@@ -49,19 +50,42 @@ def from_pretrained(name):
             f"{name} is a file of the published code, which says nothing of its network: run "
             "absorb_bn.py or snn_ddp.py on it first"
         )
-    about = content["data"]
     if content["kind"] == "vggsnn":
         raise UseError(f"{name} takes no images but frames of events: try main_test.py")
-    entry = TABLE[about["name"]]
-    mean, std = about.get("mean") or entry.mean, about.get("std") or entry.std
-    if mean is None:
+    net = checkpoint.rebuild(content, name).eval()
+    try:
+        net.classes, net.mean, net.std = _about(content["data"], net)
+    except MALFORMED as error:
+        raise UseError(
+            f"{name} does not say which images it takes ({type(error).__name__}: {reason(error)}): "
+            "give another file, or write it anew"
+        ) from None
+    if net.mean is None:
         raise UseError(
             f"{name} does not say how its images are normalised, which was measured on its "
             "training images: python -m experiments.zoo add stores it"
         )
-    numbers = [str(label) for label in range(about["num_classes"])]
-    net = checkpoint.rebuild(content).eval()
-    net.classes = about.get("classes") or entry.labels.split() or numbers
-    net.mean, net.std = tuple(mean), tuple(std)
-    net.transform = Transform(about["image_size"], net.mean, net.std)
+    net.transform = Transform(content["data"]["image_size"], net.mean, net.std)
     return net
+
+
+def _about(data, net):
+    """(names of the classes, mean, std) that the data of a checkpoint says of its network's images;
+    the last two are None where it does not say them.
+
+    Raises:
+        `MALFORMED`: they cannot be those.
+    """
+    entry, count, built = TABLE[data["name"]], net.head.out_features, net.built
+    side = built.get("image_size") or built["img_size"]
+    classes = data.get("classes") or entry.labels.split() or [str(n) for n in range(count)]
+    sizes = data["image_size"], data["num_classes"], len(classes)
+    if sizes != (side, count, count) or {*map(type, classes)} != {str}:
+        raise ValueError(f"{sizes[0]} pixels, {sizes[1]} classes with {sizes[2]} names")
+    mean, std = data.get("mean") or entry.mean, data.get("std") or entry.std
+    if mean is None:
+        return classes, None, None
+    mean, std = tuple(map(float, mean)), tuple(map(float, std))
+    if len(mean) != 3 or len(std) != 3 or not math.isfinite(sum(mean + std)) or min(std) <= 0:
+        raise ValueError(f"mean {mean}, std {std}")
+    return classes, mean, std

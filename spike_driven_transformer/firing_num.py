@@ -45,14 +45,16 @@ def idle():
     return (training | IDLE) - IMAGES - {"amp"}
 
 
-def filled(asked, stored):
-    """The settings, with what a checkpoint's stored ones say of IMAGES that are not given."""
+def filled(asked, stored, path):
+    """The settings, with what the stored ones of the checkpoint `path` say of IMAGES that are
+    not given.
+    """
     # stored keys may be further spellings of a name: data_dir, img_size
     names = settings.stored_name(TransformerSettings)
     values = settings.flat(asked)
     taken = {names[key]: value for key, value in stored.items() if key in names}
     taken = {name: value for name, value in taken.items() if name in IMAGES - asked.given}
-    run.check_stored("the checkpoint", settings.options(TransformerSettings), taken)
+    run.check_stored(path, settings.options(TransformerSettings), taken)
     return settings.make(TransformerSettings, values | taken)
 
 
@@ -68,7 +70,7 @@ def load(asked, path, world):
         raise UseError(f"{path} holds weights without settings: give their -c configuration")
     if not published and content["kind"] != "sdt":
         raise UseError(f"{path} holds no transformer: use energy.py")
-    data, loaders = load_data(filled(asked, content.get("settings", {})), world)
+    data, loaders = load_data(filled(asked, content.get("settings", {}), path), world)
     if published:
         net = build(asked, data.about)
         world.say(checkpoint.load_named(net, path))

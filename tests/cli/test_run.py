@@ -362,3 +362,9 @@ def test_neurons_of_different_numbers_compile_in_one_process():
         net(images).sum().backward()
         for parameter, gradient in zip(net.parameters(), compiled, strict=True):
             torch.testing.assert_close(parameter.grad, gradient, rtol=1e-3, atol=1e-5)
+
+
+def test_a_setting_that_cannot_be_is_refused_with_its_file():
+    content = {"settings": {"dataset": True}}
+    with pytest.raises(UseError, match="x.pth holds --dataset True"):
+        run.trained_data(content, DataOptions(), frozenset(), "x.pth")

@@ -12,6 +12,7 @@ from cli import events, run
 from engine import checkpoint, settings, zoo
 from engine.dist import World
 from engine.errors import UseError
+from inputs import pretrained
 from inputs.table import DataOptions
 from models import transformer, vggsnn
 from neuromorphic_tasks import main_test
@@ -80,6 +81,13 @@ def checkpoints(folder, monkeypatch):
     return attempt
 
 
+def classified(path):
+    """What becomes of a picture in the network of a checkpoint."""
+    net = pretrained.from_pretrained(str(path))
+    net.transform(torch.zeros(8, 8, 3, dtype=torch.uint8).numpy())
+    assert len(net.classes) == net.head.out_features
+
+
 def use(read, path):
     """What the commands do with a checkpoint of this project; returns the network."""
     words = ["--pretrained_ann", str(path), "--dataset", "CIFAR10", "--width_mult", "0.5", "--bias"]
@@ -87,10 +95,11 @@ def use(read, path):
     event_words = ["--checkpoint", str(path)]
     for do in (
         lambda: absorb_bn.read(asked),
-        lambda: run.trained_data(read, DataOptions(), frozenset()),
+        lambda: run.trained_data(read, DataOptions(), frozenset(), path),
         lambda: run.check_shape(read, ABOUT, path),
         lambda: run.teacher(str(path), ABOUT, QUIET),
         lambda: run.note_activation(read, models.ReLU(), path, QUIET),
+        lambda: classified(path),
         lambda: events.settled(main_test.get_parser().parse(event_words)),
     ):
         # one that refuses names the file; the others are asked all the same

@@ -17,7 +17,8 @@ CIFAR = {"name": "CIFAR10", "num_classes": 10, "image_size": 32, "source": "CIFA
 
 
 def stored(path, kind="ann", data=CIFAR, act=None, **more):
-    net = models.build("resnet20", act or models.ReLU(), width_mult=1 / 16, bn=False)
+    act = act or models.ReLU()
+    net = models.build("resnet20", act, num_classes=data["num_classes"], width_mult=1 / 16)
     content = checkpoint.content(net, kind, data, {}, **more)
     checkpoint.save(path, content)
     return net.eval()
@@ -87,6 +88,31 @@ def test_what_cannot_be_used_is_refused(kind, data, more, words, tmp_path):
     stored(tmp_path / "x.pth", kind, data, Spiking(NeuronConfig.vgg(3)), **more)
     with pytest.raises(UseError, match=words):
         from_pretrained(tmp_path / "x.pth")
+
+
+ODD = {
+    "no-data-set": {"name": "x"},
+    "unhashable-name": {"name": [1]},
+    "too-large": {"image_size": 10**9},
+    "too-few-classes": {"num_classes": 9},
+    "too-few-names": {"classes": ["a"]},
+    "no-names": {"classes": 3},
+    "numbers-as-names": {"classes": list(range(10))},
+    "words-as-mean": {"mean": "abc"},
+    "two-means": {"mean": [0.5, 0.5]},
+    "no-numbers": {"mean": [float("nan")] * 3},
+    "no-spread": {"std": [0.0] * 3},
+}
+
+
+@pytest.mark.parametrize("odd", ODD.values(), ids=ODD)
+def test_data_that_cannot_be_the_network_s_is_refused(odd, tmp_path):
+    path = tmp_path / "x.pth"
+    stored(path, data=CIFAR)
+    content = torch.load(path, weights_only=True)
+    torch.save(content | {"data": CIFAR | odd}, path)
+    with pytest.raises(UseError, match=f"{path} does not say which images it takes"):
+        from_pretrained(path)
 
 
 def test_a_file_of_the_published_code_is_refused(tmp_path):

@@ -8,6 +8,7 @@ import torch
 
 from cli.transformer import TransformerSettings
 from engine import settings
+from engine.errors import UseError
 from spike_driven_transformer import firing_num, train
 from tests.helpers import GOLDEN
 
@@ -81,10 +82,12 @@ def test_stored_settings_say_which_images(tmp_path):
         "gone": 1,
     }
     given = settings.make(TransformerSettings, {"data_root": "here"}, ["data_root"])
-    asked = firing_num.filled(given, stored)
+    asked = firing_num.filled(given, stored, "x.pth")
     assert (asked.data.dataset, asked.data.data_root) == ("CIFAR100", "here")
     assert (asked.data.image_size, asked.batches.batch_size) == (32, 32)
     assert (asked.augment.mean, asked.augment.crop_pct) == ((0.1, 0.2, 0.3), 0.9)
+    with pytest.raises(UseError, match="x.pth holds --dataset True"):
+        firing_num.filled(given, {"dataset": True}, "x.pth")
 
 
 # of the training; the other options are those of network, images and device
