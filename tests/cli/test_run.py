@@ -366,5 +366,5 @@ def test_neurons_of_different_numbers_compile_in_one_process():
 
 def test_a_setting_that_cannot_be_is_refused_with_its_file():
     content = {"settings": {"dataset": True}}
-    with pytest.raises(UseError, match="x.pth holds --dataset True"):
+    with pytest.raises(UseError, match=r"x\.pth holds --dataset True"):
         run.trained_data(content, DataOptions(), frozenset(), "x.pth")

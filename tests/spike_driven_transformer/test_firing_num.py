@@ -86,7 +86,7 @@ def test_stored_settings_say_which_images(tmp_path):
     assert (asked.data.dataset, asked.data.data_root) == ("CIFAR100", "here")
     assert (asked.data.image_size, asked.batches.batch_size) == (32, 32)
     assert (asked.augment.mean, asked.augment.crop_pct) == ((0.1, 0.2, 0.3), 0.9)
-    with pytest.raises(UseError, match="x.pth holds --dataset True"):
+    with pytest.raises(UseError, match=r"x\.pth holds --dataset True"):
         firing_num.filled(given, {"dataset": True}, "x.pth")
 
 
