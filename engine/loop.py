@@ -119,6 +119,9 @@ def set_rng_state(state, device):
     """The inverse of `rng_state`."""
     torch.set_rng_state(state["torch"])
     kind, keys, *rest = state["numpy"]
+    # a small tensor may spread over any size
+    if not isinstance(keys, list):
+        raise TypeError(f"NumPy's generator has a {type(keys).__name__}, expected a list")
     np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
@@ -190,6 +193,21 @@ def _check_optimizer(own, stored):
             same = type(held) is type(value) or {type(held), type(value)} <= {int, float}
             if name != "params" and not same:
                 raise ValueError(f"the optimizer's {name} is {held!r}, expected one as {value!r}")
+
+
+COPIED = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)
+
+
+def _try_step(optimizer):
+    """Raise what a step of the optimizer would raise, by one of a copy."""
+    # the copy of another's may not be whole
+    if type(optimizer) not in COPIED:
+        return
+    trial = copy.deepcopy(optimizer)
+    for group in trial.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    trial.step()
 
 
 class Trainer:
@@ -318,6 +336,7 @@ class Trainer:
         self.net.load_state_dict(saved["model"])
         _check_optimizer(self.optimizer.state_dict(), state["optimizer"])
         self.optimizer.load_state_dict(state["optimizer"])
+        _try_step(self.optimizer)
         self.scaler.load_state_dict(state["scaler"])
         # files of early versions have no state of the recipe
         self.recipe.load_state_dict(state.get("recipe", {}))

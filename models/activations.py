@@ -215,6 +215,9 @@ class LIF(Neurons):
     """The LIF baseline of the transformer: SpikingJelly's neuron, hard reset, decaying input.
 
     learn_tau makes it the PLIF baseline.
+
+    Raises:
+        ValueError: tau or theta are none of that neuron.
     """
 
     steps: int = 4
@@ -224,6 +227,14 @@ class LIF(Neurons):
 
     kind = "lif"
     module = LIFLayer
+
+    def __post_init__(self):
+        # SpikingJelly asserts it
+        if type(self.tau) is not float or not self.tau > 1 or type(self.theta) is not float:
+            raise ValueError(
+                f"a LIF neuron needs real numbers tau > 1 and theta, got {self.tau!r} and "
+                f"{self.theta!r}"
+            )
 
 
 KINDS = {description.kind: description for description in (ReLU, LogQuant, Spiking, LIF)}

@@ -310,6 +310,40 @@ def test_a_run_goes_on_where_it_was():
     assert torch.equal(torch.rand(3), expected)
 
 
+class Averaging(Noting):
+    """Trains by Adam, whose optimizer has a state."""
+
+    def optimizer(self, net):
+        return torch.optim.Adam(net.parameters())
+
+
+MOMENTUM = {
+    "shape": torch.zeros(7),
+    "spread": torch.zeros(1).expand(10**6, 10**6),
+    "word": "x",
+}
+
+
+@pytest.mark.parametrize("odd", MOMENTUM.values(), ids=MOMENTUM)
+def test_momentum_that_no_step_can_take_is_refused(odd):
+    run = trainer(linear(), Averaging(1), noise(4))
+    run.net(torch.ones(1, 5)).sum().backward()
+    run.optimizer.step()
+    saved = stored(run)
+    saved["training"]["optimizer"]["state"][0]["exp_avg"] = odd
+    again = trainer(linear(), Averaging(1), noise(4))
+    with pytest.raises(UseError, match="does not hold the state of this run"):
+        again.restore(saved)
+
+
+def test_a_generator_s_state_that_is_spread_is_refused():
+    run = trainer(linear(), Noting(3), noise(4))
+    saved = stored(run)
+    saved["training"]["rng"][0]["numpy"][1] = torch.zeros(1).expand(1000, 1000, 1000)
+    with pytest.raises(UseError, match="NumPy's generator has a Tensor"):
+        run.restore(saved)
+
+
 def test_another_number_of_processes_is_told(capsys):
     run = trainer(linear(), Noting(1), noise(4))
     run.restore(stored(run, processes=2))

@@ -19,6 +19,12 @@ def test_a_description_is_read_back(act):
     assert from_description(describe(act)) == act
 
 
+@pytest.mark.parametrize("odd", [{"tau": 1.0}, {"tau": True}, {"theta": 1}])
+def test_a_lif_neuron_that_cannot_be_is_refused(odd):
+    with pytest.raises(ValueError, match="a LIF neuron needs"):
+        from_description(describe(models.LIF(2)) | odd)
+
+
 def test_the_backend_belongs_to_the_machine():
     assert "backend" not in describe(models.Spiking(backend="torch"))
     assert from_description(describe(models.Spiking(backend="torch"))).backend == "auto"
