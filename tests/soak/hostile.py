@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.log import write_json
+from engine.log import read_json, write_json
 from experiments.arithmetic import commit
 from tests.cli import test_damaged_configurations as words
 from tests.engine import test_damaged_checkpoints as weights
@@ -128,7 +128,10 @@ def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m tests.soak.hostile", description=__doc__)
     parser.add_argument("--inputs", type=int, default=10_000, help="inputs of the readers together")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--readers", nargs="+", choices=[*READERS, "small_lies"])
+    known = [*READERS, "small_lies"]
+    parser.add_argument(
+        "--readers", nargs="+", choices=known, help="these alone, beside what --out has of others"
+    )
     parser.add_argument("--out", type=Path, default=Path("results/reliability/hostile.json"))
     parser.add_argument("--work", nargs=3, help=argparse.SUPPRESS)
     asked = parser.parse_args(argv)
@@ -144,18 +147,19 @@ def main(argv=None):
     readers = {}
     for name in names:
         count = -(-asked.inputs // len(drawn)) if name in drawn else len(lies.LIES)
-        readers[name] = own = summary(campaign(name, count, asked.seed))
+        own = summary(campaign(name, count, asked.seed))
+        readers[name] = own = {"seed": asked.seed, "commit": commit(), **own}
         said = ", ".join(f"{number} {what}" for what, number in own["outcomes"].items())
         print(
             f"{name}: {own['inputs']} inputs: {said}; {len(own['failed'])} failed; at most "
             f"{own['most_seconds']} s, {own['most_mebibytes']} MiB",
             flush=True,
         )
+    if asked.readers and asked.out.exists():
+        readers = read_json(asked.out)["readers"] | readers
     failed = sum(len(own["failed"]) for own in readers.values())
     content = {
         "inputs": sum(own["inputs"] for own in readers.values()),
-        "seed": asked.seed,
-        "commit": commit(),
         "failed": failed,
         "limits": {"seconds": SECONDS, "mebibytes": BYTES >> 20},
         "readers": readers,

@@ -177,7 +177,7 @@ def hostile(found):
     head = ("reader", "inputs", REFUSED, SAME, "else", "failed", "at most, s", "at most, MiB")
     skipped = "".join(f" {name}: skipped, {why}." for name, why in found["skipped"].items())
     text = (
-        f"{found['inputs']} inputs (seed {found['seed']}, commit {found['commit']}), "
+        f"{found['inputs']} inputs ({made(found['readers'].values())}), "
         f"{found['failed']} failed, by a traceback, the end of the process, a wrong result, more "
         f"than {found['limits']['seconds']} s or {found['limits']['mebibytes']} MiB.{skipped}"
     )

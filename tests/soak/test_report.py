@@ -29,7 +29,8 @@ def folders(tmp_path, monkeypatch):
     (found[0] / "faults.jsonl").write_text(f"{json.dumps(fault)}\n")
     own = {"inputs": 3, "outcomes": {REFUSED: 2, "read whole": 1}, "failed": {}}
     own |= {"most_seconds": 0.1, "most_mebibytes": 2}
-    hostile = {"inputs": 3, "seed": 0, "commit": "c3", "failed": 0, "skipped": {}}
+    own |= {"seed": 4, "commit": "c3"}
+    hostile = {"inputs": 3, "failed": 0, "skipped": {}}
     hostile |= {"limits": {"seconds": 30, "mebibytes": 1024}, "readers": {"image_folders": own}}
     write_json(tmp_path / "hostile.json", hostile)
     write_json(tmp_path / "machines.json", {"firewall": {"seconds waited": 8}})
@@ -41,6 +42,7 @@ def test_campaigns_are_joined(folders):
     said = report.page(folders)
     assert "2 kills in 2 runs of 1 chains (seeds 1, 2; commits c1, c2)" in said
     assert "1 faults of 1 kinds (seeds 1; commits c1): 0 bytes and 0 checkpointed" in said
+    assert "3 inputs (seeds 4; commits c3), 0 failed" in said
     assert "| image folders | 3 | 2 | 0 | 1 read whole | 0 | 0.1 | 2 |" in said
     assert "| firewall | seconds waited: 8 |" in said
 
