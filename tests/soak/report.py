@@ -79,6 +79,21 @@ MENDED = (
         "a variable that docs/cnn.md names",
         "tests/soak/test_machines.py",
     ),
+    (
+        "a last.pth whose generators or optimizer have a state of another form: 4 GB, a traceback",
+        "one line; an optimizer's state is tried by a step of a copy",
+        "tests/engine/test_loop.py",
+    ),
+    (
+        "a checkpoint whose LIF neuron cannot be: a traceback",
+        "one line",
+        "tests/models/test_activations.py",
+    ),
+    (
+        "a refused setting did not name its file; classify.py believed what a file says of images",
+        "it does; what is said of images must fit the network",
+        "tests/cli/test_run.py, tests/inputs/test_pretrained.py",
+    ),
 )
 
 
@@ -99,6 +114,11 @@ def table(head, rows):
     """The lines of a table."""
     lines = [head, ("---",) * len(head), *rows]
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def turn(record):
+    """Which run of a chain a record is of."""
+    return record["seed"], record["commit"], record["turn"]
 
 
 def kills(done, ends):
@@ -124,11 +144,15 @@ def kills(done, ends):
     half = sum(len(each["broken"]) for each in done)
     different = sum(len(each["differences"]) for each in ends)
     left = sum(each["left"] for each in ends)
+    # of a campaign that was stopped, the last run has no end
+    ended = {turn(each) for each in ends}
+    compared = sum(turn(each) in ended for each in killed)
     text = (
-        f"{len(killed)} kills in {len(ends)} runs of {len(rows)} chains ({made(done)}): {half} "
-        f"files that were not whole or commands that did not go on, {different} differences from "
-        f"the uninterrupted runs. At the ends {left} temporary files were left, which nobody "
-        "reads, and which the next write of the same file removes."
+        f"{len(killed)} kills ({made(done)}): {half} files that were not whole or commands that "
+        f"did not go on. {compared} of them lie in {len(ends)} runs of {len(rows)} chains that "
+        f"reached their ends: {different} differences from the uninterrupted runs. There {left} "
+        "temporary files were left, which nobody reads, and which the next write of the same file "
+        "removes."
     )
     return text, table((*head, "broken", "differences"), rows)
 

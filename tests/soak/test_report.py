@@ -24,6 +24,9 @@ def folders(tmp_path, monkeypatch):
             ("ends", end | {"differences": differences}),
         ):
             (found[-1] / f"{name}.jsonl").write_text(f"{json.dumps(about | record)}\n")
+    # of a run that was cut off
+    with open(found[0] / "kills.jsonl", "a") as file:
+        file.write(json.dumps(kill | {"moment": "1 s", "seed": 1, "commit": "c1", "turn": 1}))
     fault = {"kind": "disk full", "name": "0 KiB", "subject": "resume", "real": True, "broken": []}
     fault |= {"seed": 1, "commit": "c1", "bytes_lost": 0, "epochs_lost": 0, "told": "a: error: b"}
     (found[0] / "faults.jsonl").write_text(f"{json.dumps(fault)}\n")
@@ -40,7 +43,8 @@ def folders(tmp_path, monkeypatch):
 
 def test_campaigns_are_joined(folders):
     said = report.page(folders)
-    assert "2 kills in 2 runs of 1 chains (seeds 1, 2; commits c1, c2)" in said
+    assert "3 kills (seeds 1, 2; commits c1, c2): 0 files" in said
+    assert "2 of them lie in 2 runs of 1 chains" in said
     assert "1 faults of 1 kinds (seeds 1; commits c1): 0 bytes and 0 checkpointed" in said
     assert "3 inputs (seeds 4; commits c3), 0 failed" in said
     assert "| image folders | 3 | 2 | 0 | 1 read whole | 0 | 0.1 | 2 |" in said
