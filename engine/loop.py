@@ -6,6 +6,7 @@ import copy
 import os
 import random
 import time
+from array import array
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -115,16 +116,21 @@ def rng_state(device):
     }
 
 
+def _words(values):
+    """An array of a list of 32-bit numbers, as generators have them."""
+    # in the place of the list or of a number, a small tensor may spread over any size
+    if not isinstance(values, (list, tuple)):
+        raise TypeError(f"a generator's state is a {type(values).__name__}, expected a list")
+    return array("I", values)
+
+
 def set_rng_state(state, device):
     """The inverse of `rng_state`."""
     torch.set_rng_state(state["torch"])
     kind, keys, *rest = state["numpy"]
-    # a small tensor may spread over any size
-    if not isinstance(keys, list):
-        raise TypeError(f"NumPy's generator has a {type(keys).__name__}, expected a list")
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    np.random.set_state((kind, np.array(_words(keys)), *rest))
     version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
+    random.setstate((version, tuple(_words(internal)), gauss))
     if state["cuda"] is not None and device.type == "cuda":
         torch.cuda.set_rng_state(state["cuda"], device)
 

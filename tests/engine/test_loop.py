@@ -24,6 +24,7 @@ from engine.loop import (
     set_rng_state,
 )
 from engine.recipes.base import Recipe
+from tests.mutated import measured
 
 CPU = torch.device("cpu")
 ABOUT = {
@@ -336,12 +337,24 @@ def test_momentum_that_no_step_can_take_is_refused(odd):
         again.restore(saved)
 
 
-def test_a_generator_s_state_that_is_spread_is_refused():
+@pytest.mark.parametrize("name", ["numpy", "python"])
+@pytest.mark.parametrize("whole", [True, False], ids=["whole", "a-number"])
+def test_a_generator_s_state_that_is_spread_is_refused(name, whole):
     run = trainer(linear(), Noting(3), noise(4))
     saved = stored(run)
-    saved["training"]["rng"][0]["numpy"][1] = torch.zeros(1).expand(1000, 1000, 1000)
-    with pytest.raises(UseError, match="NumPy's generator has a Tensor"):
+    spread = torch.zeros(1, dtype=torch.int64).expand(1000, 1000, 1000)
+    state = saved["training"]["rng"][0][name]
+    state[1] = spread if whole else [*state[1][:-1], spread]
+    said, _, memory = measured(lambda: refused(run, saved))
+    assert said.startswith("None/last.pth does not hold the state of this run")
+    assert memory < 1 << 29
+
+
+def refused(run, saved):
+    """What is said of a state that cannot be restored."""
+    with pytest.raises(UseError) as error:
         run.restore(saved)
+    return str(error.value)
 
 
 def test_another_number_of_processes_is_told(capsys):
