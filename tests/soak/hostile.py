@@ -163,7 +163,11 @@ def main(argv=None):
         "failed": failed,
         "limits": {"seconds": SECONDS, "mebibytes": BYTES >> 20},
         "readers": readers,
-        "skipped": {reader: f"without the package {name}" for reader, name in absent.items()},
+        "skipped": {
+            reader: f"without the package {name}"
+            for reader, name in absent.items()
+            if reader not in readers
+        },
     }
     write_json(asked.out, content)
     print(f"{content['inputs']} inputs, {failed} failed; written to {asked.out}")
