@@ -115,17 +115,18 @@ def prices(path):
         return {}
     runs = read_json(path)["runs"].values()
     recipe = next(iter(runs))[0]["recipe"]
-    (network,) = {
-        row.network
-        for row in rows.table().values()
-        if row.network.upper() == recipe["architecture"]
-    }
+    networks = {row.network.upper(): row.network for row in rows.table().values()}
+    network = networks[recipe["architecture"]]
     shown = f"width x{recipe['width_mult']}, price on energy"
     points = []
     for found in runs:
-        energy = statistics.mean(column(found, "energy_uj"))
-        accuracy = statistics.mean(column(found, "last_accuracy"))
-        points.append((energy, accuracy))
+        energies = column(found, "energy_uj")
+        accuracies = column(found, "last_accuracy")
+        point = (
+            statistics.mean(energies),
+            statistics.mean(accuracies),
+        )
+        points.append(point)
     return {(recipe["dataset"], network, shown): points}
 
 

@@ -129,8 +129,10 @@ def blanked(images, row, column, size):
     """
 
     def covered(centre, side):
-        after_first = torch.arange(side, device=images.device) - (centre[:, None] - size // 2)
-        return (after_first >= 0) & (after_first < size)  # [b, side]
+        first = centre - size // 2
+        places = torch.arange(side, device=images.device)
+        after = places - first[:, None]  # [b, side]
+        return (after >= 0) & (after < size)
 
     rows = covered(row, images.shape[2])
     columns = covered(column, images.shape[3])
@@ -194,8 +196,10 @@ class MemoryLoader(Loader):
             images = self.pixels(index, top, left, flip)
             if self.training and self.data.cutout:
                 draw = seeded(self.seed, epoch, step, SQUARES)
-                centres = torch.randint(len(self.side), (2, whole_batch), generator=draw)
-                blanked(images, *self.world.send(centres[:, places]), self.data.cutout)
+                shape = (2, whole_batch)
+                centres = torch.randint(len(self.side), shape, generator=draw)
+                row, column = self.world.send(centres[:, places])
+                blanked(images, row, column, self.data.cutout)
             yield images, self.labels[index], whole_batch
 
 

@@ -76,16 +76,27 @@ def _about(data, net):
     Raises:
         `MALFORMED`: they cannot be those.
     """
-    entry, count, built = TABLE[data["name"]], net.head.out_features, net.built
-    side = built.get("image_size") or built["img_size"]
-    classes = data.get("classes") or entry.labels.split() or [str(n) for n in range(count)]
-    sizes = data["image_size"], data["num_classes"], len(classes)
-    if sizes != (side, count, count) or {*map(type, classes)} != {str}:
-        raise ValueError(f"{sizes[0]} pixels, {sizes[1]} classes with {sizes[2]} names")
-    mean, std = data.get("mean") or entry.mean, data.get("std") or entry.std
+    entry = TABLE[data["name"]]
+    count = net.head.out_features
+    side = net.built.get("image_size") or net.built["img_size"]
+    classes = (
+        data.get("classes") or entry.labels.split() or [str(number) for number in range(count)]
+    )
+    named = len(classes)
+    said = (data["image_size"], data["num_classes"], named)
+    fits = said == (side, count, count)
+    words = all(isinstance(name, str) for name in classes)
+    if not (fits and words):
+        raise ValueError(f"{said[0]} pixels, {said[1]} classes with {named} names")
+
+    mean = data.get("mean") or entry.mean
+    std = data.get("std") or entry.std
     if mean is None:
         return classes, None, None
-    mean, std = tuple(map(float, mean)), tuple(map(float, std))
-    if len(mean) != 3 or len(std) != 3 or not math.isfinite(sum(mean + std)) or min(std) <= 0:
+    mean = tuple(map(float, mean))
+    std = tuple(map(float, std))
+    channels = len(mean) == len(std) == 3
+    finite = math.isfinite(sum(mean + std))
+    if not (channels and finite and min(std) > 0):
         raise ValueError(f"mean {mean}, std {std}")
     return classes, mean, std
