@@ -16,11 +16,11 @@ SCRIPTS := $(wildcard *.py)
 .PHONY: help setup demo demo-dvs test lint test-long test-gpu soak hostile machines bench bench-gpu doctor clean
 
 help:
-	@echo "make demo       digits: ANN -> LQ-ANN -> fused -> SNN, with a table and a figure (under 5 minutes on 2 cores)"
+	@echo "make demo       digits: ANN, LQ-ANN, fused, SNN, with a table and a figure (a minute or two on 2 cores)"
 	@echo "make demo-dvs   simulated event recordings: prepare, train VGGSNN with 3 lanes and with 1 (under 5 minutes on 2 cores)"
 	@echo "make test       lint and the test suite (under 10 minutes on 2 cores)"
 	@echo "make test-long  the checks that take longer: the published commands at full width, every neuron on every backend,"
-	@echo "                10,000 damaged inputs (MLIF_TEST_INPUTS)"
+	@echo "                10,000 damaged inputs (MLIF_TEST_INPUTS), five minutes of kills and faults"
 	@echo "make test-gpu   the checks that need a CUDA GPU"
 	@echo "make soak       kills and faults for MINUTES=45, drawn by SEED=0; writes results/reliability.md"
 	@echo "make hostile    10,000 hostile inputs for all readers; writes results/reliability/hostile.json"
@@ -58,6 +58,7 @@ test: lint $(EXTRAS)
 
 test-long: $(EXTRAS)
 	$(PY) -m pytest -m long
+	MLIF_SOAK_MINUTES=5 MLIF_SOAK_SEED=$(SEED) $(PY) -m pytest -m soak
 
 test-gpu: $(READY)
 	$(PY) -m pytest -m gpu
