@@ -18,12 +18,8 @@ from engine.settings import machine_option, natural, number, option, positive
 
 from .images import Memory, decode
 
-AUGMENTATION, DECODING, FLIPS, SQUARES = (
-    1,
-    2,
-    3,
-    4,
-)  # which of the generators of a (seed, ...) is meant
+# which of the generators of a (seed, ...) is meant
+AUGMENTATION, DECODING, FLIPS, SQUARES = 1, 2, 3, 4
 
 
 @dataclass(frozen=True)
