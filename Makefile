@@ -60,8 +60,9 @@ test-long: $(EXTRAS)
 	$(PY) -m pytest -m long
 	MLIF_SOAK_MINUTES=5 MLIF_SOAK_SEED=$(SEED) $(PY) -m pytest -m soak
 
+# what other tests import need not be there
 test-gpu: $(READY)
-	$(PY) -m pytest -m gpu
+	$(PY) -m pytest -m gpu -v tests/models tests/engine
 
 MINUTES := 45
 SEED := 0
