@@ -7,8 +7,8 @@ import time
 
 import torch
 
+from engine import log
 from engine.files import write_text
-from engine.log import processor
 
 
 def option_parser(name, title):
@@ -39,14 +39,10 @@ def is_missing(device):
 
 def machine(device):
     """{"machine": ..., "torch": ..., "threads": ..., "load": ...} of the device."""
-    threads = torch.get_num_threads()
-    name = f"{processor()}, {threads} threads"
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
     return {
-        "machine": name,
+        "machine": log.machine(device),
         "torch": torch.__version__,
-        "threads": threads,
+        "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],  # of the last minute
     }
 

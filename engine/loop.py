@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from . import checkpoint
 from .errors import MALFORMED, RunError, UseError, reason
-from .log import RunLog, progress, write_json
+from .log import RunLog, machine, progress, write_json
 from .recipes.base import mean_readout
 from .settings import machine_option, natural, option, positive, run_option, seed
 
@@ -575,6 +575,7 @@ class Trainer:
             "last_accuracy": last["accuracy"],
             "epochs": self.recipe.epochs,
             "seconds": self.seconds,
+            "machine": machine(self.world.device),
             "checkpoint": folder and str(weights),
             "run": folder and str(folder),
             **record.extra,

@@ -12,7 +12,7 @@ from engine.log import read_json
 from . import rows
 from .answers import column
 from .results import results_of
-from .verdict import number, outcome, where
+from .verdict import effort, number, outcome, where
 
 # The README's table lies between these lines.
 START = "<!-- rows: written by reproduce.py --report -->"
@@ -26,7 +26,7 @@ HINT = "reproduce.py <row> --dry-run shows a row's commands, reproduce.py <row> 
 
 
 def measured(row, folder):
-    """[(accuracy, energy, where)] as text of what is measured of a row."""
+    """[(accuracy, energy, where and in what time)] as text of what is measured of a row."""
     found = []
     for result in results_of(row, folder):
         values = outcome(result)
@@ -36,7 +36,7 @@ def measured(row, folder):
         if "gap" in values:
             accuracy += f", gap {number(values['gap'])}"
             energy += f", 1/{values['ratio'][0]:.1f}"
-        found.append((accuracy, energy, where(result)))
+        found.append((accuracy, energy, f"{where(result)}: {effort(result)}"))
     return found
 
 
@@ -98,11 +98,10 @@ def table(folder):
     lines = [HEAD]
     for row in rows.table().values():
         head = f"| `{row.name}` | {neuron(row)} | {row.accuracy:g} %, {row.energy:g} uJ"
-        known = ann_energy(row, "{:.1f}")
+        unknown = (needs(row), ann_energy(row, "{:.1f}"), "")
         # a line for each result
-        for accuracy, energy, place in measured(row, folder) or [(needs(row), "", "")]:
-            energies = "; ".join(text for text in (energy, known) if text)
-            lines.append(f"{head} | {accuracy} | {energies} | {place} |")
+        for cells in measured(row, folder) or [unknown]:
+            lines.append(" | ".join([head, *cells]) + " |")
     return "\n".join(lines)
 
 

@@ -76,6 +76,18 @@ def where(result):
     return f"{text}, {1 + len(more)} seeds" if more else text
 
 
+def effort(result):
+    """What a result took: hours of its chain, images a second of its last training, machines."""
+    hours, _ = outcome(result)["hours"]
+    trained = []
+    for run in result["runs"].values():
+        trained += [stage for stage in run["stages"].values() if "log" in stage]
+    last = [epoch["images_per_s"] for epoch in trained[-1]["log"]]
+    machines = {stage["machine"]: None for stage in trained if "machine" in stage}
+    parts = [f"{hours:.2g} h", f"{statistics.median(last):,.0f} images/s", *machines]
+    return ", ".join(parts)
+
+
 def _published(row):
     """The published figures of a row."""
     found = {"accuracy": row.accuracy, "energy": row.energy}

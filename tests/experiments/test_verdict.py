@@ -6,7 +6,7 @@ import pytest
 
 import reproduce
 from experiments import rows, tables
-from experiments.verdict import outcome, verdict, where
+from experiments.verdict import effort, outcome, verdict, where
 from tests.helpers import ROOT
 
 ROW = rows.find("cifar10-resnet20-mlif")
@@ -48,6 +48,15 @@ def test_several_seeds_give_mean_and_spread():
     assert outcome(several)["accuracy"] == pytest.approx((94, 2**0.5))
     assert "94.00 ± 1.41" in verdict(ROW, several)
     assert where(several) == "somewhere, published, 2 seeds"
+
+
+def test_the_effort_is_of_the_whole_chain_and_its_machines():
+    one = run()
+    one["stages"]["ann"] |= {"log": [{"images_per_s": 5}], "machine": "a GPU"}
+    one["stages"]["snn"]["log"] = [{"images_per_s": speed} for speed in (2000, 9000, 1000)]
+    assert effort(result(one)) == "1 h, 2,000 images/s, a GPU"
+    one["stages"]["snn"]["machine"] = "a CPU"
+    assert effort(result(one)) == "1 h, 2,000 images/s, a GPU, a CPU"
 
 
 def test_a_row_that_is_reached():
@@ -115,7 +124,7 @@ def test_the_report_writes_table_and_figure(tmp_path):
         (tmp_path / path.name).write_text(path.read_text())
     shown = tables.report(tmp_path, readme)
     assert readme.read_text() == f"before\n{tables.START}\n{shown}\n{tables.END}\nafter\n"
-    assert "| 82.61 %, gap 2.81 | 6.261 uJ, 1/10.2 |" in shown
+    assert "| 93.36 %, gap 0.79 | 51.97 uJ, 1/30.0 |" in shown
     assert (tmp_path / "rows.png").stat().st_size > 10_000
 
 
