@@ -107,7 +107,7 @@ def test_what_was_measured_is_what_is_declared(path):
 
 
 def test_an_unknown_record_is_named():
-    with pytest.raises(UseError, match="there is no record 'nosuch': all, line,"):
+    with pytest.raises(UseError, match="there is no record 'nosuch': all, squares,"):
         records.main(["nosuch"])
 
 
