@@ -163,16 +163,34 @@ def line(result, before):
     return f"| {' | '.join(cells)} |"
 
 
+def gained(first, last):
+    """What came of all changes between two records: points, energy, minutes."""
+
+    def means(result):
+        runs = result["runs"]
+        values = {
+            "points": column(runs, "last_accuracy"),
+            "uJ": column(runs, "energy_uj"),
+            "minutes a seed": [seconds / 60 for seconds in column(runs, "chain_seconds")],
+        }
+        return {unit: statistics.mean(numbers) for unit, numbers in values.items()}
+
+    old, new = means(first), means(last)
+    changes = ", ".join(f"{new[unit] - old[unit]:+.2f} {unit}" for unit in old)
+    return f"\nFrom {first['record']} to {last['record']}: {changes}.\n"
+
+
 def page(content, folder):
     """The log of all records that are measured, the newest first."""
-    lines, before = [], None
-    for name in reversed(content["records"]):
-        path = Path(folder) / f"{name}.json"
-        if path.is_file():
-            result = read_json(path)
-            lines.append(line(result, before))
-            before = result
-    return HEAD + "\n".join(reversed(lines)) + "\n"
+    paths = [Path(folder) / f"{name}.json" for name in reversed(content["records"])]
+    results = [read_json(path) for path in paths if path.is_file()]
+    lines = []
+    for before, result in zip([None, *results], results):
+        lines.append(line(result, before))
+    text = HEAD + "\n".join(reversed(lines)) + "\n"
+    if len(results) > 1:
+        text += gained(results[0], results[-1])
+    return text
 
 
 def main(argv=None):

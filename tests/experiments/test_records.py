@@ -88,7 +88,8 @@ def test_the_newest_record_stands_first_and_what_is_not_measured_is_left_out(tmp
     for name, accuracy in (("first", 0.8), ("third", 0.9)):
         write_json(tmp_path / f"{name}.json", result(name, (accuracy,)))
     page = records.page(content, tmp_path)
-    *_, newest, oldest = page.splitlines()
+    *_, newest, oldest, _, total = page.splitlines()
+    assert total == "From first to third: +10.00 points, +0.00 uJ, +0.00 minutes a seed."
     assert "[third](records/third.json)" in newest
     assert "| +10.00 |  |" in newest  # one seed has no p
     assert "[first]" in oldest
