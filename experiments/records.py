@@ -168,22 +168,28 @@ def gained(first, last):
 
     def means(result):
         runs = result["runs"]
-        values = {
-            "points": column(runs, "last_accuracy"),
-            "uJ": column(runs, "energy_uj"),
-            "minutes a seed": [seconds / 60 for seconds in column(runs, "chain_seconds")],
+        return {
+            "points": statistics.mean(column(runs, "last_accuracy")),
+            "uJ": statistics.mean(column(runs, "energy_uj")),
+            "minutes a seed": statistics.mean(column(runs, "chain_seconds")) / 60,
         }
-        return {unit: statistics.mean(numbers) for unit, numbers in values.items()}
 
-    old, new = means(first), means(last)
-    changes = ", ".join(f"{new[unit] - old[unit]:+.2f} {unit}" for unit in old)
-    return f"\nFrom {first['record']} to {last['record']}: {changes}.\n"
+    old = means(first)
+    new = means(last)
+    changes = []
+    for unit in old:
+        changes.append(f"{new[unit] - old[unit]:+.2f} {unit}")
+    ends = f"From {first['record']} to {last['record']}"
+    return f"\n{ends}: {', '.join(changes)}.\n"
 
 
 def page(content, folder):
     """The log of all records that are measured, the newest first."""
-    paths = [Path(folder) / f"{name}.json" for name in reversed(content["records"])]
-    results = [read_json(path) for path in paths if path.is_file()]
+    results = []
+    for name in reversed(content["records"]):
+        path = Path(folder) / f"{name}.json"
+        if path.is_file():
+            results.append(read_json(path))
     lines = []
     for before, result in zip([None, *results], results):
         lines.append(line(result, before))

@@ -84,7 +84,11 @@ def effort(result):
         trained += [stage for stage in run["stages"].values() if "log" in stage]
     last = [epoch["images_per_s"] for epoch in trained[-1]["log"]]
     machines = {stage["machine"]: None for stage in trained if "machine" in stage}
-    parts = [f"{hours:.2g} h", f"{statistics.median(last):,.0f} images/s", *machines]
+    parts = [
+        f"{hours:.2g} h",
+        f"{statistics.median(last):,.0f} images/s",
+        *machines,
+    ]
     return ", ".join(parts)
 
 

@@ -84,9 +84,13 @@ class _Fired(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         x, scale, least, share = ctx.saved_tensors
-        gx = x.clamp(min=least).reciprocal_().mul_(g / x.numel())
+        gx = x.clamp(min=least)
+        gx.reciprocal_()
+        gx.mul_(g / x.numel())
+        if scale is None:
+            return gx, None
         # what x = scale * spikes brings to the scale is taken out again
-        return gx, None if scale is None else -g * share / scale
+        return gx, -g * share / scale
 
 
 class Additions:
