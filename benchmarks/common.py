@@ -7,7 +7,7 @@ import time
 
 import torch
 
-from engine import log
+from engine import dist
 from engine.files import write_text
 
 
@@ -40,7 +40,7 @@ def is_missing(device):
 def machine(device):
     """{"machine": ..., "torch": ..., "threads": ..., "load": ...} of the device."""
     return {
-        "machine": log.machine(device),
+        "machine": dist.machine(device),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],  # of the last minute

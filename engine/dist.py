@@ -24,6 +24,7 @@ import torch
 import torch.distributed as dist
 
 from .errors import UseError, guard
+from .log import processor
 from .settings import machine_option, natural, whole
 
 CPU = torch.device("cpu")
@@ -340,6 +341,14 @@ def fast_amp(device="auto"):
     if str(device) != "cpu" and torch.cuda.is_available():
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "none"
     return "bf16" if "AVX512" in torch.backends.cpu.get_cpu_capability() else "none"
+
+
+def machine(device):
+    """What a torch device is sold as, a processor with its threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    threads = torch.get_num_threads()
+    return f"{processor()}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def keep_memory():

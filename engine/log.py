@@ -9,8 +9,6 @@ from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 
-import torch
-
 from .errors import RunError, UseError
 from .files import write_text
 
@@ -38,14 +36,6 @@ def processor():
         if line.startswith("model name"):
             return line.split(":")[1].strip()
     return platform.processor() or platform.machine()
-
-
-def machine(device):
-    """What a torch device is sold as, a processor with its threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{processor()}, {threads} {'thread' if threads == 1 else 'threads'}"
 
 
 def write_json(path, content):

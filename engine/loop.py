@@ -16,8 +16,9 @@ import torch
 from torch.nn import functional as F
 
 from . import checkpoint
+from .dist import machine
 from .errors import MALFORMED, RunError, UseError, reason
-from .log import RunLog, machine, progress, write_json
+from .log import RunLog, progress, write_json
 from .recipes.base import mean_readout
 from .settings import machine_option, natural, option, positive, run_option, seed
 
