@@ -57,7 +57,7 @@ class Question:
     """A question.
 
     text: what is asked. reference: what the others are compared with. stages: {variant, as a page
-    has it: its stage}, the reference first. figure: draw accuracy against energy over S and T.
+    has it: its stage}, `reference` first. figure: draw accuracy against energy over S and T.
     chain: what questions.yml declares.
     """
 
@@ -95,10 +95,11 @@ def read(path):
             # a network has a name of its own, a variant is its own label
             label = content["stages"][variant].get("label", variant)
             stages[label] = slug(variant)
+        reference, *_ = stages
         found[name] = Question(
             name,
             own["question"],
-            own["reference"],
+            reference,
             stages,
             own.get("figure", False),
             content,

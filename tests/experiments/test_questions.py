@@ -186,6 +186,11 @@ def test_a_dot_in_a_questions_name_is_no_suffix(tmp_path):
     assert written == ["q0.5.json", "q0.5.md", "q0.5.png", "q0.5.svg"]
 
 
+@pytest.mark.parametrize("question", questions.read(questions.FILE).values(), ids=lambda q: q.name)
+def test_the_reference_is_the_first_variant_under_its_label(question):
+    assert question.reference == next(iter(question.stages))
+
+
 def test_nothing_is_written_before_the_reference_is_finished(tmp_path):
     words = f"--seeds 0 1 --results {tmp_path}"
     told = answers.report(asked(words), QUESTION, seeds_of((0.5, 0.6), (None, 0.6)))
