@@ -13,7 +13,7 @@ BASE_PYTHON ?= python3
 ROOMS := models engine inputs analysis cli experiments benchmarks spike_driven_transformer neuromorphic_tasks
 SCRIPTS := $(wildcard *.py)
 
-.PHONY: help setup demo demo-dvs test lint test-long test-gpu soak hostile machines bench bench-gpu doctor clean
+.PHONY: help setup demo demo-dvs test lint test-long test-oldest test-gpu soak hostile machines bench bench-gpu doctor clean
 
 help:
 	@echo "make demo       digits: ANN, LQ-ANN, fused, SNN, with a table and a figure (a minute or two on 2 cores)"
@@ -21,6 +21,7 @@ help:
 	@echo "make test       lint and the test suite (under 10 minutes on 2 cores)"
 	@echo "make test-long  the checks that take longer: the published commands at full width, every neuron on every backend,"
 	@echo "                10,000 damaged inputs (MLIF_TEST_INPUTS), five minutes of kills and faults"
+	@echo "make test-oldest  the test suite and compiled training steps with torch 2.11, the oldest that is supported, in .venv-oldest"
 	@echo "make test-gpu   the checks that need a CUDA GPU"
 	@echo "make soak       kills and faults for MINUTES=45, drawn by SEED=0; writes results/reliability.md"
 	@echo "make hostile    10,000 hostile inputs for all readers; writes results/reliability/hostile.json"
@@ -59,6 +60,15 @@ test: lint $(EXTRAS)
 test-long: $(EXTRAS)
 	$(PY) -m pytest -m long
 	MLIF_SOAK_MINUTES=5 MLIF_SOAK_SEED=$(SEED) $(PY) -m pytest -m soak
+
+# the same requirements, but for two
+OLDEST := $(VENV)-oldest
+test-oldest:
+	$(BASE_PYTHON) -m venv $(OLDEST)
+	grep -v '^torch' requirements.txt > $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python -m pip install -q torch==2.11.0 torchvision==0.26.0 -r $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python -m pytest -n 2 --dist worksteal
+	$(OLDEST)/bin/python -m pytest -m long tests/engine/test_compiled_steps.py
 
 # what other tests import need not be there
 test-gpu: $(READY)

@@ -290,15 +290,6 @@ def check_compile(mode, world):
     torch._dynamo.config.specialize_float = True
 
 
-def check_priced_compile(mode, price, world):
-    """Refuse a --compile that would not follow the price; price: `PriceOptions` or None."""
-    if mode != "none" and price and price.on and world.device.type == "cuda":
-        raise UseError(
-            f"--compile {mode}: on a GPU a compiled network does not follow a price on energy "
-            "(docs/speed.md); leave out --compile or the price"
-        )
-
-
 def say_backend(backend, world, compile="none"):
     """Say what runs the neurons; refuse a --neuron_backend that cannot."""
     try:
@@ -457,12 +448,11 @@ def train(net, recipe, kind, stable, task, extra=None, price=None):
     kind, stable, extra: see `engine.loop.Record`. price: `PriceOptions`, None: spikes have none.
     Raises:
         UseError: another process works in the run folder, the starting weights are not finite
-            numbers, or see `check_shares` and `check_priced_compile`.
+            numbers, or see `check_shares`.
     """
     asked, world = task.asked, task.world
     if not finite(net):
         raise UseError("the weights to start from are not finite numbers: give others")
-    check_priced_compile(asked.compute.compile, price, world)
     check_shares(net, task.loaders[0])
     price = price and make_price(price, net, recipe.epochs, task)
     # from here on, where weights and data are the same, each process draws its own dropout masks

@@ -126,7 +126,7 @@ class SpikingLayer(MLIF):
             self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, x):
-        if torch.compiler.is_exporting():
+        if exported.exporting():
             o = self.unrolled(x)
         else:
             x = unfold(x, self.steps, self.constant)

@@ -81,7 +81,7 @@ def fuse_bn(net, images, tolerance=1e-4):
             synapse.norm = nn.Identity()
 
     built = net.built | {"bn": False, "bias": True}
-    fused = build(act=net.act, **built).eval()
+    fused = build(act=net.act, **built).eval().to(net.head.weight.device)
     fit(fused, merged.state_dict())
 
     compared = fused

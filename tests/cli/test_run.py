@@ -1,6 +1,5 @@
 """What the training commands share: settings with --resume, network, teacher, notes, names."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -15,7 +14,6 @@ from cli.parser import Parser
 from engine import checkpoint, log, settings
 from engine.dist import World
 from engine.errors import UseError
-from engine.recipes.price import PriceOptions
 from engine.settings import group
 from inputs.table import DataOptions
 from models.neuron.backends import compiled
@@ -270,22 +268,6 @@ def test_a_compilation_that_cannot_run_is_refused(mode, why, words, monkeypatch)
     with pytest.raises(UseError, match=words):
         run.check_compile(mode, World())
     run.check_compile("none", World())
-
-
-@pytest.mark.parametrize(
-    "mode, price, device, refused",
-    [
-        ("reduce-overhead", PriceOptions(rate_target=0.2), "cuda", True),
-        ("none", PriceOptions(rate_target=0.2), "cuda", False),
-        ("default", PriceOptions(rate_target=0.2), "cpu", False),
-        ("default", PriceOptions(), "cuda", False),
-        ("default", None, "cuda", False),
-    ],
-)
-def test_a_compiled_step_with_a_price_is_refused_on_a_gpu(mode, price, device, refused):
-    world = SimpleNamespace(device=torch.device(device))
-    with pytest.raises(UseError, match="leave out") if refused else nullcontext():
-        run.check_priced_compile(mode, price, world)
 
 
 # ---- batches

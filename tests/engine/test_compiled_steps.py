@@ -5,6 +5,7 @@ import torch
 import torch.nn.functional as F
 
 import models
+from models.neuron.backends import exported
 from models.rates import Additions
 
 GPU = [
@@ -48,6 +49,16 @@ def trained(device, mode, weight):
         losses.append(loss.item())
     after = torch.cat([p.detach().flatten() for p in net.parameters()])
     return before, after, torch.tensor(losses)
+
+
+def test_a_traced_neuron_has_its_gradient(monkeypatch):
+    """Dynamo of torch 2.11 takes every graph for one that is drawn for others."""
+    monkeypatch.setattr(exported, "is_exporting", lambda: True)
+    torch._dynamo.reset()
+    neuron = models.MLIF(stateless=True)
+    x = torch.linspace(0.1, 2, 64, requires_grad=True)
+    torch.compile(neuron, backend="eager")(x[None]).sum().backward()
+    assert x.grad.any()
 
 
 @pytest.mark.parametrize("weight", [0.0, 10.0], ids=["free", "priced"])

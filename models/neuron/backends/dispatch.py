@@ -92,7 +92,7 @@ def mlif(
     if x.is_meta:  # shapes alone, which no backend need launch anything for
         return mlif_reference(x, theta, leak, config, v)
     arguments = (x, theta, leak, v, config, want_state)
-    if torch.compiler.is_exporting():  # a graph for others knows no backend
+    if exported.exporting():  # a graph for others knows no backend
         out, v = exported.mlif(list(x), theta, leak, config, v, want_state)
         return torch.stack(out), v
     with torch.autocast(x.device.type, enabled=False):  # the potential stays in its own type

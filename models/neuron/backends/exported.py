@@ -4,8 +4,18 @@
 """
 
 import torch
+from torch.compiler import is_dynamo_compiling, is_exporting
 
 from ..reference import charge, membrane_dtype, reset
+
+
+def exporting():
+    """Whether a graph for others is drawn.
+
+    Dynamo of torch 2.11 says so of every graph that it traces for torch.compile, too, in which the
+    neuron needs its gradient.
+    """
+    return is_exporting() and not is_dynamo_compiling()
 
 
 def fire(u, unit, config):

@@ -165,6 +165,11 @@ def test_training_steps_do_not_wait_for_the_device(monkeypatch, tmp_path):
         f"{training} -multi_channel 1 -num_channels 3 --timesteps 2 --conversion matched "
         f"--pretrained_ann {name}_bn_fused.pth".split()
     )
+    # with batch norm, which the stored network no longer has
+    snn_ddp.main(
+        f"{training} --bn -multi_channel 1 -num_channels 3 --conversion matched "
+        f"--pretrained_ann {name}.pth".split()
+    )
 
 
 @pytest.mark.parametrize("mode", ["default", "reduce-overhead"])
