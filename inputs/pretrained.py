@@ -54,7 +54,8 @@ def from_pretrained(name):
         raise UseError(f"{name} takes no images but frames of events: try main_test.py")
     net = checkpoint.rebuild(content, name).eval()
     try:
-        net.classes, net.mean, net.std = _about(content["data"], net)
+        net.classes = _classes(content["data"], net)
+        net.mean, net.std = _normalisation(content["data"])
     except MALFORMED as error:
         raise UseError(
             f"{name} does not say which images it takes ({type(error).__name__}: {reason(error)}): "
@@ -69,34 +70,41 @@ def from_pretrained(name):
     return net
 
 
-def _about(data, net):
-    """(names of the classes, mean, std) that the data of a checkpoint says of its network's images;
-    the last two are None where it does not say them.
+def _classes(data, net):
+    """Names of the classes that the data of a checkpoint says of its network's images.
+
+    Raises:
+        `MALFORMED`: they cannot be those.
+    """
+    count = net.head.out_features
+    known = data.get("classes") or TABLE[data["name"]].labels.split()
+    names = known or [str(number) for number in range(count)]
+
+    side = net.built.get("image_size") or net.built["img_size"]
+    said = (data["image_size"], data["num_classes"], len(names))
+    fits = said == (side, count, count)
+    words = all(isinstance(name, str) for name in names)
+    if not (fits and words):
+        raise ValueError(f"{said[0]} pixels, {said[1]} classes with {said[2]} names")
+    return names
+
+
+def _normalisation(data):
+    """(mean, std) per channel that the data of a checkpoint says, None where it does not say them.
 
     Raises:
         `MALFORMED`: they cannot be those.
     """
     entry = TABLE[data["name"]]
-    count = net.head.out_features
-    side = net.built.get("image_size") or net.built["img_size"]
-    classes = (
-        data.get("classes") or entry.labels.split() or [str(number) for number in range(count)]
-    )
-    named = len(classes)
-    said = (data["image_size"], data["num_classes"], named)
-    fits = said == (side, count, count)
-    words = all(isinstance(name, str) for name in classes)
-    if not (fits and words):
-        raise ValueError(f"{said[0]} pixels, {said[1]} classes with {named} names")
-
     mean = data.get("mean") or entry.mean
     std = data.get("std") or entry.std
     if mean is None:
-        return classes, None, None
+        return None, None
+
     mean = tuple(map(float, mean))
     std = tuple(map(float, std))
     channels = len(mean) == len(std) == 3
     finite = math.isfinite(sum(mean + std))
     if not (channels and finite and min(std) > 0):
         raise ValueError(f"mean {mean}, std {std}")
-    return classes, mean, std
+    return mean, std
