@@ -33,6 +33,10 @@ COLORS = (
     "#c44e52",
     "#dd8452",
     "#937860",
+    "#da8bc3",
+    "#64b5cd",
+    "#8c8c8c",
+    "#ccb974",
 )
 MOST_STEPS = 10  # of a recording, in one picture
 ACCURACY = "test accuracy (%)"
@@ -242,19 +246,21 @@ def recording(title, rows, path):
 
 
 def rows(table, measured, lines, path):
-    """The published rows and what was measured of them: accuracy against energy per data set.
+    """The published rows and what was measured of them: a panel of accuracy against energy for each
+    data set, and for what else the lines show.
 
     Args:
         table: rows with `dataset`, `network`, `method`, `accuracy` (%) and `energy` (uJ).
         measured: [(one of these rows, {"accuracy": (mean, deviation or None), "energy": ...}, what
             it was measured on)].
-        lines: {(dataset, network, what it shows): [(energy in uJ, accuracy in %) per point]}.
+        lines: {(panel, network, what it shows): [(energy in uJ, accuracy in %) per point]}.
     """
-    datasets = dict.fromkeys(row.dataset for row in table)
+    shown = [row.dataset for row in table] + [panel for panel, *_ in lines]
+    names = dict.fromkeys(shown)
     networks = dict.fromkeys(row.network for row in table)
     colors = dict(zip(networks, COLORS))
-    figure, axes = canvas(1, len(datasets), 5 * len(datasets), 6)
-    panels = dict(zip(datasets, axes[0]))
+    figure, axes = canvas(1, len(names), 5 * len(names), 6)
+    panels = dict(zip(names, axes[0]))
 
     def look(row, source):
         return {
@@ -280,12 +286,12 @@ def rows(table, measured, lines, path):
             linestyle="none",
             **look(row, f"measured: {where}"),
         )
-    for (dataset, network, shown), places in lines.items():
-        panels[dataset].plot(
+    for (panel, network, meaning), places in lines.items():
+        panels[panel].plot(
             *np.transpose(sorted(places)),
             color=colors[network],
             marker=".",
-            label=f"{network}, {shown}",
+            label=f"{network}, {meaning}",
         )
     for name, axis in panels.items():
         axis.set_title(name)

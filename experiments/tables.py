@@ -116,7 +116,9 @@ def prices(path):
     recipe = next(iter(runs))[0]["recipe"]
     networks = {row.network.upper(): row.network for row in rows.table().values()}
     network = networks[recipe["architecture"]]
-    shown = f"width x{recipe['width_mult']}, price on energy"
+    # networks of another width have a panel of their own, or nobody could tell the rows apart
+    width = float(recipe["width_mult"])
+    panel = recipe["dataset"] if width == 1 else f"{recipe['dataset']}, width x{width:g}"
     points = []
     for found in runs:
         energies = column(found, "energy_uj")
@@ -126,7 +128,7 @@ def prices(path):
             statistics.mean(accuracies),
         )
         points.append(point)
-    return {(recipe["dataset"], network, shown): points}
+    return {(panel, network, "price on energy"): points}
 
 
 def report(folder, readme):

@@ -154,9 +154,14 @@ def test_rows(drawn):
         (table[1], {"accuracy": (92.0, 0.5), "energy": (60.0, 1.0)}, "two seeds"),
         (table[3], {"accuracy": (80.0, None), "energy": (300.0, None)}, "simulated"),
     ]
-    lines = {("DVS", "VGGSNN", "price"): [(100, 82), (50, 81)]}
-    _, (cifar, dvs) = drawn(figures.rows, table, measured, lines)
-    assert [cifar.get_title(), dvs.get_title()] == ["CIFAR10", "DVS"]
+    lines = {
+        ("DVS", "VGGSNN", "price"): [(100, 82), (50, 81)],
+        ("CIFAR10, narrow", "VGG16", "price"): [(6, 80), (5, 79)],
+    }
+    _, axes = drawn(figures.rows, table, measured, lines)
+    assert [axis.get_title() for axis in axes] == ["CIFAR10", "DVS", "CIFAR10, narrow"]
+    cifar, dvs, narrow = axes
+    assert legend(narrow) == ["VGG16, price"]
     assert cifar.get_xscale() == "log"
     assert cifar.get_xlabel() == "compute energy per image (uJ)"
     assert cifar.get_ylabel() == "test accuracy (%)"

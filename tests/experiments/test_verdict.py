@@ -124,7 +124,7 @@ def test_the_report_writes_table_and_figure(tmp_path):
         (tmp_path / path.name).write_text(path.read_text())
     shown = tables.report(tmp_path, readme)
     assert readme.read_text() == f"before\n{tables.START}\n{shown}\n{tables.END}\nafter\n"
-    assert "| 93.36 %, gap 0.79 | 51.97 uJ, 1/30.0 |" in shown
+    assert "| 93.78 %, gap 0.65 | 46.08 uJ, 1/33.8 |" in shown
     assert (tmp_path / "rows.png").stat().st_size > 10_000
 
 
@@ -139,7 +139,7 @@ def test_what_a_price_buys_is_a_line_of_the_figure(tmp_path):
     cheaper = [{"recipe": recipe, "energy_uj": 5.0, "last_accuracy": 0.82}]
     path = tmp_path / "rate_target.json"
     path.write_text(json.dumps({"runs": {"none": seeds, "rate 0.2": cheaper}}))
-    line = ("CIFAR10", "ResNet20", "width x0.25, price on energy")
+    line = ("CIFAR10, width x0.25", "ResNet20", "price on energy")
     assert tables.prices(path) == {line: [(6.5, pytest.approx(83.5)), (5.0, 82.0)]}
 
 
