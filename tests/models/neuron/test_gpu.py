@@ -165,7 +165,7 @@ def test_training_steps_do_not_wait_for_the_device(monkeypatch, tmp_path):
         f"{training} -multi_channel 1 -num_channels 3 --timesteps 2 --conversion matched "
         f"--pretrained_ann {name}_bn_fused.pth".split()
     )
-    # with batch norm, which the stored network no longer has
+    # batch norm is trained on, and fused on the device where the network is stored
     snn_ddp.main(
         f"{training} --bn -multi_channel 1 -num_channels 3 --conversion matched "
         f"--pretrained_ann {name}.pth".split()
