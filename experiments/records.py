@@ -18,7 +18,7 @@ from cli.options import NetworkOptions
 from cli.parser import Parser
 from engine.errors import UseError, guard
 from engine.files import write_text
-from engine.log import processor, read_json, versions, write_json
+from engine.log import read_json, versions, write_json
 from engine.loop import RunOptions
 from engine.recipes.cnn import TrainingOptions
 from engine.settings import flat, group, option
@@ -129,7 +129,6 @@ def measure(asked, content, name):
         "date": date.today().isoformat(),
         "network": f"{asked.network.architecture} x{asked.network.width_mult:g}",
         "epochs": asked.training.epochs,
-        "machine": processor(),
         "versions": versions(),
         "runs": runs,
     }
@@ -147,6 +146,8 @@ def line(result, before):
             chance = f"{stats.ttest_ind(accuracy, old, equal_var=False).pvalue:.3f}"
     name = result["record"]
     images = [entry["images_per_s"] for run in runs for entry in run["log"]]
+    places = [run[key] for key in ("data", "machine") for run in runs]
+    where = dict.fromkeys([result["network"], f"{result['epochs']} epochs", *places])
     cells = (
         result["date"],
         f"[{name}](records/{name}.json)",
@@ -158,7 +159,7 @@ def line(result, before):
         f"{statistics.mean(column(runs, 'energy_uj')):.2f}",
         f"{statistics.mean(column(runs, 'chain_seconds')) / 60:.0f}",
         f"{statistics.median(images):.0f}",
-        f"{result['network']}, {result['epochs']} epochs, {runs[0]['data']}, {result['machine']}",
+        ", ".join(where),
     )
     return f"| {' | '.join(cells)} |"
 
