@@ -3,8 +3,10 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import nn
 
 import models
+from models.layers import Layer, Network, convolution
 from models.neuron.backends import exported
 from models.rates import Additions
 
@@ -21,8 +23,18 @@ STEPS = 8  # CUDA graphs are replayed from the third on
 
 
 def spiking():
+    """Three layers: in a deep network a spike that falls otherwise changes most of the others."""
     act = models.Spiking(models.NeuronConfig.vgg(3), theta=0.3, scale=True)
-    return models.build("resnet20", act, bn=False, width_mult=0.125)
+    stages = [Layer(convolution(3, 16, norm=False), act.layer(first=True))]
+    for _ in range(2):
+        stages.append(Layer(convolution(16, 16, stride=2, norm=False), act.layer()))
+    net = Network(act, [*stages, nn.Flatten()], nn.Linear(16 * 8 * 8, 10))
+    net.built = {"image_size": 32}
+    return net
+
+
+def weights(net):
+    return {name: p.detach().clone() for name, p in net.named_parameters()}
 
 
 def trained(device, mode, weight):
@@ -32,7 +44,7 @@ def trained(device, mode, weight):
     images = torch.randn(STEPS, 32, 3, 32, 32).to(device)
     labels = torch.randint(0, 10, (STEPS, 32)).to(device)
     net = net.to(device, memory_format=torch.channels_last)
-    before = torch.cat([p.detach().flatten().clone() for p in net.parameters()])
+    before = weights(net)
     additions = Additions(net)
     run = net
     if mode != "none":
@@ -47,8 +59,7 @@ def trained(device, mode, weight):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    after = torch.cat([p.detach().flatten() for p in net.parameters()])
-    return before, after, torch.tensor(losses)
+    return before, weights(net), torch.tensor(losses)
 
 
 def test_a_traced_neuron_has_its_gradient(monkeypatch):
@@ -67,6 +78,8 @@ def test_compiled_steps_are_those_of_the_plain_network(device, mode, weight):
     before, wanted, losses = trained(device, "none", weight)
     _, got, compiled_losses = trained(device, mode, weight)
     torch.testing.assert_close(compiled_losses, losses, rtol=0.02, atol=0.02)
-    # a spike on a boundary may fall otherwise, and has an effect
-    apart = (got - wanted).norm() / (wanted - before).norm()
-    assert apart < 0.1
+    # A spike on a boundary may fall otherwise: noise of 1e-3, such as TF32's, in what each layer
+    # computes takes a parameter 0.19 of its way aside; a lost gradient is all of it.
+    for name, after in wanted.items():
+        way = (after - before[name]).norm()
+        assert (got[name] - after).norm() <= 0.3 * way, name
