@@ -340,9 +340,8 @@ def teacher(distill, about, world):
     return net.to(world.device, memory_format=torch.channels_last)
 
 
-def _measure(task):
-    asked = task.asked
-    return Measure(task.test, task.world, task.about, asked.compute.amp, asked.run.energy)
+def _measure(task, amp="none"):
+    return Measure(task.test, task.world, task.about, amp, task.asked.run.energy)
 
 
 def test_only(net, task, weights, give):
@@ -352,7 +351,7 @@ def test_only(net, task, weights, give):
     """
     if not weights:
         raise UseError(f"--test_only evaluates trained weights: give {give}")
-    summary = _measure(task)(net)
+    summary = _measure(task, task.asked.compute.amp)(net)
     task.world.say(f"{task.about['source']}: test accuracy {summary['test_accuracy']:.2%}")
     return summary
 

@@ -559,8 +559,10 @@ class Trainer:
         return best.to(self.world.device, memory_format=torch.channels_last)
 
     def _finish(self, last):
-        """Summary of the best network, with its figures on the test set where they are not known
-        yet.
+        """Summary of the best network, with its figures on the test set.
+
+        An epoch's accuracy is that of the network in training, as autocast and its scales round it;
+        here the file is measured as every other script reads it.
         """
         record, folder = self.record, self.record.folder
         weights = record.stable
@@ -581,8 +583,7 @@ class Trainer:
             "run": folder and str(folder),
             **record.extra,
         }
-        # without images held back, the best accuracy is the test accuracy already
-        if self.measure and (self.held_back or self.run.energy):
+        if self.measure:
             measured = self.measure(self._best_network(), folder and folder / "energy")
             summary |= {key: value for key, value in measured.items() if key != "energy"}
         if self.writes:
