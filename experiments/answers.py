@@ -1,8 +1,8 @@
 """What paired runs say of a question: differences, their test, and the page that shows them.
 
-Accuracies are those after the last epoch, on the test set, so nothing is chosen on it. A difference
-counts when a paired t-test over the seeds says so at 5 %: of three seeds, when it exceeds 4.3 times
-its standard error.
+Accuracies are those after the last epoch, on the test set, so nothing is chosen on it (`final`). A
+difference counts when a paired t-test over the seeds says so at 5 %: of three seeds, when it
+exceeds 4.3 times its standard error.
 """
 
 import math
@@ -103,10 +103,18 @@ def _of_run(stage, seed):
         **of_any_machine(stage.summary),
         "seed": seed,
         "curve": [line["test_accuracy"] for line in stage.log],
-        "ann_accuracy": ann.summary["last_accuracy"],
+        "ann_accuracy": ann.summary[final(ann.recipe)],
         "recipe": stage.recipe,
         "commit": stage.record["commit"],
     }
+
+
+def final(recipe):
+    """The name of a summary's accuracy after the last epoch: the file's, where it holds that epoch.
+
+    Else the epoch's own, of the network in training: the file holds the best of the epochs.
+    """
+    return "test_accuracy" if recipe.get("keep") == "last" else "last_accuracy"
 
 
 def column(runs, name):
@@ -116,11 +124,16 @@ def column(runs, name):
     return [unit * run[name] for run in runs if name in run]
 
 
+def accuracies(runs):
+    """Accuracies of a variant after the last epoch, a seed each, in %."""
+    return column(runs, final(runs[0]["recipe"]))
+
+
 def _row(variant, runs, first, early):
     """A variant's line; first: the runs of the reference. early: epochs."""
     # an LQ-ANN is not converted
     after = column(runs, "converted_accuracy")
-    accuracy = column(runs, "last_accuracy")
+    accuracy = accuracies(runs)
     curves = []
     for epoch in early:
         mean = statistics.mean(run["curve"][epoch - 1] for run in runs)
@@ -129,7 +142,7 @@ def _row(variant, runs, first, early):
     shown = ""
     told = "reference"
     if runs is not first:
-        difference, error = paired(accuracy, column(first, "last_accuracy"))
+        difference, error = paired(accuracy, accuracies(first))
         shown = f"{difference:+.2f}"
         if len(runs) > 1:
             shown += f" ± {error:.2f}"
@@ -179,7 +192,7 @@ def draw(asked, runs, first, path):
         recipe = found[0]["recipe"]
         place = (int(recipe["num_channels"]), int(recipe["timesteps"]))  # (S, T)
         energies = column(found, "energy_uj")
-        points[place] = list(zip(column(found, "last_accuracy"), energies))
+        points[place] = list(zip(accuracies(found), energies))
     # its energy follows from its shape, so it is that of every seed
     ann = (statistics.mean(column(first, "ann_accuracy")), first[0]["ann_energy_uj"])
     count = len(asked.experiment.seeds)

@@ -137,10 +137,10 @@ def measure(asked, content, name):
 def line(result, before):
     """A record's line of the log; before: the record that it is compared with, or None."""
     runs = result["runs"]
-    accuracy = column(runs, "last_accuracy")
+    accuracy = column(runs, "test_accuracy")
     points, chance = "", ""
     if before:
-        old = column(before["runs"], "last_accuracy")
+        old = column(before["runs"], "test_accuracy")
         points = f"{statistics.mean(accuracy) - statistics.mean(old):+.2f}"
         if min(len(accuracy), len(old)) > 1:
             chance = f"{stats.ttest_ind(accuracy, old, equal_var=False).pvalue:.3f}"
@@ -170,7 +170,7 @@ def gained(first, last):
     def means(result):
         runs = result["runs"]
         return {
-            "points": statistics.mean(column(runs, "last_accuracy")),
+            "points": statistics.mean(column(runs, "test_accuracy")),
             "uJ": statistics.mean(column(runs, "energy_uj")),
             "minutes a seed": statistics.mean(column(runs, "chain_seconds")) / 60,
         }

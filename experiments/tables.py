@@ -10,7 +10,7 @@ from engine.files import write_text
 from engine.log import read_json
 
 from . import rows
-from .answers import column
+from .answers import accuracies, column
 from .results import results_of
 from .verdict import effort, number, outcome, where
 
@@ -121,11 +121,9 @@ def prices(path):
     panel = recipe["dataset"] if width == 1 else f"{recipe['dataset']}, width x{width:g}"
     points = []
     for found in runs:
-        energies = column(found, "energy_uj")
-        accuracies = column(found, "last_accuracy")
         point = (
-            statistics.mean(energies),
-            statistics.mean(accuracies),
+            statistics.mean(column(found, "energy_uj")),
+            statistics.mean(accuracies(found)),
         )
         points.append(point)
     return {(panel, network, "price on energy"): points}

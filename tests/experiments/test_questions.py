@@ -97,6 +97,8 @@ class Finished:
         self.summary = {
             "run": "here",
             "last_accuracy": accuracy,
+            # a file is measured in float32, an epoch as it trains
+            "test_accuracy": accuracy and accuracy + 0.01,
             "energy_uj": 5.0,
             "ann_energy_uj": 60.0,
             "data": "somewhere",
@@ -140,6 +142,19 @@ def test_a_variant_counts_when_every_seed_is_finished():
     assert list(runs) == ["base"]
     assert [run["last_accuracy"] for run in runs["base"]] == [0.5, 0.4]
     assert [run["seed"] for run in runs["base"]] == [0, 1]
+
+
+def test_a_file_is_told_where_it_holds_the_last_epoch():
+    """And the epoch itself where the file holds the best one, which the test set chose."""
+    chains = seeds_of((0.5, None))
+    (run,) = answers.collect(QUESTION, chains)["base"]
+    assert answers.accuracies([run]) == [50]
+
+    for stage in chains[0].stages.values():
+        stage.recipe["keep"] = "last"
+    (run,) = answers.collect(QUESTION, chains)["base"]
+    assert answers.accuracies([run]) == [51]
+    assert run["ann_accuracy"] == pytest.approx(0.91)
 
 
 def test_what_is_kept_of_a_run():

@@ -31,7 +31,7 @@ def result(name, accuracies, date="2026-01-02"):
     runs = [
         {
             "seed": seed,
-            "last_accuracy": accuracy,
+            "test_accuracy": accuracy,
             "energy_uj": 5.0,
             "chain_seconds": 120.0,
             "data": "CIFAR-10",

@@ -131,12 +131,17 @@ def test_the_report_writes_table_and_figure(tmp_path):
 def test_what_a_price_buys_is_a_line_of_the_figure(tmp_path):
     """A point for each variant, the mean of its seeds."""
     assert tables.prices(tmp_path / "missing.json") == {}
-    recipe = {"dataset": "CIFAR10", "architecture": "RESNET20", "width_mult": "0.25"}
+    recipe = {
+        "dataset": "CIFAR10",
+        "architecture": "RESNET20",
+        "width_mult": "0.25",
+        "keep": "last",
+    }
     seeds = [
-        {"recipe": recipe, "energy_uj": 6.0, "last_accuracy": 0.83},
-        {"recipe": recipe, "energy_uj": 7.0, "last_accuracy": 0.84},
+        {"recipe": recipe, "energy_uj": 6.0, "test_accuracy": 0.83},
+        {"recipe": recipe, "energy_uj": 7.0, "test_accuracy": 0.84},
     ]
-    cheaper = [{"recipe": recipe, "energy_uj": 5.0, "last_accuracy": 0.82}]
+    cheaper = [{"recipe": recipe, "energy_uj": 5.0, "test_accuracy": 0.82}]
     path = tmp_path / "rate_target.json"
     path.write_text(json.dumps({"runs": {"none": seeds, "rate 0.2": cheaper}}))
     line = ("CIFAR10, width x0.25", "ResNet20", "price on energy")
