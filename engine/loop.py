@@ -80,7 +80,7 @@ class RunOptions:
         "images held back by --val_fraction; or the last one",
         choices=("best", "last"),
     )
-    test_only: bool = option(False, "evaluate --pretrained weights once, train nothing")
+    test_only: bool = option(False, "evaluate the given weights once, train nothing")
     energy: bool = run_option(
         False,
         "measure firing rates and energy over the whole test set at the end",

@@ -48,7 +48,7 @@ CARD = """\
 | file | `{file}`, {megabytes:.2f} MB, int8 weights with a scale for each output channel |
 | sha256 | `{sha256}` |
 | data | {data}: {train} training images, normalised by mean {mean}, deviation {std} |
-| last stage | `{recipe}` |
+| last stage, its files left out | `{recipe}` |
 | versions | {versions} |
 
 Made by
