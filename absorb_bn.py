@@ -103,7 +103,7 @@ def read(asked):
             f"{path} holds a {held}, which keeps its batch norm: "
             "give a VGG16 or ResNet20 of ann_ddp.py"
         )
-    if content["format"] == "published":
+    if content["format"] == checkpoint.PUBLISHED:
         return read_published(content, asked)
     if content["kind"] == "snn":
         raise UseError(

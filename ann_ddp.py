@@ -88,7 +88,7 @@ def build(task):
         task.world.say(checkpoint.told(weights, path))
         if task.asked.run.test_only:
             run.note_activation(weights, act, path, task.world)
-    return run.place(net, task.world)
+    return task.world.place(net)
 
 
 def make_recipe(task):

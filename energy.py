@@ -15,7 +15,7 @@ from cli import run
 from cli.options import EnergyOptions, NetworkOptions
 from cli.parser import Parser, refuse_idle
 from engine import checkpoint
-from engine.dist import DeviceOptions, launch
+from engine.dist import DeviceOptions
 from engine.errors import UseError, guard
 from engine.log import write_json
 from engine.loop import ComputeOptions
@@ -88,10 +88,7 @@ def settled(asked, content):
     if content["kind"] in ELSEWHERE:
         kind = content["kind"]
         raise UseError(f"{path} holds a {kind}: measure it with {ELSEWHERE[kind]}")
-    if content["format"] == "published":
-        raise UseError(
-            f"{path} is a file of the published code: run absorb_bn.py or snn_ddp.py on it first"
-        )
+    checkpoint.check_own(content, path)
     return run.trained_data(content, asked.data, asked.given, path)
 
 
@@ -100,7 +97,7 @@ def work(asked, world):
     how = asked.measure
     content = checkpoint.load(how.checkpoint)
     options = settled(asked, content)
-    net = run.place(checkpoint.rebuild(content, how.checkpoint), world)
+    net = world.place(checkpoint.rebuild(content, how.checkpoint))
     data = load(options, world)
     run.check_shape(content, data.about, how.checkpoint)
     # the seed is that of training batches, which nothing asks for here
@@ -159,8 +156,7 @@ def main(argv=None):
     # nothing is run, so no device is asked for
     if architecture:
         return shape_only(asked)
-    job = partial(work, asked)
-    return launch(job, asked.device, asked.compute.amp, asked.common.debug)
+    return run.in_processes(partial(work, asked), asked)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ from engine.log import progress
 from engine.loop import finite
 from engine.qat import fine_tune
 from engine.recipes.cnn import TrainingOptions
-from engine.settings import Settings, group, natural, number, option, positive
+from engine.settings import Settings, group, natural, number, option, positive_int
 from inputs.loader import BatchOptions
 from inputs.loader import loaders as make_loaders
 from inputs.table import TABLE, DataOptions, load
@@ -49,7 +49,7 @@ class ExportOptions:
         None,
         "images on which both are compared; default: the whole test set (nir: 1000 images), or, "
         f"where the data is missing, {RANDOM} random images",
-        positive,
+        positive_int,
     )
     qat_epochs: int = option(
         0,
@@ -107,10 +107,7 @@ def read(asked):
     path = checkpoint.named(asked.source.checkpoint)
     content = checkpoint.load(path)
     kind, target = content["kind"], TARGETS[form]
-    if content["format"] == checkpoint.PUBLISHED:
-        raise UseError(
-            f"{path} is a file of the published code: run absorb_bn.py or snn_ddp.py on it first"
-        )
+    checkpoint.check_own(content, path)
     if kind not in target.kinds:
         why = f" ({target.lacks[kind]})" if kind in target.lacks else ""
         raise UseError(

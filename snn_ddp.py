@@ -208,7 +208,7 @@ def convert_ann(net, task):
     weights = checkpoint.load(path)
     checkpoint.load_into(net, weights, path, new=new, dropped=("lo", "hi"))
     world.say(checkpoint.told(weights, path))
-    net = run.place(net, world).eval()
+    net = world.place(net).eval()
     done = {"conversion": asked.conversion.conversion, "pretrained_ann": path}
     if world.main:
         images = run.calibration_images(task.data, asked, world, CALIBRATION_IMAGES)
@@ -272,7 +272,7 @@ def work(asked, saved, world):
     net = run.build(network, task.about, act, head_dropout=network.dropout)
     check(net, asked)
     extra = start_weights(net, act, task)
-    net = run.place(net, world)
+    net = world.place(net)
     net.recompute = compute.recompute
     # theta, leak and output scale of every layer
     if neuron.fixed_neuron:

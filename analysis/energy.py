@@ -15,32 +15,10 @@ from torch import nn
 
 from engine.dist import World
 from models import LIFLayer, ReLU, SpikingLayer, build, lanes
+from models.layers import WEIGHTED
+from models.rates import macs_of
 
-from .pricing import E_AC, E_MAC, MODELS, Energy, Neurons, Row
-
-__all__ = [
-    "E_AC",
-    "E_MAC",
-    "MODELS",
-    "Counter",
-    "Counts",
-    "Energy",
-    "Row",
-    "lane_curves",
-    "macs_of",
-    "marks",
-    "measure",
-    "of_ann",
-]
-
-
-def macs_of(module, out):
-    """Multiply-accumulates for one image and step of a convolution or linear layer.
-
-    Args:
-        out: the layer's output, [T*B, C, H, W] or [T*B, features].
-    """
-    return out[0].numel() * module.weight[0].numel()
+from .pricing import Energy, Neurons, Row
 
 
 def fan_out(module, x, out):
@@ -132,7 +110,7 @@ class Counter:
         self.levels = 0  # S, the most of any layer; of a network without spikes 0
         self.hooks = {}
         for name, module in net.named_modules():
-            if isinstance(module, (nn.Conv2d, nn.Linear)):
+            if isinstance(module, WEIGHTED):
                 self.hooks[module] = partial(self._count_inputs, name)
             elif isinstance(module, (SpikingLayer, LIFLayer)):
                 self.hooks[module] = partial(self._count_spikes, name)

@@ -85,9 +85,10 @@ def _cells(rates):
 
 
 def whole_report(net, measure, stem):
-    """Measure `net`, print all, write <stem>.json, .csv, .png and .svg; returns the summary."""
-    # the scripts that call this are asked for energies by their name
-    measure.energy = True
+    """Measure `net`, print all, write <stem>.json, .csv, .png and .svg; returns the summary.
+
+    measure: a `Measure` with `energy`.
+    """
     summary = measure(net.eval(), stem)
     if measure.world.main:
         accuracy, energy = f"{summary['test_accuracy']:.2%}", f"{summary['energy_uj']:.4g} uJ"

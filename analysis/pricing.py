@@ -244,6 +244,14 @@ class Energy:
             return None
         return sum(sum(row.additions) for row in spiking) / sum(row.macs for row in spiking)
 
+    def of_spikes(self):
+        """(uJ of the first layer, uJ of all others if each of their MACs were an addition).
+
+        As published: between the two sums of these lies what spikes can cost.
+        """
+        first, *others = self.layers
+        return first.energy_uj, sum(row.macs for row in others) * E_AC * MICRO
+
     @property
     def total_uj(self):
         """Energy as published."""

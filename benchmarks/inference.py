@@ -25,7 +25,6 @@ import torch
 from torch import nn
 
 import models
-from cli import run
 from engine import checkpoint, integer_onnx, onnx_file
 from engine.dist import World, keep_memory
 from engine.errors import UseError, guard
@@ -240,7 +239,7 @@ def pairs(args):
         found = (untrained(name, args.width) for name in args.networks)
     world = World(device=CPU)
     for nets in found:
-        ann, snn = (run.place(net.eval(), world) for net in nets)
+        ann, snn = (world.place(net.eval()) for net in nets)
         yield Pair(ann, snn, noise(ann, CALIBRATION))
 
 

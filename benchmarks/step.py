@@ -23,7 +23,6 @@ import torch
 from torch.nn import functional as F
 
 import models
-from cli import run
 from engine.dist import World, fast_amp, keep_memory
 
 from .common import alternate, is_missing, machine, milliseconds, option_parser, ratio, write
@@ -78,7 +77,7 @@ def step_of(
         sizes = {"dim": width}
     act = activation(kind, name, levels, steps)
     net = models.build(name, act, **sizes)
-    net = run.place(net, World(device=device))
+    net = World(device=device).place(net)
     net.recompute = recompute
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-4, momentum=0.9, fused=True)
 

@@ -70,7 +70,7 @@ def settled(asked):
     """
     path = asked.network.pretrained_snn
     content = checkpoint.load(path)
-    if content["format"] == "published":
+    if content["format"] == checkpoint.PUBLISHED:
         return asked, None
     name = content["network"]["name"]
     if name != "vggsnn":
@@ -127,7 +127,7 @@ def start(asked, trained_on, saved, world):
     # the weights of a run that goes on come from its last.pth
     if path and not saved:
         world.say(checkpoint.load_named(net, path))
-    return run.Task(asked, saved, world, data, made), run.place(net, world)
+    return run.Task(asked, saved, world, data, made), world.place(net)
 
 
 def result(asked):

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import models
-from analysis.energy import MODELS
+from analysis.pricing import MODELS
 from engine.dist import DeviceOptions
 from engine.loop import ComputeOptions, RunOptions
 from engine.recipes.cnn import TrainingOptions
@@ -13,9 +13,9 @@ from engine.settings import (
     machine_option,
     number,
     option,
-    positive,
+    positive_float,
+    positive_int,
     share,
-    strictly_positive,
     width,
 )
 from inputs.loader import BatchOptions
@@ -55,12 +55,12 @@ class NeuronOptions:
     multi_channel: int = option(0, "1: M-LIF, 0: plain LIF (one lane)", **SWITCH)
     num_channels: int = option(1, "spike lanes S", number(int, low=1, high=8))
     hardware_opt: int = option(1, "0, 1: one-hot; 2: multi-hot", int, choices=(0, 1, 2))
-    timesteps: int = option(20, "simulated timesteps T", positive)
+    timesteps: int = option(20, "simulated timesteps T", positive_int)
     leak: float = option(1.0, "initial leak, 1: none; learned", share)
     default_threshold: float = option(
         1.0,
         "initial threshold of the layers that the conversion leaves alone",
-        strictly_positive,
+        positive_float,
     )
     reset_to_zero: int = option(0, "1: hard reset, 0: subtract", **SWITCH)
     input_encoding: int = option(1, "1: analog image, 0: Bernoulli rate", **SWITCH)
@@ -72,9 +72,9 @@ class NeuronOptions:
         choices=("triangle", "clipped"),
     )
     surrogate_gamma: float = option(
-        0.3, "height of the triangular surrogate (damping)", strictly_positive
+        0.3, "height of the triangular surrogate (damping)", positive_float
     )
-    clipped_slope: float = option(0.75, "height of the clipped surrogate", strictly_positive)
+    clipped_slope: float = option(0.75, "height of the clipped surrogate", positive_float)
     surrogate_edge: str = option(
         "published",
         "weight of the inner boundaries in the surrogate: 1/2 of the paper, or 3/2 of the "
@@ -137,7 +137,7 @@ class QuantOptions:
         number(float, above=0, high=100),
         unit="percent",
     )
-    quant_num_batches: int = option(10, "training batches that set the range", positive)
+    quant_num_batches: int = option(10, "training batches that set the range", positive_int)
 
 
 @dataclass(frozen=True)
@@ -149,13 +149,13 @@ class ConversionOptions:
         "published: balanced thresholds; matched: thresholds and output scales fitted per layer",
         choices=("published", "matched"),
     )
-    scaling_factor: float = option(0.3, "factor of balanced thresholds", strictly_positive)
+    scaling_factor: float = option(0.3, "factor of balanced thresholds", positive_float)
     balance: str | None = option(
         None,
         "layers to balance; default: ResNet20 stem (as published), VGG16 all",
         choices=("all", "stem"),
     )
-    balance_steps: int = option(100, "timesteps of the threshold search", positive)
+    balance_steps: int = option(100, "timesteps of the threshold search", positive_int)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import models
-from analysis import energy, pricing
+from analysis import energy
 from analysis.measure import Measure
 from engine import checkpoint, log, settings
 from engine.dist import World, launch
@@ -58,7 +58,11 @@ def training_command(parser, argv, rules, work):
     rules: function of the settings, see `parser.refuse_idle`. saved: see `Task`.
     """
     asked, saved = read_settings(parser, argv, rules)
-    job = partial(work, asked, saved)
+    return in_processes(partial(work, asked, saved), asked)
+
+
+def in_processes(job, asked):
+    """job(world), in as many processes as the settings ask for; see `engine.dist.launch`."""
     return launch(job, asked.device, asked.compute.amp, asked.common.debug)
 
 
@@ -113,7 +117,7 @@ def note_unused(asked, world):
 
 def note_activation(content, act, path, world):
     """Tell where the activation of a loaded checkpoint differs from that of the network."""
-    if content["format"] == "published":
+    if content["format"] == checkpoint.PUBLISHED:
         return
     # an output scale folds away, so that it makes no difference
     # read and described anew, since older files name some fields otherwise
@@ -271,11 +275,6 @@ def check_shape(content, about, path):
         raise UseError(f"{path} was trained for {sizes}, {about['source']} has {here}")
 
 
-def place(net, world):
-    """Move to the device in channels_last, the faster layout for these convolutions."""
-    return net.to(world.device, memory_format=torch.channels_last)
-
-
 def check_compile(mode, world):
     """Refuse a --compile that cannot run here."""
     if mode == "none":
@@ -317,7 +316,7 @@ def calibration_images(data, asked, world, count):
         count = min(count, batches.limit_train_batches * batches.batch_size)
     # one large batch, drawn by one process for all
     one = replace(batches, batch_size=count, limit_train_batches=1)
-    alone = type(world)(device=world.device)
+    alone = World(device=world.device)
     train, *_ = make_loaders(data, one, asked.compute.seed, alone)
     images, *_ = next(train.epoch(0))
     return images
@@ -328,16 +327,13 @@ def teacher(distill, about, world):
     if not distill:
         return None
     content = checkpoint.load(distill)
-    if content["format"] == "published":
-        raise UseError(
-            f"--distill {distill} is a file of the published code: run absorb_bn.py on it first"
-        )
+    checkpoint.check_own(content, f"--distill {distill}", "absorb_bn.py")
     # the teacher sees the student's images, so they must mean the same to both
     if any(content["data"].get(k) != about[k] for k in ("name", "num_classes", "image_size")):
         source = content["data"]["source"]
         raise UseError(f"--distill {distill} was trained on {source}, not on {about['source']}")
     net = checkpoint.rebuild(content, distill).eval().requires_grad_(False)
-    return net.to(world.device, memory_format=torch.channels_last)
+    return world.place(net)
 
 
 def _measure(task, amp="none"):
@@ -427,9 +423,7 @@ def make_price(options, net, epochs, task):
     bill = torch.zeros(2, dtype=torch.float64, device=world.device)
     if world.main:
         images, *_ = next(task.test.epoch(0))
-        first, *rows = energy.measure(net, [images]).layers
-        full = sum(row.macs for row in rows) * energy.E_AC * pricing.MICRO
-        bill = bill.new_tensor([first.energy_uj, full])
+        bill = bill.new_tensor(energy.measure(net, [images]).of_spikes())
     world.share([bill])
     fixed, full = bill.tolist()
     target = options.energy_target

@@ -9,7 +9,7 @@ from engine.recipes.cnn import TrainingOptions
 from engine.recipes.price import PriceOptions
 from engine.recipes.tet import TETOptions
 from engine.recipes.timm_parts import MixingOptions, ScheduleOptions, TimmOptions
-from engine.settings import boolean, group, number, option, positive, width
+from engine.settings import boolean, group, number, option, positive_int, width
 from inputs.loader import BatchOptions, loaders
 from inputs.table import DataOptions, load
 from inputs.timm_transforms import AugmentOptions, augmented
@@ -73,11 +73,11 @@ class ExperimentOptions:
 class TransformerOptions:
     """network"""
 
-    layer: int = option(4, "attention blocks L", positive)
-    dim: int = option(512, "width D of the stream", positive, unit="channels")
+    layer: int = option(4, "attention blocks L", positive_int)
+    dim: int = option(512, "width D of the stream", positive_int, unit="channels")
     # a sum over tokens has no heads
     num_heads: int = option(
-        8, "attention heads, of whose number --dim must be a multiple", positive
+        8, "attention heads, of whose number --dim must be a multiple", positive_int
     )
     mlp_ratio: float = option(4.0, "width of the MLP in multiples of D", width)
     pooling_stat: str = option("1111", "a digit per stage of the embedding, 1 halves the image")
@@ -87,7 +87,7 @@ class TransformerOptions:
     )
     spike_mode: str = option("lif", "neuron; lif and plif are SpikingJelly's", choices=MODES)
     mlif_channels: int = option(1, "spike lanes S", number(int, low=1, high=8))
-    time_steps: int = option(4, "simulated timesteps T", positive)
+    time_steps: int = option(4, "simulated timesteps T", positive_int)
     # powers of two, so exact
     scaled: bool = option(
         False, "scale spikes so that the top lane is worth 1", boolean, nargs="?", const=True

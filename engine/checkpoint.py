@@ -116,6 +116,15 @@ def load(path):
     }
 
 
+def check_own(content, path, scripts="absorb_bn.py or snn_ddp.py"):
+    """Refuse a file of the published code, which says nothing of its network.
+
+    content: what `load(path)` returned. scripts: those that make a checkpoint of it.
+    """
+    if content["format"] == PUBLISHED:
+        raise UseError(f"{path} is a file of the published code: run {scripts} on it first")
+
+
 def _whole(path, content):
     """The content of a checkpoint of this project once its parts are what they must be."""
     for name, kind in FIELDS.items():

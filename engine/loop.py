@@ -20,7 +20,7 @@ from .dist import machine
 from .errors import MALFORMED, RunError, UseError, reason
 from .log import RunLog, progress, write_json
 from .recipes.base import mean_readout
-from .settings import machine_option, natural, option, positive, run_option, seed
+from .settings import machine_option, natural, option, positive_int, run_option, seed
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILE = ("none", "default", "reduce-overhead", "max-autotune")  # modes of torch.compile
@@ -62,7 +62,7 @@ class RunOptions:
     print_freq: int = run_option(
         10,
         "how often the metrics are read and shown, in batches",
-        positive,
+        positive_int,
     )
     save_freq: int = run_option(
         0,
@@ -556,7 +556,7 @@ class Trainer:
         self.world.barrier()
         path = folder / "best.pth"
         best = checkpoint.rebuild(checkpoint.load(path), path)
-        return best.to(self.world.device, memory_format=torch.channels_last)
+        return self.world.place(best)
 
     def _finish(self, last):
         """Summary of the best network, with its figures on the test set.

@@ -233,10 +233,10 @@ def pair(text):
 
 fraction = number(float, above=0, high=1)
 share = number(float, low=0, high=1)
-positive = number(int, low=1)
+positive_int = number(int, low=1)
 natural = seed = number(int, low=0)
-rate = number(float, low=0)
-strictly_positive = number(float, above=0)
+nonnegative_float = number(float, low=0)
+positive_float = number(float, above=0)
 finite = number(float)
 whole = number(int)
 width = number(float, above=0, high=16)

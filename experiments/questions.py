@@ -17,7 +17,7 @@ from cli.parser import Parser
 from engine.errors import UseError, guard
 from engine.loop import RunOptions
 from engine.recipes.cnn import TrainingOptions
-from engine.settings import flat, group, option, positive
+from engine.settings import flat, group, option, positive_int
 from inputs.loader import BatchOptions
 
 from . import answers, declared
@@ -33,7 +33,7 @@ class QuestionOptions:
     """questions"""
 
     questions: tuple = option((), "names of questions, or all", positional=True, nargs="*")
-    ann_epochs: int = option(8, "epochs of the ANN", positive)
+    ann_epochs: int = option(8, "epochs of the ANN", positive_int)
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 
 from analysis import figures
-from analysis.pricing import E_MAC
+from analysis.pricing import E_MAC, MICRO
 from engine.errors import UseError
 from engine.files import write_text
 from engine.log import read_json
@@ -45,7 +45,7 @@ def ann_energy(row, form):
     # that of an SNN follows from its spikes
     if row.method != "ANN":
         return ""
-    return f"{form.format(1e-6 * E_MAC * row.macs)} uJ at full width"
+    return f"{form.format(MICRO * E_MAC * row.macs)} uJ at full width"
 
 
 def needs(row):

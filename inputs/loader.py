@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from engine.errors import UseError
-from engine.settings import machine_option, natural, number, option, positive
+from engine.settings import machine_option, natural, number, option, positive_int
 
 from .images import Memory, decode
 
@@ -27,12 +27,12 @@ class BatchOptions:
     """batches"""
 
     batch_size: int = option(
-        64, "images per step, all processes together", positive, spellings=("-b",)
+        64, "images per step, all processes together", positive_int, spellings=("-b",)
     )
     val_batch_size: int | None = option(
         None,
         "images per step in evaluation; default: --batch_size",
-        positive,
+        positive_int,
         spellings=("-vb",),
     )
     workers: int = machine_option(

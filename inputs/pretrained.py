@@ -45,11 +45,7 @@ def from_pretrained(name):
         UseError: there is no such network, or it takes no images that are known.
     """
     content = checkpoint.load(name)
-    if content["format"] == checkpoint.PUBLISHED:
-        raise UseError(
-            f"{name} is a file of the published code, which says nothing of its network: run "
-            "absorb_bn.py or snn_ddp.py on it first"
-        )
+    checkpoint.check_own(content, name)
     if content["kind"] == "vggsnn":
         raise UseError(f"{name} takes no images but frames of events: try main_test.py")
     net = checkpoint.rebuild(content, name).eval()

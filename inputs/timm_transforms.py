@@ -10,11 +10,11 @@ from timm.data import create_transform
 from engine.recipes.timm_parts import timms_errors
 from engine.settings import (
     finite,
+    nonnegative_float,
     number,
     option,
-    rate,
+    positive_float,
     share,
-    strictly_positive,
 )
 
 from .images import IN_MEMORY, Memory
@@ -50,7 +50,9 @@ class AugmentOptions:
     )
     hflip: float = option(0.5, "chance of a horizontal flip", share)
     vflip: float = option(0.0, "chance of a vertical flip", share)
-    color_jitter: float = option(0.4, "strength of the colour jitter without --aa", rate)
+    color_jitter: float = option(
+        0.4, "strength of the colour jitter without --aa", nonnegative_float
+    )
     aa: str | None = option(None, "automatic augmentation, e.g. rand-m9-n1-mstd0.4-inc1")
     reprob: float = option(0.0, "chance of random erasing", share)
     # zeros, one colour, or a colour for every pixel
@@ -79,7 +81,7 @@ class AugmentOptions:
         None, "mean of each channel; default: the data set's", finite, nargs=3
     )
     std: tuple | None = option(
-        None, "deviation of each channel; default: the data set's", strictly_positive, nargs=3
+        None, "deviation of each channel; default: the data set's", positive_float, nargs=3
     )
 
     @property

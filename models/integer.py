@@ -266,6 +266,15 @@ class Signal:
     highest: int
     unit: float = 1.0
 
+    @classmethod
+    def spikes(cls, config):
+        """The outputs of neurons: in units of their lowest lane, up to all that pass."""
+        return cls(int(sum(config.jumps)))
+
+    def pooled(self, side):
+        """The sums of squares of `side` x `side`, whose average they stand for."""
+        return Signal(self.highest * side**2, self.unit / side**2)
+
 
 def check(net):
     """Raise ValueError for a network that has no integer form."""
@@ -282,7 +291,7 @@ def check(net):
         raise ValueError("its neurons are not those of VGG16 and ResNet20 (NeuronConfig.vgg)")
 
 
-def _weight(layer):
+def weight_of(layer):
     """float64 [O, I, k, k]; of a linear layer k is 1."""
     weight = layer.weight.double()
     return weight if weight.dim() == 4 else weight[:, :, None, None]
@@ -294,10 +303,15 @@ def _bias(layer):
     return torch.zeros(len(layer.weight)).double() if bias is None else bias.double()
 
 
-def _scale(weights, least=0.0):
-    """The unit of each channel's sum [O], of all the `weights` that go into it."""
+def scale_of(act, *weights):
+    """The unit of each channel's sum [O] that the neurons `act` see, of all weights in it."""
     largest = torch.cat([weight.flatten(1) for weight in weights], 1).abs().amax(1)
-    return (largest / TOP).clamp(min=least)
+    return (largest / TOP).clamp(min=act.theta * FINEST)
+
+
+def scale_of_readout(weight):
+    """The same of the readout [O], one unit for all classes."""
+    return (weight.abs().max() / TOP).expand(len(weight))
 
 
 def _quantised(weight, scale):
@@ -331,14 +345,16 @@ def _fraction(ratio, top, highest):
     return None
 
 
-def _shared(scale, signal, theta, levels):
+def shared_scale(act, scale, signal):
     """(scale, factor) of a shortcut without weights beside weights in units of `scale` [C].
 
     A scale grows a little where that makes theta and the factor multiples of one integer, so that
     no more than a number of these needs to be known of a sum; else where it makes the factor int8
     numbers times a power of 2, the same in all channels. Where neither can be, it is rounded.
     """
-    found = _fraction(signal.unit / theta.item(), 2 ** (levels - 1), signal.highest)
+    theta = act.theta.double()
+    top = 2 ** (act.config.levels - 1)
+    found = _fraction(signal.unit / theta.item(), top, signal.highest)
     if found:
         m, n = found
         multiple = (theta / scale / n).floor()
@@ -380,8 +396,8 @@ def _neurons(act, name, scale, bias, reach):
 def _first(stage, mean, std, name):
     """The first layer, which sees the image: its normalisation goes into weights and bias."""
     layer, act = stage.synapse.map, stage.act
-    weight = _weight(layer) / (WHITE * std)[:, None, None]
-    scale = _scale([weight], act.theta * FINEST)
+    weight = weight_of(layer) / (WHITE * std)[:, None, None]
+    scale = scale_of(act, weight)
     weight = _quantised(weight, scale)
     # the mean taken off by the rounded weights: their errors then meet centred pixels alone
     centre = (weight * (WHITE * mean)[:, None, None]).sum((1, 2, 3)) * scale
@@ -393,8 +409,8 @@ def _first(stage, mean, std, name):
 
 def _layer(stage, signal, name):
     layer, act = stage.synapse.map, stage.act
-    weight = _weight(layer) * signal.unit
-    scale = _scale([weight], act.theta * FINEST)
+    weight = weight_of(layer) * signal.unit
+    scale = scale_of(act, weight)
     weight = _quantised(weight, scale)
     neurons = _neurons(act, name, scale, _bias(layer), _reach(weight, signal.highest))
     return IntegerLayer(Sum(weight, layer, signal.highest), neurons)
@@ -402,36 +418,35 @@ def _layer(stage, signal, name):
 
 def _residual(stage, signal, name):
     second, act = stage.synapse.map, stage.act
-    least = act.theta * FINEST
-    spikes = int(sum(act.config.jumps))
+    spikes = Signal.spikes(act.config).highest
     bias = _bias(second)
     if isinstance(stage.shortcut, nn.Identity):
-        scale = _scale([_weight(second)], least)
-        scale, factor = _shared(scale, signal, act.theta.double(), act.config.levels)
+        scale = scale_of(act, weight_of(second))
+        scale, factor = shared_scale(act, scale, signal)
         across = factor * signal.highest
         shortcut = Factor(factor.int(), signal.highest)
     else:
         direct = stage.shortcut.map
         # both are added, so they have one unit
-        weight = _weight(direct) * signal.unit
-        scale = _scale([_weight(second), weight], least)
+        weight = weight_of(direct) * signal.unit
+        scale = scale_of(act, weight_of(second), weight)
         weight = _quantised(weight, scale)
         across = _reach(weight, signal.highest)
         shortcut = Sum(weight, direct, signal.highest)
         bias = bias + _bias(direct)
 
     inner = _layer(stage.inner, signal, f"{name}.inner")
-    weight = _quantised(_weight(second), scale)
+    weight = _quantised(weight_of(second), scale)
     neurons = _neurons(act, name, scale, bias, _reach(weight, spikes) + across)
     return IntegerResidual(inner, Sum(weight, second, spikes), shortcut, neurons)
 
 
 def _head(layer, signal, steps):
     """The readout, with one unit for all classes."""
-    weight = _weight(layer)
+    weight = weight_of(layer)
     if layer.bias is not None:
         raise ValueError("its readout has biases")
-    scale = _scale([weight.flatten()[None]]).expand(len(weight))
+    scale = scale_of_readout(weight)
     weight = _quantised(weight, scale)
     _check_reach(steps * _reach(weight, signal.highest), "head")
     return Sum(weight, layer, signal.highest)
@@ -448,7 +463,7 @@ def to_integer(net, mean, std):
     """
     check(net)
     mean, std = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
-    spikes = Signal(int(sum(net.act.neuron.jumps)))
+    spikes = Signal.spikes(net.act.neuron)
     signal = Signal(WHITE)
     stages = []
     for index, stage in enumerate(net.stages):
@@ -463,9 +478,8 @@ def to_integer(net, mean, std):
             stages.append(_residual(stage, signal, name))
             signal = spikes
         elif isinstance(stage, nn.AvgPool2d):
-            area = stage.kernel_size**2
             stages.append(PoolSum(stage.kernel_size))
-            signal = Signal(signal.highest * area, signal.unit / area)
+            signal = signal.pooled(stage.kernel_size)
         elif isinstance(stage, nn.Flatten):
             stages.append(Flatten())
         else:

@@ -7,6 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+WEIGHTED = (nn.Conv2d, nn.Linear)  # the layers whose MACs are counted
+
 
 def scaled_width(width, factor):
     """A number of channels times `factor`, at least 1."""
@@ -251,7 +253,7 @@ class Network(nn.Module):
     def initialise(self, draw=nn.init.normal_):
         """Draw all weights anew, with zero biases."""
         for m in self.modules():
-            if isinstance(m, (nn.Conv2d, nn.Linear)):
+            if isinstance(m, WEIGHTED):
                 draw(m.weight, std=self.weight_std(m))
                 if m.bias is not None:
                     nn.init.zeros_(m.bias)

@@ -6,12 +6,21 @@ section 7), so their sum is the energy but for a constant.
 
 import torch
 import torch.nn.functional as F
-from torch import nn
+
+from .layers import WEIGHTED
 
 
 def weighted(net):
     """Its convolutions and linear layers."""
-    return [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    return [m for m in net.modules() if isinstance(m, WEIGHTED)]
+
+
+def macs_of(layer, out):
+    """Multiply-accumulates of a weighted layer for one image and step.
+
+    out: its output, [T*B, C, H, W] or [T*B, features].
+    """
+    return out[0].numel() * layer.weight[0].numel()
 
 
 def run_once(net):
@@ -127,7 +136,7 @@ class Additions:
         if not (module.training and x.requires_grad):
             return
         rate = _Fired.apply(x, self.scales.get(module)) * self.steps
-        macs = out[0].numel() * module.weight[0].numel()
+        macs = macs_of(module, out)
         self.paid.append(rate * macs)
         self.macs.append(macs)
 

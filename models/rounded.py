@@ -67,7 +67,7 @@ class Rounded(nn.Module):
     def values(self):
         """{weight, bias or gain: its rounded value}, float64."""
         found = {}
-        spikes = integer.Signal(int(sum(self.act.neuron.jumps)))
+        spikes = integer.Signal.spikes(self.act.neuron)
         signal = integer.Signal(integer.WHITE, 1 / (integer.WHITE * self.std))
         offset = integer.WHITE * self.mean
         for stage in self.net.stages:
@@ -79,11 +79,9 @@ class Rounded(nn.Module):
                 found |= residual_values(stage, signal)
                 signal = spikes
             elif isinstance(stage, nn.AvgPool2d):
-                area = stage.kernel_size**2
-                signal = integer.Signal(signal.highest * area, signal.unit / area)
+                signal = signal.pooled(stage.kernel_size)
         head = self.net.head
-        every = integer._weight(head).flatten()[None]  # one unit for all classes
-        scale = integer._scale([every]).expand(len(head.weight))
+        scale = integer.scale_of_readout(integer.weight_of(head))
         found[head.weight] = on_grid(head, signal.unit, scale, scale)
         return found
 
@@ -111,15 +109,10 @@ def on_grid(layer, unit, scale, worth):
     unit: what an integer of the input is worth.
     """
     scale, worth = (channels[:, None, None, None] for channels in (scale, worth))
-    weight = integer._weight(layer) * unit
+    weight = integer.weight_of(layer) * unit
     whole = (weight / scale).round()
     value = whole * worth / unit
     return value.view_as(layer.weight)
-
-
-def scale_of(act, weights):
-    """The unit of each channel's sum [O], see `integer`."""
-    return integer._scale(weights, act.theta * integer.FINEST)
 
 
 def worth_of(act, scale):
@@ -148,8 +141,8 @@ def layer_values(stage, unit, offset=0.0):
     unit: what an integer of the input is worth. offset: what these stand above the real numbers.
     """
     act, layer = stage.act, stage.synapse.map
-    weight = integer._weight(layer) * unit
-    scale = scale_of(act, [weight])
+    weight = integer.weight_of(layer) * unit
+    scale = integer.scale_of(act, weight)
     worth = worth_of(act, scale)
     # the mean of the image is in the integer bias
     whole = (weight / scale[:, None, None, None]).round()
@@ -161,17 +154,16 @@ def layer_values(stage, unit, offset=0.0):
 def residual_values(stage, signal):
     """{weight, bias or gain: rounded value} of a block behind its inner layer."""
     act, second, shortcut = stage.act, stage.synapse.map, stage.shortcut
-    weight, others = integer._weight(second), 0.0
+    weight, others = integer.weight_of(second), 0.0
     if isinstance(shortcut, Gain):
-        scale = scale_of(act, [weight])
-        levels = act.config.levels
-        scale, factor = integer._shared(scale, signal, act.theta.double(), levels)
+        scale = integer.scale_of(act, weight)
+        scale, factor = integer.shared_scale(act, scale, signal)
         worth = worth_of(act, scale)
         found = {shortcut.gain: factor * worth / signal.unit}
     else:
         direct = shortcut.map
-        beside = integer._weight(direct) * signal.unit
-        scale = scale_of(act, [weight, beside])
+        beside = integer.weight_of(direct) * signal.unit
+        scale = integer.scale_of(act, weight, beside)
         worth = worth_of(act, scale)
         found = {direct.weight: on_grid(direct, signal.unit, scale, worth)}
         others = 0.0 if direct.bias is None else direct.bias

@@ -16,11 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from analysis.measure import Measure, whole_report
-from cli import events
+from cli import events, run
 from cli.options import EnergyOptions, NetworkOptions, NeuronOptions
 from cli.parser import Parser, refuse_idle
 from engine import checkpoint
-from engine.dist import launch
 from engine.errors import guard
 from engine.loop import ComputeOptions, RunOptions
 from engine.settings import group
@@ -68,7 +67,7 @@ def work(asked, world):
     asked = replace(asked, network=replace(asked.network, pretrained_snn=path))
     asked, trained_on = events.settled(asked)
     task, net = events.start(asked, trained_on, None, world)
-    measure = Measure(task.test, world, task.about, asked.compute.amp)
+    measure = Measure(task.test, world, task.about, asked.compute.amp, energy=True)
     return whole_report(net, measure, checkpoint.beside(path, "_test", asked.measure.output))
 
 
@@ -78,8 +77,7 @@ def main(argv=None):
     idle = ["val_fraction", "limit_train_batches"]
     reason = "the test set is measured, nothing is trained"
     refuse_idle(asked.given, [(idle, False, reason), events.lanes_rule(asked)])
-    job = partial(work, asked)
-    return launch(job, asked.device, asked.compute.amp, asked.common.debug)
+    return run.in_processes(partial(work, asked), asked)
 
 
 if __name__ == "__main__":

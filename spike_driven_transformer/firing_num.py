@@ -20,7 +20,6 @@ from cli import run
 from cli.parser import Parser, refuse_idle
 from cli.transformer import TransformerParser, TransformerSettings, build, load_data
 from engine import checkpoint, settings
-from engine.dist import launch
 from engine.errors import UseError, guard
 
 # options of the test images; a checkpoint's own settings answer what the command line does not
@@ -65,7 +64,7 @@ def load(asked, path, world):
         UseError: it is neither, or the network has not the classes of the data set.
     """
     content = checkpoint.load(path)
-    published = content["format"] == "published"
+    published = content["format"] == checkpoint.PUBLISHED
     if published and not asked.experiment.config:
         raise UseError(f"{path} holds weights without settings: give their -c configuration")
     if not published and content["kind"] != "sdt":
@@ -90,9 +89,9 @@ def work(asked, world):
     """Measure the network, as one of the processes of `world`; returns the summary."""
     path = asked.run.resume
     net, data, test = load(asked, path, world)
-    measure = Measure(test, world, data.about, asked.compute.amp)
+    measure = Measure(test, world, data.about, asked.compute.amp, energy=True)
     stem = checkpoint.beside(path, "_firing", asked.experiment.experiment)
-    return whole_report(run.place(net, world), measure, stem)
+    return whole_report(world.place(net), measure, stem)
 
 
 def main(argv=None):
@@ -105,8 +104,7 @@ def main(argv=None):
     refuse_idle(given, [(idle(), False, "a trained network is measured")])
     if not asked.run.resume:
         raise UseError("give --resume, the checkpoint to measure")
-    job = partial(work, asked)
-    return launch(job, asked.device, asked.compute.amp, asked.common.debug)
+    return run.in_processes(partial(work, asked), asked)
 
 
 if __name__ == "__main__":

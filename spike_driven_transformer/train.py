@@ -89,7 +89,7 @@ def start_network(task):
     # a resumed run has its weights in last.pth
     if path and not task.saved:
         world.say(checkpoint.load_named(net, path))
-    net = run.place(net, world)
+    net = world.place(net)
     net.recompute = asked.compute.recompute
     if asked.experiment.sync_bn:
         # torch synchronises on GPUs alone

@@ -12,13 +12,13 @@ from torch.nn import functional as F
 from ..settings import (
     boolean,
     fractions,
+    nonnegative_float,
     number,
     option,
     pair,
-    positive,
-    rate,
+    positive_float,
+    positive_int,
     share,
-    strictly_positive,
 )
 from .base import Recipe, mean_readout
 
@@ -29,8 +29,10 @@ THRESHOLDS = ("theta", "scale")  # parameters that --thr_lr governs
 class TrainingOptions:
     """training"""
 
-    epochs: int = option(300, "epochs to train", positive)
-    learning_rate: float = option(1e-3, "initial learning rate", rate, spellings=("-lr", "--lr"))
+    epochs: int = option(300, "epochs to train", positive_int)
+    learning_rate: float = option(
+        1e-3, "initial learning rate", nonnegative_float, spellings=("-lr", "--lr")
+    )
     lr_schedule: str = option(
         "step",
         "step: drops at --lr_interval, as published; cosine, linear: to 0, in every step",
@@ -41,16 +43,16 @@ class TrainingOptions:
         "fractions of the epochs, in (0, 1], at which the learning rate drops",
         fractions,
     )
-    lr_reduce: float = option(10, "divisor of the learning rate at each drop", strictly_positive)
+    lr_reduce: float = option(10, "divisor of the learning rate at each drop", positive_float)
     thr_lr: float = option(
-        0.0, "constant learning rate of the thresholds, 0: that of the weights", rate
+        0.0, "constant learning rate of the thresholds, 0: that of the weights", nonnegative_float
     )
     optimizer: str = option("SGD", "SGD with momentum, or Adam", choices=("SGD", "Adam"))
-    weight_decay: float = option(5e-4, "L2 penalty on the parameters", rate)
-    momentum: float = option(0.9, "momentum of SGD; Adam does not use one", rate)
+    weight_decay: float = option(5e-4, "L2 penalty on the parameters", nonnegative_float)
+    momentum: float = option(0.9, "momentum of SGD; Adam does not use one", nonnegative_float)
     nesterov: bool = option(False, "Nesterov's momentum, for SGD")
     norm_bias_lr: float = option(
-        1.0, "factor of the learning rate of batch norm's biases", strictly_positive
+        1.0, "factor of the learning rate of batch norm's biases", positive_float
     )
     fixed_norm_scale: bool = option(
         False, "keep the scales of batch norm as they begin, new ones at 1"
@@ -58,8 +60,10 @@ class TrainingOptions:
     amsgrad: bool = option(True, "Adam's AMSGrad variant: true or false", boolean)
     betas: tuple = option((0.9, 0.999), "Adam's two averaging factors", pair)
     warm_up: bool = option(False, "raise the learning rate linearly at the start")
-    warm_up_epochs: int = option(5, "length of the warm-up", positive, unit="epochs")
-    warm_up_lr: float = option(1e-6, "learning rate that the warm-up starts from", rate)
+    warm_up_epochs: int = option(5, "length of the warm-up", positive_int, unit="epochs")
+    warm_up_lr: float = option(
+        1e-6, "learning rate that the warm-up starts from", nonnegative_float
+    )
     label_smoothing: float = option(
         0.0,
         "share of the target that label smoothing spreads over all classes",
@@ -71,7 +75,7 @@ class TrainingOptions:
     )
     distill_weight: float = option(0.5, "share of the teacher's part in the loss", share)
     distill_temperature: float = option(
-        4.0, "temperature that softens the outputs of teacher and network", strictly_positive
+        4.0, "temperature that softens the outputs of teacher and network", positive_float
     )
 
 

@@ -6,7 +6,7 @@ import torch
 
 from models.rates import Additions
 
-from ..settings import fraction, option, rate, strictly_positive
+from ..settings import fraction, nonnegative_float, option, positive_float
 
 MOST = 10.0  # weight where the energy is over what is aimed at by more than `BAND`
 BAND = 0.02  # share of the energy
@@ -20,20 +20,20 @@ class PriceOptions:
         0.0,
         "weight of the share of MACs that become additions in the loss: less energy, for some "
         "accuracy",
-        rate,
+        nonnegative_float,
     )
     penalty_warm_up: float | None = option(
         None,
         "training before the price has the full weight, default 0; with a target before the target "
         "is due, default half of the epochs",
-        rate,
+        nonnegative_float,
         unit="epochs",
     )
     energy_target: float | None = option(
         None,
         "energy of an image, by the energy model paper, that training aims at: the weight of the "
         "price follows",
-        strictly_positive,
+        positive_float,
         unit="uJ",
     )
 

@@ -13,7 +13,7 @@ from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch.nn import functional as F
 
 from ..errors import UseError
-from ..settings import finite, natural, option, rate, share, strictly_positive
+from ..settings import finite, natural, nonnegative_float, option, positive_float, share
 from .base import Recipe
 from .tet import tet_loss
 
@@ -24,13 +24,11 @@ class TimmOptions:
 
     # None leaves the value to timm, which has one for each optimizer
     opt: str = option("sgd", "timm's name of the optimizer: adamw, lamb, sgd ...")
-    opt_eps: float | None = option(
-        None, "epsilon of the optimizer; None: timm's", strictly_positive
-    )
+    opt_eps: float | None = option(None, "epsilon of the optimizer; None: timm's", positive_float)
     opt_betas: tuple | None = option(
         None, "averaging factors of the optimizer; None: timm's", share, nargs="+"
     )
-    clip_grad: float | None = option(None, "bound of the gradients; None: none", strictly_positive)
+    clip_grad: float | None = option(None, "bound of the gradients; None: none", positive_float)
     clip_mode: str = option(
         "norm",
         "what --clip_grad bounds: the norm of all gradients, every value, or norms relative to "
@@ -59,17 +57,17 @@ class ScheduleOptions:
     warmup_epochs: int = option(
         3, "length of the linear rise of the learning rate", natural, unit="epochs"
     )
-    warmup_lr: float = option(1e-4, "learning rate that the rise starts from", rate)
+    warmup_lr: float = option(1e-4, "learning rate that the rise starts from", nonnegative_float)
     # --epochs does not count the end
     cooldown_epochs: int = option(10, "length of the end at --min_lr", natural, unit="epochs")
-    min_lr: float = option(1e-5, "lowest learning rate", rate)
+    min_lr: float = option(1e-5, "lowest learning rate", nonnegative_float)
     decay_epochs: float = option(
-        30, "time between two drops of --sched step", strictly_positive, unit="epochs"
+        30, "time between two drops of --sched step", positive_float, unit="epochs"
     )
     decay_rate: float = option(
         0.1,
         "factor of a drop of --sched step, or power of --sched poly",
-        strictly_positive,
+        positive_float,
         spellings=("--dr",),
     )
 
@@ -80,8 +78,12 @@ class MixingOptions:
 
     # Two images become one, and so do their labels: blended (mixup), or with a patch of the other
     # (cutmix). All options but the last are the arguments of timm's `Mixup`, in order.
-    mixup: float = option(0.0, "alpha of the beta distribution of mixup, 0: none", rate)
-    cutmix: float = option(0.0, "alpha of the beta distribution of cutmix, 0: none", rate)
+    mixup: float = option(
+        0.0, "alpha of the beta distribution of mixup, 0: none", nonnegative_float
+    )
+    cutmix: float = option(
+        0.0, "alpha of the beta distribution of cutmix, 0: none", nonnegative_float
+    )
     cutmix_minmax: tuple | None = option(
         None,
         "smallest and largest side of a patch of cutmix as shares of the side of the image, in "

@@ -4,7 +4,7 @@ training both obey. Nothing here imports torch, see `prepare`.
 
 from dataclasses import dataclass
 
-from engine.settings import machine_option, number, option, rate
+from engine.settings import machine_option, nonnegative_float, number, option
 
 from .formats import FRAMES
 
@@ -36,7 +36,7 @@ class CodingOptions:
         4.0,
         "memory for coded recordings per process; at T_F = 80 all take 3.7 with 1 or 2 lanes, 1.8 "
         "with 3, 0.9 with 4; with less, recordings are coded in every epoch",
-        rate,
+        nonnegative_float,
         unit="GB",
     )
 

@@ -11,7 +11,7 @@ from itertools import islice
 from threading import Thread
 
 from engine.errors import RunError
-from engine.settings import option, positive
+from engine.settings import option, positive_int
 
 AHEAD = 4  # results per worker that may wait: they hold memory
 
@@ -28,7 +28,7 @@ def cores():
 class PoolOptions:
     """processes"""
 
-    processes: int = option(cores(), "processes that share the work", positive)
+    processes: int = option(cores(), "processes that share the work", positive_int)
 
 
 def _end_with_parent():

@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 from engine.errors import UseError
 from engine.log import progress, write_json
-from engine.settings import number, option, positive
+from engine.settings import number, option, positive_int
 
 from .formats import CLASSES, SIDE, Events, simulated, write
 from .pool import ordered
@@ -41,9 +41,11 @@ class CameraOptions:
     """camera"""
 
     per_class: int = option(
-        100, "recordings of each class, of the first images of the class", positive
+        100, "recordings of each class, of the first images of the class", positive_int
     )
-    events: int = option(100_000, "events of each recording (DVS-CIFAR10: about 200,000)", positive)
+    events: int = option(
+        100_000, "events of each recording (DVS-CIFAR10: about 200,000)", positive_int
+    )
     threshold: float = option(
         0.2, "contrast between two events", number(float, low=0.01), unit="log units"
     )

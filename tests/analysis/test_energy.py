@@ -8,7 +8,8 @@ from torch import nn
 
 import energy as command
 import models
-from analysis.energy import MODELS, Counter, Counts, lane_curves, marks, measure, of_ann, worths
+from analysis.energy import Counter, Counts, lane_curves, marks, measure, of_ann, worths
+from analysis.pricing import MODELS
 from engine.dist import World
 from models import NeuronConfig, Spiking
 from tests.analysis.networks import IMAGE, chain, layer, silent_chain, spiking

@@ -18,7 +18,7 @@ class MealOptions:
     """
 
     main_dish: str = option("soup", "what is eaten", str.lower, spellings=("-d", "--meal"))
-    portions: int = option(2, "how many of them", settings.positive, unit="bowls")
+    portions: int = option(2, "how many of them", settings.positive_int, unit="bowls")
     side: str = option("bread", "what is eaten beside", choices=("bread", "rice"))
     spices: tuple = option((0.1, 0.2), "shares of two spices", settings.pair)
     guests: tuple = option((), "who comes", nargs="*")

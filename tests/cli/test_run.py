@@ -251,7 +251,7 @@ def test_a_network_that_cannot_be_built_is_refused():
 
 
 def test_a_network_is_placed_in_channels_last():
-    net = run.place(models.build("vgg16", models.ReLU(), width_mult=0.125), World())
+    net = World().place(models.build("vgg16", models.ReLU(), width_mult=0.125))
     weights = [p for p in net.parameters() if p.dim() == 4]
     assert all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
 

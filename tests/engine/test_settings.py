@@ -14,7 +14,7 @@ class FoodOptions:
     """food"""
 
     dish: str = option("soup", "what is eaten", str.lower, spellings=("-d", "--meal"))
-    portions: int = option(2, "how many", settings.positive, unit="bowls")
+    portions: int = option(2, "how many", settings.positive_int, unit="bowls")
     spices: tuple = option((0.1, 0.2), "shares of two spices", settings.pair)
     hot: bool = option(False, "heat the dish")
     fresh: bool = option(True, "true or false", settings.boolean)
@@ -161,12 +161,12 @@ def test_stored_settings_are_found_by_older_spellings():
 @pytest.mark.parametrize(
     "kind, text, value",
     [
-        (settings.positive, "3", 3),
+        (settings.positive_int, "3", 3),
         (settings.natural, "0", 0),
-        (settings.rate, "1e-3", 1e-3),
+        (settings.nonnegative_float, "1e-3", 1e-3),
         (settings.share, "1", 1.0),
         (settings.fraction, "0.5", 0.5),
-        (settings.strictly_positive, "0.1", 0.1),
+        (settings.positive_float, "0.1", 0.1),
         (settings.finite, "-2.5", -2.5),
         (settings.natural, "2147483647", 2**31 - 1),
         (settings.width, "0.125", 0.125),
@@ -186,18 +186,18 @@ def test_a_type_reads_text(kind, text, value):
 @pytest.mark.parametrize(
     "kind, text, message",
     [
-        (settings.positive, "0", "expected a number >= 1, got 0"),
-        (settings.positive, "2147483648", "expected a number <= 2147483647, got 2147483648"),
-        (settings.positive, "three", "expected int, got 'three'"),
-        (settings.positive, "1.5", "expected int, got '1.5'"),
+        (settings.positive_int, "0", "expected a number >= 1, got 0"),
+        (settings.positive_int, "2147483648", "expected a number <= 2147483647, got 2147483648"),
+        (settings.positive_int, "three", "expected int, got 'three'"),
+        (settings.positive_int, "1.5", "expected int, got '1.5'"),
         (settings.natural, "-1", "expected a number >= 0, got -1"),
-        (settings.rate, "-0.1", "expected a number >= 0, got -0.1"),
-        (settings.rate, "fast", "expected float, got 'fast'"),
-        (settings.rate, "nan", "expected a number >= 0, got nan"),
-        (settings.rate, "inf", "expected a number >= 0, got inf"),
+        (settings.nonnegative_float, "-0.1", "expected a number >= 0, got -0.1"),
+        (settings.nonnegative_float, "fast", "expected float, got 'fast'"),
+        (settings.nonnegative_float, "nan", "expected a number >= 0, got nan"),
+        (settings.nonnegative_float, "inf", "expected a number >= 0, got inf"),
         (settings.finite, "inf", "expected a number that is finite, got inf"),
         (settings.finite, "nan", "expected a number that is finite, got nan"),
-        (settings.strictly_positive, "0", "expected a number > 0, got 0"),
+        (settings.positive_float, "0", "expected a number > 0, got 0"),
         (settings.share, "1.1", "expected a number >= 0 and <= 1, got 1.1"),
         (settings.fraction, "0", "expected a number > 0 and <= 1, got 0"),
         (settings.width, "17", "expected a number > 0 and <= 16, got 17"),

@@ -117,5 +117,5 @@ def test_data_that_cannot_be_the_network_s_is_refused(odd, tmp_path):
 
 def test_a_file_of_the_published_code_is_refused(tmp_path):
     torch.save({"features.0.weight": torch.zeros(4, 3, 3, 3)}, tmp_path / "x.pth")
-    with pytest.raises(UseError, match="says nothing of its network"):
+    with pytest.raises(UseError, match="is a file of the published code"):
         from_pretrained(tmp_path / "x.pth")

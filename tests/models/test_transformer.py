@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 import models
-from analysis.energy import E_AC, E_MAC, Counter, macs_of
+from analysis.energy import Counter
+from analysis.pricing import E_AC, E_MAC
 from models import published, transformer
 from models.published import Misfit
+from models.rates import macs_of
 from tests.helpers import GOLDEN
 from tests.models.golden import check_gradients
 

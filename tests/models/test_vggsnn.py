@@ -5,7 +5,8 @@ import pytest
 import torch
 
 import models
-from analysis.energy import E_AC, measure
+from analysis.energy import measure
+from analysis.pricing import E_AC
 from engine.recipes.tet import TETOptions, tet_loss
 from models import published, vggsnn
 from models.published import Misfit
