@@ -20,8 +20,7 @@ from engine.errors import UseError, guard
 from engine.log import write_json
 from engine.loop import ComputeOptions
 from engine.settings import Settings, group
-from inputs.loader import BatchOptions
-from inputs.loader import loaders as make_loaders
+from inputs.loader import BatchOptions, make_loader
 from inputs.table import TABLE, DataOptions, load
 
 # these kinds of checkpoint need the data of their own scripts
@@ -100,8 +99,7 @@ def work(asked, world):
     net = world.place(checkpoint.rebuild(content, how.checkpoint))
     data = load(options, world)
     run.check_shape(content, data.about, how.checkpoint)
-    # the seed is that of training batches, which nothing asks for here
-    *_, test = make_loaders(data, asked.batches, 0, world)
+    test = make_loader(data.test, data, asked.batches, 0, world, training=False)
     amp, model = asked.compute.amp, how.energy_model
     measure = Measure(test, world, data.about, amp, energy=True, model=model)
     stem = checkpoint.beside(how.checkpoint, "_energy", how.output)

@@ -22,7 +22,7 @@ from engine.loop import finite
 from engine.qat import fine_tune
 from engine.recipes.cnn import TrainingOptions
 from engine.settings import Settings, group, natural, number, option, positive_int
-from inputs.loader import BatchOptions
+from inputs.loader import BatchOptions, make_loader
 from inputs.loader import loaders as make_loaders
 from inputs.table import TABLE, DataOptions, load
 
@@ -152,7 +152,7 @@ def random_images(count, side, mean, std, batch_size):
     return [(images, None) for images in normalised.split(batch_size)]
 
 
-def tuning(asked, data, loaders):
+def tuning(asked, data):
     """What fine-tunes a network as --qat_epochs asks for, or None."""
     if not asked.export.qat_epochs:
         return None
@@ -167,22 +167,57 @@ def tuning(asked, data, loaders):
         fine_tune,
         mean=data.mean,
         std=data.std,
-        loaders=loaders,
+        loaders=make_loaders(data, asked.batches, 0, World()),
         about=data.about,
         options=options,
     )
 
 
-def random_source(path, content, net, asked):
-    """The `Source` of a network whose data other scripts read: whole numbers, as of events."""
+# ---- what it is compared on: the fields of a `Source` beside path, network and opset
+
+
+def on_numbers(content, net, asked):
+    """Whole numbers, as of events: of a network whose data other scripts read."""
     idle = ["dataset", "data_root", "dataset_dir", "image_size"]
     refuse_idle(asked.given, [(idle, False, f"a {content['kind']} is compared on random images")])
     count = asked.export.images or RANDOM
     draw = torch.Generator().manual_seed(0)
     noise = torch.randint(-2, 3, (count, *image_shape(net)), generator=draw).float()
-    batches = [(images, None) for images in noise.split(asked.batches.batch_size)]
-    shown = f"{count} random images"
-    return Source(path, net, content["data"], None, None, batches, shown, asked.export.opset)
+    return {
+        "about": content["data"],
+        "mean": None,
+        "std": None,
+        "batches": [(images, None) for images in noise.split(asked.batches.batch_size)],
+        "shown": f"{count} random images",
+    }
+
+
+def on_noise(content, entry, asked):
+    """Noise, normalised as the images of the data set `entry`, which are missing."""
+    side = content["data"]["image_size"]
+    count = asked.export.images or (RANDOM if side <= 64 else LARGE_RANDOM)
+    mean, std = entry.mean, entry.std
+    return {
+        "about": content["data"],
+        "mean": mean,
+        "std": std,
+        "batches": random_images(count, side, mean, std, asked.batches.batch_size),
+        "shown": f"{count} random images",
+    }
+
+
+def on_test_images(data, asked):
+    """The test images of `Data`, gone through anew for each comparison."""
+    test = make_loader(data.test, data, asked.batches, 0, World(), training=False)
+    count = wanted(asked, test.images)
+    return {
+        "about": data.about,
+        "mean": data.mean,
+        "std": data.std,
+        "batches": Again(lambda: take(test.epoch(0), count, asked.batches.batch_size)),
+        "shown": f"{count} test images of {data.about['source']}",
+        "tune": tuning(asked, data),
+    }
 
 
 def read_source(asked):
@@ -192,10 +227,9 @@ def read_source(asked):
         UseError: the data is missing, and was named or is needed for the normalisation.
     """
     path, content, net = read(asked)
+    source = partial(Source, path=path, net=net, opset=asked.export.opset)
     if content["kind"] in ELSEWHERE:
-        return random_source(path, content, net, asked)
-    opset = asked.export.opset
-    about, count, size = content["data"], asked.export.images, asked.batches.batch_size
+        return source(**on_numbers(content, net, asked))
     options = run.trained_data(content, asked.data, asked.given, path)
     entry = TABLE[options.dataset]
     try:
@@ -205,20 +239,9 @@ def read_source(asked):
         if named or entry.mean is None or asked.export.qat_epochs:
             raise
         print(f"note: {error}; random images take their place")
-        side = about["image_size"]
-        count = count or (RANDOM if side <= 64 else LARGE_RANDOM)
-        batches = random_images(count, side, entry.mean, entry.std, size)
-        shown = f"{count} random images"
-        return Source(path, net, about, entry.mean, entry.std, batches, shown, opset)
-
+        return source(**on_noise(content, entry, asked))
     run.check_shape(content, data.about, path)
-    loaders = make_loaders(data, asked.batches, 0, World())
-    *_, test = loaders
-    count = wanted(asked, test.images)
-    batches = Again(lambda: take(test.epoch(0), count, size))
-    shown = f"{count} test images of {data.about['source']}"
-    tune = tuning(asked, data, loaders)
-    return Source(path, net, data.about, data.mean, data.std, batches, shown, opset, tune)
+    return source(**on_test_images(data, asked))
 
 
 def main(argv=None):

@@ -7,6 +7,7 @@ from analysis.pricing import MODELS
 from engine.dist import DeviceOptions
 from engine.loop import ComputeOptions, RunOptions
 from engine.recipes.cnn import TrainingOptions
+from engine.recipes.snn import lane_count
 from engine.settings import (
     Settings,
     group,
@@ -53,7 +54,7 @@ class NeuronOptions:
     """neuron"""
 
     multi_channel: int = option(0, "1: M-LIF, 0: plain LIF (one lane)", **SWITCH)
-    num_channels: int = option(1, "spike lanes S", number(int, low=1, high=8))
+    num_channels: int = option(1, "spike lanes S", lane_count)
     hardware_opt: int = option(1, "0, 1: one-hot; 2: multi-hot", int, choices=(0, 1, 2))
     timesteps: int = option(20, "simulated timesteps T", positive_int)
     leak: float = option(1.0, "initial leak, 1: none; learned", share)

@@ -119,10 +119,10 @@ def note_activation(content, act, path, world):
     """Tell where the activation of a loaded checkpoint differs from that of the network."""
     if content["format"] == checkpoint.PUBLISHED:
         return
-    # an output scale folds away, so that it makes no difference
     # read and described anew, since older files name some fields otherwise
     stored = models.from_description(content["activation"])
     here, there = _flat(models.describe(act)), _flat(models.describe(stored))
+    # an output scale folds away, so that it makes no difference
     different = [
         f"{name} {there[name]}, here {value}"
         for name, value in here.items()
@@ -455,11 +455,20 @@ def train(net, recipe, kind, stable, task, extra=None, price=None):
         # its settings name the folder of then, and a run may have been moved
         stable = Path(os.path.normpath(folder / "..")) / stable.name
     record = Record(kind, task.about, settings.flat(asked), stable, folder, extra or {})
-    options = asked.run, asked.compute
     with ExitStack() as held:
         if folder:
             world.alone(lambda: held.enter_context(locked(folder, "end it")))
-        trainer = Trainer(net, recipe, task.loaders, record, *options, world, _measure(task), price)
+        trainer = Trainer(
+            net,
+            recipe,
+            task.loaders,
+            record,
+            run=asked.run,
+            compute=asked.compute,
+            world=world,
+            measure=_measure(task),
+            price=price,
+        )
         if task.saved:
             trainer.restore(task.saved)
         return trainer.fit(resumed=task.saved is not None)

@@ -7,6 +7,7 @@ from engine.errors import UseError
 from engine.loop import ComputeOptions, RunOptions
 from engine.recipes.cnn import TrainingOptions
 from engine.recipes.price import PriceOptions
+from engine.recipes.snn import lane_count
 from engine.recipes.tet import TETOptions
 from engine.recipes.timm_parts import MixingOptions, ScheduleOptions, TimmOptions
 from engine.settings import boolean, group, number, option, positive_int, width
@@ -86,7 +87,7 @@ class TransformerOptions:
         0.0, "largest share of dropped branches", number(float, low=0, high=0.99)
     )
     spike_mode: str = option("lif", "neuron; lif and plif are SpikingJelly's", choices=MODES)
-    mlif_channels: int = option(1, "spike lanes S", number(int, low=1, high=8))
+    mlif_channels: int = option(1, "spike lanes S", lane_count)
     time_steps: int = option(4, "simulated timesteps T", positive_int)
     # powers of two, so exact
     scaled: bool = option(

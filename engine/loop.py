@@ -263,6 +263,11 @@ class Trainer:
         return self.choose_loader is not self.test_loader
 
     @property
+    def choosing(self):
+        """What the images that choose the best epoch are called: val or test."""
+        return "val" if self.held_back else "test"
+
+    @property
     def writes(self):
         """Whether this process writes files."""
         return self.record.folder is not None and self.world.main
@@ -491,9 +496,9 @@ class Trainer:
     def _evaluate(self):
         """Loss and accuracy of the trained network on the images that choose the best epoch."""
         net = self.recipe.trained(self.net)
-        label = "val" if self.held_back else "test"
         advice = f"lower --learning_rate, this is epoch {self.epoch}"
-        return evaluate(net, self.choose_loader, self.world, self.compute.amp, label, advice)
+        amp = self.compute.amp
+        return evaluate(net, self.choose_loader, self.world, amp, self.choosing, advice)
 
     def _fit_epoch(self, log):
         """Train, evaluate, log and store one epoch; returns its evaluation."""
@@ -507,28 +512,39 @@ class Trainer:
         # batch norm: all processes evaluate what rank 0 stores
         for net in dict.fromkeys((self.net, self.recipe.trained(self.net))):
             self.world.share(net.buffers())
-        trained = time.perf_counter() - start
+        # the steps before a resumption were not of this process
+        images = self.train_loader.images - first * self.train_loader.batch_size
+        speed = images / (time.perf_counter() - start)
         # from here on the sums are those of all processes
         self.world.sum(self.sums)
-        loss, accuracy = self._check()
+        trained = self._check()
 
         chosen = self._evaluate()
         self.seconds += time.perf_counter() - start
-        name = "val" if self.held_back else "test"
         self.accuracy = chosen["accuracy"]
-        if chosen["accuracy"] > self.best or self.run.keep == "last":
-            self.best, self.best_epoch = chosen["accuracy"], self.epoch
+        if self.accuracy > self.best or self.run.keep == "last":
+            self.best, self.best_epoch = self.accuracy, self.epoch
             self.save_best()
+        self._log_epoch(log, trained, chosen, speed)
+        # the next epoch's number goes with this epoch's weights
+        self.epoch, self.step = self.epoch + 1, 0
+        self.save_last()
+        return chosen
 
-        # the steps before a resumption were not of this process
-        images = self.train_loader.images - first * self.train_loader.batch_size
+    def _log_epoch(self, log, trained, chosen, speed):
+        """Log an epoch and tell of it.
+
+        trained: (loss, accuracy) of its training. chosen: its evaluation. speed: images/s.
+        """
+        loss, accuracy = trained
+        name = self.choosing
         values = {
             "train_loss": loss,
             "train_accuracy": accuracy,
             f"{name}_loss": chosen["loss"],
             f"{name}_accuracy": chosen["accuracy"],
             "learning_rate": self.rate,
-            "images_per_s": images / trained,
+            "images_per_s": speed,
             "seconds": self.seconds,
         }
         if self.price:
@@ -539,12 +555,8 @@ class Trainer:
             f"epoch {self.epoch}/{self.recipe.epochs}  train {loss:.4f} {accuracy:.2%}  "
             f"{name} {chosen['loss']:.4f} {chosen['accuracy']:.2%}  "
             f"{self.run.keep} {self.best:.2%} ({self.best_epoch})  "
-            f"lr {self.rate:.3g}  {values['images_per_s']:.0f} images/s"
+            f"lr {self.rate:.3g}  {speed:.0f} images/s"
         )
-        # the next epoch's number goes with this epoch's weights
-        self.epoch, self.step = self.epoch + 1, 0
-        self.save_last()
-        return chosen
 
     def _best_network(self):
         """The stored best network, read back from the file, so that the figures are those of the

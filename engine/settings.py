@@ -208,14 +208,6 @@ def fractions(text):
     return tuple(fraction(part) for part in text.replace(",", " ").split())
 
 
-def lanes(text):
-    """Type of falling numbers of lanes S, separated by spaces or commas."""
-    values = tuple(number(int, low=1, high=8)(part) for part in text.replace(",", " ").split())
-    if list(values) != sorted(set(values), reverse=True):
-        raise ValueError(f"expected falling numbers such as '5 4', got {text!r}")
-    return values
-
-
 def boolean(text):
     """Type of true or false."""
     if text.lower() not in ("true", "false", "1", "0"):

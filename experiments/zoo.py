@@ -24,8 +24,7 @@ from engine.dist import World
 from engine.errors import RunError, UseError, guard
 from engine.files import write_atomic, write_text
 from engine.settings import RESULT, Settings, group, option, options, stored_name
-from inputs.loader import BatchOptions
-from inputs.loader import loaders as make_loaders
+from inputs.loader import BatchOptions, make_loader
 from inputs.table import DataOptions, load
 
 from .chain import same_data
@@ -111,7 +110,7 @@ def trained_on(content, asked, path):
 
 def measured(net, data, asked):
     """The summary of `Measure` over all test images."""
-    *_, test = make_loaders(data, asked.batches, 0, World())
+    test = make_loader(data.test, data, asked.batches, 0, World(), training=False)
     return Measure(test, World(), data.about, energy=True)(net)
 
 

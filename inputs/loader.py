@@ -314,6 +314,14 @@ def _hold_back(part, fraction, seed):
     return part.subset(order[held:]), part.subset(order[:held])
 
 
+def make_loader(part, data, options, seed, world, training, kind=None):
+    """The loader of one part of `Data`; see `Loader` and `loaders`."""
+    # further augmentation than crop and flip runs in worker processes
+    in_memory = isinstance(part, Memory) and not (training and data.transforms)
+    kind = kind or (MemoryLoader if in_memory else FileLoader)
+    return kind(part, data, options, seed, world, training)
+
+
 def loaders(data, options, seed, world, kind=None):
     """(training, choosing, test) loaders.
 
@@ -336,11 +344,7 @@ def loaders(data, options, seed, world, kind=None):
                 f"at least {world.size} images are needed"
             )
 
-    def make(part, training):
-        # further augmentation than crop and flip runs in worker processes
-        in_memory = isinstance(part, Memory) and not (training and data.transforms)
-        cls = kind or (MemoryLoader if in_memory else FileLoader)
-        return cls(part, data, options, seed, world, training)
-
-    test = make(data.test, False)
-    return make(train, True), make(held, False) if held else test, test
+    common = {"data": data, "options": options, "seed": seed, "world": world, "kind": kind}
+    test = make_loader(data.test, training=False, **common)
+    choosing = make_loader(held, training=False, **common) if held else test
+    return make_loader(train, training=True, **common), choosing, test

@@ -224,6 +224,8 @@ class Network(nn.Module):
         head: the linear layer that reads them out.
     """
 
+    # {"name": ..., **arguments} with which `models.build` made it, and can make it again.
+    built = None
     # Number of leading stages that `balance_thresholds(which="stem")` measures; 0: there is none.
     stem = 0
     # Whether the energy bills the first layer at every step, or once (its current does not change).

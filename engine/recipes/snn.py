@@ -7,13 +7,24 @@ from dataclasses import dataclass
 import torch
 
 from models import convert
+from models.neuron.config import MAX_LEVELS
 from models.rates import neurons
 
 from ..errors import RunError
-from ..settings import lanes, option
+from ..settings import number, option
 from .cnn import CNNRecipe
 
 THETA_MIN = 1e-4  # thresholds and output scales are kept above it
+
+lane_count = number(int, low=1, high=MAX_LEVELS)
+
+
+def falling_lanes(text):
+    """Type of falling numbers of lanes S, separated by spaces or commas."""
+    values = tuple(map(lane_count, text.replace(",", " ").split()))
+    if list(values) != sorted(set(values), reverse=True):
+        raise ValueError(f"expected falling numbers such as '5 4', got {text!r}")
+    return values
 
 
 @dataclass(frozen=True)
@@ -29,7 +40,7 @@ class LevelOptions:
         (),
         "lanes S that the first half of the epochs has, such as '5 4', each for an equal part; "
         "then --num_channels",
-        lanes,
+        falling_lanes,
     )
 
 
