@@ -18,7 +18,7 @@ from models import LIFLayer, ReLU, SpikingLayer, build, lanes
 from models.layers import WEIGHTED
 from models.rates import macs_of
 
-from .pricing import Energy, Neurons, Row
+from .pricing import Energy, NeuronCounts, Row
 
 
 def fan_out(module, x, out):
@@ -195,7 +195,10 @@ class Counter:
             energy.lane_rates_per_layer[name] = rates.sum(0).tolist()
             per_image = (fired.sum(1) / images).tolist()
             row = by_name[self.behind[name]]
-            row.neurons = [*row.neurons, Neurons(self.neurons[name], fired.shape[1], per_image)]
+            row.neurons = [
+                *row.neurons,
+                NeuronCounts(self.neurons[name], fired.shape[1], per_image),
+            ]
         fired = sum(spikes.values()).sum(0)  # [S]
         outputs = sum(self.neurons.values()) * images
         energy.lane_rates = (fired / outputs).tolist()

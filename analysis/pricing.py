@@ -136,7 +136,7 @@ def each_model(price):
 
 
 @dataclass
-class Neurons:
+class NeuronCounts:
     """What was counted of a layer of neurons, per image."""
 
     count: int
@@ -167,7 +167,9 @@ class Row:
     reads: int = 1  # steps at which the inputs are read
     readout: bool = False  # the last layer, whose outputs are no spikes
     outputs: int = 0  # of one step
-    neurons: list = field(default_factory=list)  # `Neurons` that fire before the next layer runs
+    neurons: list = field(
+        default_factory=list
+    )  # `NeuronCounts` that fire before the next layer runs
 
     @property
     def rate(self):

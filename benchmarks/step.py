@@ -41,11 +41,11 @@ def activation(kind, name, levels, steps):
         neuron = models.NeuronConfig.vgg(levels)
         return models.Spiking(neuron, steps, theta=0.5)
 
-    from models.transformer import neurons
+    from models import transformer
 
     if kind == "lif":
-        return neurons("lif", 1, steps)
-    return neurons("mlif", levels, steps)
+        return transformer.activation("lif", 1, steps)
+    return transformer.activation("mlif", levels, steps)
 
 
 def step_of(

@@ -10,7 +10,7 @@ from engine.settings import group
 from inputs.events import recordings
 from inputs.events.options import CodingOptions
 from inputs.loader import BatchOptions, loaders
-from models.vggsnn import neurons
+from models.vggsnn import activation
 
 from . import run
 from .options import NetworkOptions, NeuronOptions, TrainingSettings
@@ -122,7 +122,7 @@ def start(asked, trained_on, saved, world):
     made = loaders(data, asked.batches, compute.seed, world, recordings.EventLoader)
     # 0 stands for plain LIF, whose reset is another one
     lanes = neuron.levels if neuron.multi_channel else 0
-    act = neurons(lanes, how.steps, neuron.surrogate_edge, neuron.neuron_backend)
+    act = activation(lanes, how.steps, neuron.surrogate_edge, neuron.neuron_backend)
     net = run.build(replace(asked.network, architecture="vggsnn"), about, act)
     # the weights of a run that goes on come from its last.pth
     if path and not saved:

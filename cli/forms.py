@@ -19,7 +19,7 @@ from engine.errors import RunError, UseError
 from engine.files import write_atomic
 from engine.log import versions
 from models import describe, integer
-from models.activations import Neurons
+from models.activations import NeuronActivation
 from models.rates import weighted
 
 # least share of equal predictions: rounding moves some images of a spiking network, faults move all
@@ -144,7 +144,7 @@ def write_onnx(source, path):
             "no graph does: give a network that sees the images themselves"
         )
     net.per_step = False  # a file has one readout
-    spiking = isinstance(net.act, Neurons)
+    spiking = isinstance(net.act, NeuronActivation)
     example = torch.zeros(2, *image_shape(net))
     seen = Watched(net).eval() if spiking else net
     model = onnx_file.draw(seen, example, source.opset)

@@ -94,7 +94,7 @@ class LogQuant(Activation):
         return QuantReLU(self.bits, self.scheme, self.percent)
 
 
-class Neurons(Activation):
+class NeuronActivation(Activation):
     """Descriptions of neurons, whose threshold one layer may have for itself."""
 
     def layer(self, first=False, theta=None):
@@ -144,7 +144,7 @@ class SpikingLayer(MLIF):
 
 
 @dataclass(frozen=True)
-class Spiking(Neurons):
+class Spiking(NeuronActivation):
     """The SNN: a neuron run for `steps` = T steps.
 
     Fields:
@@ -211,7 +211,7 @@ class LIFLayer(nn.Module):
 
 
 @dataclass(frozen=True)
-class LIF(Neurons):
+class LIF(NeuronActivation):
     """The LIF baseline of the transformer: SpikingJelly's neuron, hard reset, decaying input.
 
     learn_tau makes it the PLIF baseline.

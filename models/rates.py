@@ -31,7 +31,7 @@ def run_once(net):
     net.train(training)
 
 
-def neurons(net):
+def neuron_counts(net):
     """{site: its neurons in an image}, found by running the network."""
     found = {}
 

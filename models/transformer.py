@@ -193,7 +193,7 @@ class SpikeDrivenTransformer(Network):
         super().initialise(nn.init.trunc_normal_)
 
 
-def neurons(
+def activation(
     spike_mode="mlif",
     levels=3,
     steps=4,
@@ -244,7 +244,7 @@ def sdt(
     if pretrained:
         raise ValueError("sdt has no pretrained weights to download: load a checkpoint")
 
-    act = neurons(spike_mode, mlif_channels, time_steps, scaled, surrogate_edge, neuron_backend)
+    act = activation(spike_mode, mlif_channels, time_steps, scaled, surrogate_edge, neuron_backend)
     net = build("sdt", act, **arguments)
     size = net.built["img_size"]
     net.default_cfg = {"input_size": (net.built["in_chans"], size, size)}

@@ -44,7 +44,7 @@ class VGGSNN(Network):
         super().__init__(act, stages, nn.Linear(features, num_classes))
 
 
-def neurons(
+def activation(
     levels,
     steps,
     inner_slope="published",

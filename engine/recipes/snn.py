@@ -8,7 +8,7 @@ import torch
 
 from models import convert
 from models.neuron.config import MAX_LEVELS
-from models.rates import neurons
+from models.rates import neuron_counts
 
 from ..errors import RunError
 from ..settings import number, option
@@ -65,7 +65,7 @@ class SpikingRecipe(CNNRecipe):
             self.positive += [site.scale for site in sites]
         self.counts = None  # of neurons, in the order of `positive`
         if levels.lsq_gradient:
-            counts = list(neurons(net).values())
+            counts = list(neuron_counts(net).values())
             self.counts = counts * (len(self.positive) // len(counts))
 
     def before_epoch(self, net, epoch):

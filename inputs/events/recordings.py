@@ -43,7 +43,7 @@ class Recordings:
 
 
 @dataclass(frozen=True)
-class Events:
+class EventData:
     """Event data as training sees it.
 
     train, test: its parts. about: what it is, plain values. classes: names. coding: how recordings
@@ -188,7 +188,7 @@ def _read_part(path, rows):
 
 
 def load(options, coding):
-    """The `Events` that `CodingOptions` name, to be coded as `coding` says.
+    """The `EventData` that `CodingOptions` name, to be coded as `coding` says.
 
     Raises:
         UseError: see `read_manifest`; an array is missing, truncated or not what the manifest says.
@@ -214,4 +214,4 @@ def load(options, coding):
 
     count = sum(about[name]["images"] for name in PARTS)
     size = count * coding.steps * 2 * SIDE**2 * coding.dtype.itemsize  # bytes of all codes
-    return Events(*parts, about, classes, coding, keep=size <= options.cache_gb * 1e9)
+    return EventData(*parts, about, classes, coding, keep=size <= options.cache_gb * 1e9)

@@ -136,11 +136,13 @@ NETWORKS = {
     "vgg16": lambda: (spiking("vgg16", 3, 2), (3, 32, 32)),
     "resnet20": lambda: (spiking("resnet20", 3, 1), (3, 32, 32)),
     "sdt": lambda: (
-        models.build("sdt", transformer.neurons("mlif", 3, 2, True), dim=16, depth=1, img_size=32),
+        models.build(
+            "sdt", transformer.activation("mlif", 3, 2, True), dim=16, depth=1, img_size=32
+        ),
         (3, 32, 32),
     ),
     "vggsnn": lambda: (
-        models.build("vggsnn", vggsnn.neurons(3, 2), width_mult=0.05),
+        models.build("vggsnn", vggsnn.activation(3, 2), width_mult=0.05),
         (2, 2, 48, 48),
     ),
 }

@@ -79,8 +79,8 @@ def damaged(root):
 
 def other_networks(root):
     """Files of the other scripts' networks, ours and the published code's."""
-    sdt = models.build("sdt", transformer.neurons("lif", 1, 1), depth=1, dim=16)
-    events = models.build("vggsnn", vggsnn.neurons(1, 1), width_mult=1 / 16)
+    sdt = models.build("sdt", transformer.activation("lif", 1, 1), depth=1, dim=16)
+    events = models.build("vggsnn", vggsnn.activation(1, 1), width_mult=1 / 16)
     for kind, net in (("sdt", sdt), ("vggsnn", events)):
         checkpoint.save(root / f"{kind}.pth", checkpoint.content(net, kind, {}, {}))
     state = {"module.patch_embed.proj_bn.running_mean": torch.zeros(2)}

@@ -251,8 +251,8 @@ def test_weights_of_another_network_are_named(net, state, words, tmp_path):
     networks = {
         "resnet20": resnet(),
         "vgg16": models.build("vgg16", models.ReLU(), width_mult=1 / 8),
-        "sdt": models.build("sdt", transformer.neurons("lif", 1, 2), depth=1, dim=16),
-        "vggsnn": models.build("vggsnn", vggsnn.neurons(1, 2), width_mult=1 / 16),
+        "sdt": models.build("sdt", transformer.activation("lif", 1, 2), depth=1, dim=16),
+        "vggsnn": models.build("vggsnn", vggsnn.activation(1, 2), width_mult=1 / 16),
     }
     states = {
         "resnet20": recorded(),

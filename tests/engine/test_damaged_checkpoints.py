@@ -30,8 +30,8 @@ def networks():
     return {
         "ann": models.build("resnet20", models.ReLU(), width_mult=1 / 32),
         "snn": models.build("resnet20", spiking, width_mult=1 / 32, bn=False),
-        "sdt": models.build("sdt", transformer.neurons("lif", 1, 1), depth=1, dim=16),
-        "vggsnn": models.build("vggsnn", vggsnn.neurons(1, 1), width_mult=1 / 32),
+        "sdt": models.build("sdt", transformer.activation("lif", 1, 1), depth=1, dim=16),
+        "vggsnn": models.build("vggsnn", vggsnn.activation(1, 1), width_mult=1 / 32),
     }
 
 

@@ -165,7 +165,7 @@ def published_conversion():
 
 
 def transformer_training():
-    act = transformer.neurons("mlif", 3, 2, True, "published", "torch")
+    act = transformer.activation("mlif", 3, 2, True, "published", "torch")
     net = models.build("sdt", act, dim=16, depth=1, img_size=32, num_classes=10)
     options = TrainingOptions(epochs=2, learning_rate=0.01, weight_decay=0.06, label_smoothing=0.1)
     schedule = ScheduleOptions(sched="cosine", warmup_epochs=1, cooldown_epochs=0)
@@ -174,7 +174,7 @@ def transformer_training():
 
 
 def vggsnn_training():
-    act = vggsnn.neurons(3, 2, "published", "torch")
+    act = vggsnn.activation(3, 2, "published", "torch")
     net = models.build("vggsnn", act, width_mult=0.05)
     recipe = TETRecipe(TrainingOptions(learning_rate=0.01, **ADAM), TETOptions(lamb=0.1))
     return trained(excited(net), recipe, Batches(2, 2, 48, 48))

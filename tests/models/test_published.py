@@ -113,7 +113,7 @@ def test_another_width_is_refused():
 
 
 def transformers(depth=1, dim=16):
-    return models.build("sdt", transformer.neurons("mlif", 3, 2), depth=depth, dim=dim)
+    return models.build("sdt", transformer.activation("mlif", 3, 2), depth=depth, dim=dim)
 
 
 @pytest.mark.parametrize(
@@ -170,6 +170,6 @@ def test_transposed_weights_are_not_adapted():
     ],
 )
 def test_names_of_vggsnn(key, own):
-    net = models.build("vggsnn", vggsnn.neurons(2, 3), width_mult=1 / 16)
+    net = models.build("vggsnn", vggsnn.activation(2, 3), width_mult=1 / 16)
     assert list(published.rename(net, {key: torch.zeros(1)})) == [own]
     assert own in net.state_dict()

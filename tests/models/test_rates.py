@@ -41,10 +41,10 @@ def test_every_layer_of_every_network_counts(name):
     layer learns.
     """
     if name == "vggsnn":
-        net = models.build("vggsnn", vggsnn.neurons(2, 3), width_mult=1 / 16)
+        net = models.build("vggsnn", vggsnn.activation(2, 3), width_mult=1 / 16)
         images = torch.randint(0, 4, (2, 3, 2, 48, 48)).float()
     else:
-        act = transformer.neurons(name, 1 if name == "lif" else 3, 2)
+        act = transformer.activation(name, 1 if name == "lif" else 3, 2)
         net = models.build("sdt", act, dim=16, depth=1)
         images = torch.randn(4, 3, 32, 32)
     for m in net.modules():

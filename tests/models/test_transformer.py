@@ -39,7 +39,7 @@ def recorded(mode="mlif", **arguments):
 
 
 def small(mode="mlif", steps=2, **arguments):
-    act = transformer.neurons(mode, 1 if mode in transformer.ONE_LANE else 3, steps)
+    act = transformer.activation(mode, 1 if mode in transformer.ONE_LANE else 3, steps)
     return models.build("sdt", act, **{"dim": 16, "depth": 1} | arguments)
 
 
@@ -179,8 +179,8 @@ def test_every_parameter_learns(mode):
     ("name", "size", "act"),
     [
         ("sdt", (2, 512, 32, 10), models.LIF(4)),
-        ("sdt_2_512_cifar", (2, 512, 32, 10), transformer.neurons("mlif", 3, 4)),
-        ("sdt_8_512_imagenet", (8, 512, 224, 1000), transformer.neurons("fast_mlif", 3, 1)),
+        ("sdt_2_512_cifar", (2, 512, 32, 10), transformer.activation("mlif", 3, 4)),
+        ("sdt_8_512_imagenet", (8, 512, 224, 1000), transformer.activation("fast_mlif", 3, 1)),
     ],
 )
 def test_registered_sizes(name, size, act):
@@ -230,7 +230,7 @@ def test_network_refuses(arguments, words):
 )
 def test_neurons_refuse(arguments, words):
     with pytest.raises(ValueError, match=words):
-        transformer.neurons(*arguments)
+        transformer.activation(*arguments)
 
 
 def test_weights_of_another_size_are_refused():

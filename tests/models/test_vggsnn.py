@@ -35,7 +35,7 @@ def state(tag):
 
 def recorded(tag):
     """(network, its merged input frames [B, T, 2, 48, 48])"""
-    net = models.build("vggsnn", vggsnn.neurons(TAGS[tag], steps=3), width_mult=1 / 8)
+    net = models.build("vggsnn", vggsnn.activation(TAGS[tag], steps=3), width_mult=1 / 8)
     published.fit(net, published.rename(net, state(tag)), new=SETTINGS)
     x = tensor(f"{tag}_x").float()
     if TAGS[tag]:
@@ -44,7 +44,7 @@ def recorded(tag):
 
 
 def small(levels=2, steps=3):
-    net = models.build("vggsnn", vggsnn.neurons(levels, steps), width_mult=1 / 16)
+    net = models.build("vggsnn", vggsnn.activation(levels, steps), width_mult=1 / 16)
     for m in net.modules():
         if isinstance(m, torch.nn.BatchNorm2d):
             torch.nn.init.constant_(m.weight, 3.0)
@@ -100,7 +100,7 @@ def test_a_training_step(tag):
 
 
 def test_published_macs():
-    net = models.build("vggsnn", vggsnn.neurons(3, 1)).eval()
+    net = models.build("vggsnn", vggsnn.activation(3, 1)).eval()
     for site in net.sites():
         site.forward = lambda x: x
     energy = measure(net, [torch.ones(1, 1, 2, 48, 48)])

@@ -17,7 +17,7 @@ from engine.errors import guard
 from inputs.cifar import read_cifar
 from models import NeuronConfig, Spiking, integer, vggsnn
 from models.neuron.backends import exported
-from models.transformer import neurons
+from models.transformer import activation
 from tests.zoo import network
 
 CIFAR = {"name": "CIFAR10", "num_classes": 10, "image_size": 32, "source": "CIFAR-10"}
@@ -182,11 +182,11 @@ def test_onnx_runtime_computes_what_torch_does(make, cifar, tmp_path, capsys):
 
 def transformer(path):
     sizes = {"dim": 8, "depth": 1, "num_heads": 1, "tet": True}
-    write(path, neurons(steps=1), name="sdt", kind="sdt", sizes=sizes)
+    write(path, activation(steps=1), name="sdt", kind="sdt", sizes=sizes)
 
 
 def recordings(path):
-    write(path, vggsnn.neurons(2, 2), name="vggsnn", kind="vggsnn", sizes={"width_mult": 1 / 32})
+    write(path, vggsnn.activation(2, 2), name="vggsnn", kind="vggsnn", sizes={"width_mult": 1 / 32})
 
 
 @pytest.mark.parametrize("make", [transformer, recordings])

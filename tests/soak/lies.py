@@ -163,7 +163,7 @@ def wide_checkpoint(folder):
 
 def deep_checkpoint(folder):
     """A transformer of one block that says it has ten million."""
-    net = models.build("sdt", transformer.neurons("lif", 1, 1), depth=1, dim=16)
+    net = models.build("sdt", transformer.activation("lif", 1, 1), depth=1, dim=16)
     content, path = checkpoint.content(net, "sdt", {}, {}), folder / "x.pth"
     content["network"]["depth"] = 10**7
     torch.save(content, path)

@@ -8,7 +8,7 @@ from engine.errors import RunError
 from engine.recipes.cnn import TrainingOptions
 from engine.recipes.snn import THETA_MIN, LevelOptions, SpikingRecipe
 from models import convert
-from models.rates import neurons
+from models.rates import neuron_counts
 
 
 def network(scale=False):
@@ -102,7 +102,7 @@ def test_lsq_divides_gradients_by_the_root_of_neurons_and_top_level(lsq):
     recipe.before_step(net, None, None)
     # 32x32 neurons in each of 4 channels; S = 3: a top level of 4
     first, *_ = net.sites()
-    assert neurons(net)[first] == 4 * 32 * 32
+    assert neuron_counts(net)[first] == 4 * 32 * 32
     expected = (4 * 32 * 32 * 4) ** -0.5 if lsq else 1.0
     assert first.theta.grad.item() == pytest.approx(expected)
     assert first.scale.grad.item() == pytest.approx(expected)

@@ -181,7 +181,7 @@ def test_gradients_are_bounded_where_it_is_asked_for(net, timm, largest):
 
 def test_agc_leaves_the_head_alone():
     """As in timm's train.py: the gradients of all other weights are bounded unit by unit."""
-    net = models.build("sdt", transformer.neurons("lif", 1, 1), depth=1, dim=16)
+    net = models.build("sdt", transformer.activation("lif", 1, 1), depth=1, dim=16)
     recipe = make(net, timm=TimmOptions(clip_grad=0.01, clip_mode="agc"))
     for parameter in net.parameters():
         parameter.grad = torch.ones_like(parameter)
