@@ -239,8 +239,7 @@ def test_held_back_images_choose_the_best_epoch(capsys):
     assert "val " in said
 
 
-@pytest.mark.parametrize("energy", (True, False))
-def test_the_measure_is_asked_for_the_best_network_alone(energy):
+def test_the_measure_is_asked_for_the_best_network_alone():
     """On the test set; the energy itself is no part of the summary."""
     asked = []
 
@@ -248,7 +247,7 @@ def test_the_measure_is_asked_for_the_best_network_alone(energy):
         asked.append((net, stem))
         return {"test_accuracy": 0.5, "energy": "a table"}
 
-    run = trainer(linear(), Noting(epochs=2), noise(4), energy=energy)
+    run = trainer(linear(), Noting(epochs=2), noise(4))
     run.measure = measure
     summary = run.fit()
     assert asked == [(run.kept, None)]

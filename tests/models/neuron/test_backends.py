@@ -12,6 +12,7 @@ import torch
 
 from models import NeuronConfig
 from models.neuron.backends import compiled, cpp, dispatch, torch_fused
+from models.neuron.config import RESETS
 from models.neuron.reference import mlif_reference
 from tests.models.neuron.parity import (
     ALL_CASES,
@@ -84,35 +85,43 @@ def test_compiled_equals_definition_on_more():
     both(backend("compiled"), GRID[::7] + SAMPLE, torch.float64)
 
 
-def outputs(name, x, theta):
-    """Output and last potential of one backend, S = 3 without leak."""
+PLAIN = NeuronConfig.vgg(3)
+
+
+def outputs(name, x, theta, config=PLAIN):
+    """Output and last potential of one backend, without leak."""
     one = torch.tensor(1.0)
-    return dispatch.mlif(x, torch.tensor(theta), one, NeuronConfig.vgg(3), None, True, name)
+    return dispatch.mlif(x, torch.tensor(theta), one, config, None, True, name)
 
 
-@pytest.mark.parametrize("name", [*KERNELS, "compiled"])
-def test_spikes_beside_every_boundary(name):
+@pytest.mark.parametrize("inclusive", [False, True])
+@pytest.mark.parametrize("name", ["reference", *KERNELS, "compiled"])
+def test_spikes_beside_every_boundary(name, inclusive):
     """For thresholds all over the range of exponents and mantissas."""
+    config = NeuronConfig(levels=3, inclusive=inclusive)
+    lower, upper = [0, 1, 2], [1, 2, 4]
     for theta in np.float32([0.8, 1.0, 0.1, 1.9999999, 1.0000001, 3.3e-3, 1e-30, 1e30]):
         boundaries = np.array([theta * 2**k for k in range(3)], np.float32)
         below = np.nextafter(boundaries, np.float32(-np.inf))
         above = np.nextafter(boundaries, np.float32(np.inf))
         for at, expected in (
-            (below, [0, 1, 2]),
-            (boundaries, [0, 1, 2]),
-            (above, [1, 2, 4]),
+            (below, lower),
+            (boundaries, upper if inclusive else lower),
+            (above, upper),
         ):
-            o, _ = outputs(name, torch.from_numpy(at)[None], theta)
+            o, _ = outputs(name, torch.from_numpy(at)[None], theta, config)
             assert o.flatten().tolist() == expected, (theta, at)
 
 
-@pytest.mark.parametrize("name", [*KERNELS, "compiled"])
-def test_zeros_infinities_and_nan(name):
+@pytest.mark.parametrize("reset", RESETS)
+@pytest.mark.parametrize("name", ["reference", *KERNELS, "compiled"])
+def test_zeros_infinities_and_nan(name, reset):
+    config = NeuronConfig(levels=3, reset=reset)
     x = torch.tensor([[0.0, -0.0, -1.0, torch.inf, -torch.inf, 1e38, torch.nan]])
-    o, v = outputs(name, x, 1.0)
+    o, v = outputs(name, x, 1.0, config)
     assert o[0, :6].tolist() == [0, 0, 0, 4, 0, 4]
     assert o[0, 6].isnan() and v[6].isnan()
-    narrow, _ = outputs(name, x.bfloat16(), 1.0)
+    narrow, _ = outputs(name, x.bfloat16(), 1.0, config)
     assert torch.equal(narrow.float().nan_to_num(7), o.nan_to_num(7))
 
 
