@@ -69,7 +69,9 @@ class ExportSettings(Settings):
 
     source: EnergyOptions = group(
         only=("checkpoint", "output"),
-        checkpoint={"help": "checkpoint of snn_ddp.py (--to onnx: of any script), or a name of docs/zoo.md"},
+        checkpoint={
+            "help": "checkpoint of snn_ddp.py (--to onnx: of any script), or a name of docs/zoo.md"
+        },
         output={"help": "file or folder that is written to, else beside the checkpoint"},
     )
     export: ExportOptions = group()

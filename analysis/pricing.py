@@ -167,9 +167,8 @@ class Row:
     reads: int = 1  # steps at which the inputs are read
     readout: bool = False  # the last layer, whose outputs are no spikes
     outputs: int = 0  # of one step
-    neurons: list = field(
-        default_factory=list
-    )  # `NeuronCounts` that fire before the next layer runs
+    # `NeuronCounts` that fire before the next layer runs
+    neurons: list = field(default_factory=list)
 
     @property
     def rate(self):
