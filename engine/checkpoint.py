@@ -125,6 +125,20 @@ def check_own(content, path, scripts="absorb_bn.py or snn_ddp.py"):
         raise UseError(f"{path} is a file of the published code: run {scripts} on it first")
 
 
+def same_weights(path, other):
+    """Whether two files hold the same weights; one that is no checkpoint does not."""
+    try:
+        here, there = load(path)["model"], load(other)["model"]
+    except UseError:
+        return False
+    if here.keys() != there.keys():
+        return False
+    return all(
+        value.dtype == there[name].dtype and torch.equal(value, there[name])
+        for name, value in here.items()
+    )
+
+
 def _whole(path, content):
     """The content of a checkpoint of this project once its parts are what they must be."""
     for name, kind in FIELDS.items():

@@ -132,6 +132,21 @@ class World:
         if problem[0]:
             raise UseError(problem[0])
 
+    def read(self, load):
+        """What load() returns, for all processes: rank 0 reads, since it alone has the files.
+
+        Its UseError is everyone's.
+        """
+        found = [None]
+
+        def fill():
+            found[0] = load()
+
+        self.alone(fill)
+        if self.size > 1:
+            dist.broadcast_object_list(found)
+        return found[0]
+
     def fail(self):
         """Leave the others because of an error.
 

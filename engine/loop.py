@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from models import MLIF
+
 from . import checkpoint
 from .dist import machine
 from .errors import MALFORMED, RunError, UseError, reason
@@ -562,13 +564,25 @@ class Trainer:
         """The stored best network, read back from the file, so that the figures are those of the
         file.
         """
-        folder = self.record.folder
-        if folder is None:
+        if self.record.folder is None:
             return self.kept
-        self.world.barrier()
-        path = folder / "best.pth"
-        best = checkpoint.rebuild(checkpoint.load(path), path)
+        path = self.record.folder / "best.pth"
+        content = self.world.read(lambda: checkpoint.load(path))
+        best = checkpoint.rebuild(content, path)
+        # the neurons' backend belongs to the machine: no file has it
+        for site, trained in zip(best.sites(), self.net.sites(), strict=True):
+            if isinstance(site, MLIF):
+                site.backend = trained.backend
         return self.world.place(best)
+
+    def _weights(self):
+        """The file that is named as the result: the stable one, while it holds these weights."""
+        folder, stable = self.record.folder, self.record.stable
+        best = folder / "best.pth"
+        # a run folder that was moved alone has left it behind, and a later run may have its name
+        if stable.is_file() and checkpoint.same_weights(best, stable):
+            return stable
+        return best
 
     def _finish(self, last):
         """Summary of the best network, with its figures on the test set.
@@ -577,10 +591,7 @@ class Trainer:
         here the file is measured as every other script reads it.
         """
         record, folder = self.record, self.record.folder
-        weights = record.stable
-        # a run folder that was moved alone has left it behind
-        if folder and not weights.is_file():
-            weights = folder / "best.pth"
+        weights = self._weights() if self.writes else record.stable
         summary = {
             "kind": record.kind,
             "network": self.net.built,

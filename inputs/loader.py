@@ -73,17 +73,28 @@ class Loader:
     Args:
         part: `Memory` or `Files`. data: the `Data` it is of. options: `BatchOptions`. seed: of
             order and augmentation. world: `engine.dist.World`. training: shuffle and augment.
+    Raises:
+        UseError: a batch is smaller than the number of processes.
     """
 
     def __init__(self, part, data, options, seed, world, training):
         self.part, self.data, self.world = part, data, world
         self.seed, self.workers, self.training = seed, options.workers, training
-        self.batch_size, limit = options.batch_size, options.limit_train_batches
+        name, limit = "batch_size", options.limit_train_batches
         if not training:
-            self.batch_size = options.val_batch_size or options.batch_size
+            name = "val_batch_size" if options.val_batch_size else "batch_size"
             limit = options.limit_eval_batches
+        self.batch_size = getattr(options, name)
 
         count = len(part.labels)
+        kind = "training" if training else "test"
+        # every process has a share of the first batch: what is counted in it has shapes
+        for what, size in ((f"--{name}", self.batch_size), (f"the {kind} part", count)):
+            if size < world.size:
+                raise UseError(
+                    f"{what} is {size}, smaller than the {world.size} processes that share it: "
+                    f"at least {world.size} images are needed"
+                )
         self.batches = -(-count // self.batch_size)  # rounded up
         # every process must get an image of a training batch
         smallest = self.batch_size if data.drop_last else world.size
@@ -336,14 +347,6 @@ def loaders(data, options, seed, world, kind=None):
     train, held = data.train, None
     if options.val_fraction:
         train, held = _hold_back(train, options.val_fraction, seed)
-    sizes = {"--batch_size": options.batch_size, "the training part": len(train.labels)}
-    for name, count in sizes.items():
-        if count < world.size:
-            raise UseError(
-                f"{name} is {count}, smaller than the {world.size} processes that share it: "
-                f"at least {world.size} images are needed"
-            )
-
     common = {"data": data, "options": options, "seed": seed, "world": world, "kind": kind}
     test = make_loader(data.test, training=False, **common)
     choosing = make_loader(held, training=False, **common) if held else test

@@ -55,12 +55,17 @@ def pair(argv, folder, **env):
     return [end(rank) for rank in ranks]
 
 
-def nodes(line, folder):
-    """Two nodes of one CPU process each: [(status, output, errors)]."""
+def nodes(line, folder, other=None):
+    """Two nodes of one CPU process each, the second in a folder of its own where there is one.
+
+    Returns:
+        [(status, output, errors)]
+    """
     line += (
         f" --multiprocessing_distributed --world_size 2 --dist_url tcp://127.0.0.1:{free_port()}"
     )
-    ranks = [start([*line.split(), "--rank", rank], folder) for rank in (0, 1)]
+    folders = folder, other or folder
+    ranks = [start([*line.split(), "--rank", i], place) for i, place in enumerate(folders)]
     return [end(rank) for rank in ranks]
 
 
@@ -116,15 +121,21 @@ def test_two_processes_give_the_weights_of_one(launcher, batch, tmp_path):
     assert got["test_loss"] == pytest.approx(want["test_loss"], rel=1e-5)
 
 
-def test_two_nodes_evaluate_what_is_stored(scripts, monkeypatch):
-    """Both evaluate with the running statistics that rank 0 stores; of 5 test images the last
-    batch has one.
+def test_two_nodes_evaluate_what_is_stored(scripts, tmp_path, monkeypatch):
+    """Both evaluate with the running statistics that rank 0 stores, on a disk that the other node
+    does not see; of 5 test images the last batch has one.
     """
     cifar_copy(scripts / "data", train=24, test=5)
+    other = tmp_path / "other"
+    other.mkdir()
+    for name in ("ann_ddp.py", "data"):
+        (other / name).symlink_to(scripts / name)
     line = (
         "--dataset CIFAR10 --architecture RESNET20 --width_mult 0.0625 --bias --bn --batch_size 4"
     )
-    first, second = succeeded(nodes(f"ann_ddp.py {line} --epochs 1 --learning_rate 0.05", scripts))
+    training = f"ann_ddp.py {line} --epochs 1 --learning_rate 0.05"
+    first, second = succeeded(nodes(training, scripts, other))
+    assert {path.name for path in other.iterdir()} == {"ann_ddp.py", "data"}
     assert "best" in first[1]
     assert "best" not in second[1]
     assert len(list(scripts.rglob("log.jsonl"))) == 1
