@@ -7,7 +7,7 @@ section 7), so their sum is the energy but for a constant.
 import torch
 import torch.nn.functional as F
 
-from .layers import WEIGHTED
+from .layers import WEIGHTED, Layer
 
 
 def weighted(net):
@@ -108,7 +108,8 @@ class Additions:
         sum_l rate_l * MAC_l / sum_l MAC_l
 
     over the weighted layers l that read what the network computed (all but the first); rate_l is
-    the share of inputs that are not 0, summed over the T steps. An input x passes the gradient on
+    the share of inputs that are not 0, summed over the T steps: of those that dropout would leave,
+    as it is off in the network that is measured. An input x passes the gradient on
     as `d rate / d x = 1 / x`, one that is 0 as if it were the least of the others. An output scale
     of the matched conversion is no part of x.
 
@@ -119,9 +120,14 @@ class Additions:
     def __init__(self, net):
         self.steps = net.act.steps
         self.paid, self.macs = [], []
-        self.scales = {}  # of the inputs of layers
-        if net.act.scale:
-            self.scales = {module: site.scale for module, site in sources(net).items()}
+        # of the inputs of layers: output scales, and the share that dropout leaves
+        self.scales, self.left = {}, {}
+        left = {m.act: 1 - m.drop.p for m in net.modules() if isinstance(m, Layer)}
+        if net.act.scale or min(left.values(), default=1) < 1:
+            for module, site in sources(net).items():
+                self.left[module] = left.get(site, 1)
+                if net.act.scale:
+                    self.scales[module] = site.scale
         net.register_forward_pre_hook(self._begin)
         for module in weighted(net):
             module.register_forward_hook(self._count)
@@ -135,7 +141,8 @@ class Additions:
         # images and events are no spikes of the network
         if not (module.training and x.requires_grad):
             return
-        rate = _Fired.apply(x, self.scales.get(module)) * self.steps
+        fired = _Fired.apply(x, self.scales.get(module))
+        rate = fired * (self.steps / self.left.get(module, 1))
         macs = macs_of(module, out)
         self.paid.append(rate * macs)
         self.macs.append(macs)

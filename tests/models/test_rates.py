@@ -35,6 +35,36 @@ def test_the_value_is_the_measured_share(steps, scale):
     assert sum(energy.lane_rates_per_layer["stages.0.act"]) > 0.05
 
 
+@pytest.mark.parametrize("scale", [False, True])
+@pytest.mark.parametrize("name", ["resnet20", "vgg16"])
+def test_dropped_spikes_are_no_energy_that_is_saved(name, scale):
+    """The measured network has no dropout: what counts are the spikes before it."""
+    act = models.Spiking(models.NeuronConfig.vgg(3), theta=0.05, scale=scale)
+    sizes = {"bn": False, "width_mult": 0.125, "dropout": 0.5}
+    net = models.build(name, act, **sizes).train()
+    dropped = [m for m in net.modules() if isinstance(m, Layer) and m.drop.p]
+    read, before, paid, macs = sources(net), {}, [], []
+
+    def fired(site, args, out):
+        before[site] = out
+
+    def bill(module, args, out):
+        if module in read:
+            # what dropout has not touched is read as it is, pooled or not
+            spikes = before.get(read[module], args[0])
+            macs.append(out[0].numel() * module.weight[0].numel())
+            paid.append((spikes != 0).float().mean() * macs[-1])
+
+    share = Additions(net)
+    for layer in dropped:
+        layer.act.register_forward_hook(fired)
+    for module in weighted(net):
+        module.register_forward_hook(bill)
+    net(torch.randn(64, 3, 32, 32))
+    assert len(before) > 5
+    assert share().item() == pytest.approx(sum(paid).item() / sum(macs), rel=0.02)
+
+
 @pytest.mark.parametrize("name", ["mlif", "fast_mlif", "lif", "vggsnn"])
 def test_every_layer_of_every_network_counts(name):
     """A training step of the transformer in its modes, and of VGGSNN; what lies before a counted
