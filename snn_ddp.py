@@ -24,6 +24,7 @@ from engine.settings import group
 from models import convert
 
 CALIBRATION_IMAGES = 512  # of the published threshold search
+FEW = 32  # images that tell whether a layer is silent
 
 
 @dataclass(frozen=True)
@@ -173,8 +174,8 @@ def set_thresholds(net, images, task):
     """Set every threshold by the conversion that is asked for; returns what was done."""
     how, world = task.asked.conversion, task.world
     published = how.conversion == "published"
-    steps = how.balance_steps if published else net.act.steps
-    count = convert.affordable(net, images, steps)
+    size = how.balance_steps if published else convert.matched_size(net.act.steps)
+    count = convert.affordable(net, images, size)
     if count < len(images):
         world.say(
             f"conversion uses {count} of {len(images)} images, "
@@ -188,7 +189,7 @@ def set_thresholds(net, images, task):
 
     # the published code measures ResNet20's stem alone
     which = how.balance or ("stem" if net.stem else "all")
-    thetas = convert.balance_thresholds(net, images[:count], steps, which, progress=bar)
+    thetas = convert.balance_thresholds(net, images[:count], how.balance_steps, which, bar)
     # the last layers of a network whose stem alone is balanced keep their initial threshold
     balanced = net.sites()[: len(thetas)]
     for site, theta in zip(balanced, thetas, strict=True):
@@ -213,6 +214,12 @@ def convert_ann(net, task):
     if world.main:
         images = run.calibration_images(task.data, asked, world, CALIBRATION_IMAGES)
         done |= set_thresholds(net, images, task)
+        silent = convert.silent_layers(net, images[:FEW])
+        if silent:
+            world.say(
+                f"warning: no current of {FEW} images is positive in {', '.join(silent)}: its "
+                "neurons never fire"
+            )
         shown = " ".join(f"{site.theta.item():.3g}" for site in net.sites())
         world.say(f"thresholds: {shown}")
     world.share([parameter.data for parameter in net.parameters()])
@@ -280,6 +287,9 @@ def work(asked, saved, world):
             site.requires_grad_(False)
     if asked.run.test_only:
         weights = network.pretrained_snn or network.pretrained_ann
+        if weights:
+            # energies are of plain spikes, so batch norm and scales go where they are stored
+            net = make_recipe(net, task).export(net)
         return run.test_only(net, task, weights, "--pretrained_snn, or --pretrained_ann to convert")
 
     # how far the conversion alone gets is a result of its own

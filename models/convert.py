@@ -21,7 +21,7 @@ from .published import fit
 from .statistics import percentile
 
 PERCENT = 99.7
-MEMORY = 3e9  # bytes that the spike trains of `balance_thresholds` may take
+MEMORY = 3e9  # bytes that a conversion may take
 CURRENTS = 5e8  # bytes that a layer's currents may take; above, they are computed a second time
 # Candidates of the matched conversion for theta, of the percentile value: 0.15, 0.2, ... 1.
 FRACTIONS = [0.15 + 0.05 * i for i in range(18)]
@@ -118,10 +118,11 @@ def to_spiking(net, act):
 
 
 @torch.no_grad()
-def affordable(net, images, steps):
-    """How many of `images` can be balanced within MEMORY bytes of stored spikes.
+def affordable(net, images, size):
+    """How many of `images` can be converted within MEMORY bytes.
 
-    A spike takes half a byte, and two layers are stored at a time.
+    size: bytes that a neuron takes for an image. In the published search that is one a step, as a
+    spike takes half a byte, and two layers are stored at a time; else see `matched_size`.
     """
     largest = 0  # neurons of a layer, each of which has a spike at every step
     x = net.act.encode(images[:1])
@@ -129,8 +130,33 @@ def affordable(net, images, steps):
         x = stage(x)
         largest = max(largest, x[0].numel())
 
-    count = int(MEMORY / (largest * steps))
+    count = int(MEMORY / (largest * size))
     return max(1, min(len(images), count))
+
+
+def matched_size(steps):
+    """Bytes that a neuron takes for an image in `match_activations`, which runs T steps at once.
+
+    Currents, outputs and the search of a percentile: measured 60 at T = 1, 100 at T = 4.
+    """
+    return 45 + 15 * steps
+
+
+@torch.no_grad()
+def silent_layers(net, images):
+    """Names of the layers none of whose currents is positive for `images`: they never fire."""
+    names = {site: name for name, site in net.named_modules()}
+    found = []
+
+    def look(site, args):
+        if not (args[0] > 0).any():
+            found.append(names[site])
+
+    handles = [site.register_forward_pre_hook(look) for site in net.sites()]
+    net.eval()(images)
+    for handle in handles:
+        handle.remove()
+    return found
 
 
 @torch.no_grad()
@@ -242,7 +268,7 @@ def _fire(
     v = None
     for t in range(steps):
         u = kept.pop(t) if t in kept else current(t)
-        o, v = mlif(u[None], act.theta, leak, act.config, v, True)
+        o, v = mlif(u[None], act.theta, leak, act.config, v, True, act.backend)
         fired.append(o[0] / act.config.gain)
         for train in used:
             train[t] = None
@@ -294,7 +320,7 @@ def best_fit(x, act):
 
     def fit(fraction):
         theta = (top / act.config.gain * fraction).clamp(min=1e-6)
-        o, _ = mlif(x, theta, act.leak, act.config)
+        o, _ = mlif(x, theta, act.leak, act.config, backend=act.backend)
         o = o.mean(0)
         # least squares: q = sum relu(x) o / sum o^2, and what it leaves of the target
         power = _sum(o * o)
@@ -331,7 +357,8 @@ def match_activations(net, images, progress=iter):
         x = unfold(args[0], act.steps, act.constant)
         theta, q, error = best_fit(x, act)
         if not q > 0:
-            q.fill_(1)  # a layer that never fires
+            # it never fires, and keeps the threshold that it has
+            theta, q = act.theta, torch.ones_like(q)
         act.theta.copy_(theta)
         act.scale.copy_(q)
         fitted = act.theta, act.scale, error

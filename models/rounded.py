@@ -52,6 +52,10 @@ class Rounded(nn.Module):
 
         # the image is framed by its mean pixel, which has been rounded
         first = self.net.stages[0].synapse.map
+        if first.bias is None:
+            # the mean goes into an integer bias; a buffer, as no file has it
+            del first.bias
+            first.register_buffer("bias", torch.zeros(len(first.weight)), persistent=False)
         above, left = first.padding
         self.frame = left, left, above, above
         first.padding = 0, 0

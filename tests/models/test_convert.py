@@ -225,6 +225,31 @@ def test_balancing_stays_within_its_memory():
     assert convert.affordable(net, torch.zeros(512, 3, 32, 32), 100) == wanted
 
 
+@pytest.mark.parametrize("steps, count", [(1, 512), (20, 132)])
+def test_the_matched_conversion_stays_within_its_memory(steps, count):
+    """It holds all steps of a layer in float32: 60 bytes a neuron and image at T = 1."""
+    net = models.build("resnet20", Spiking(NeuronConfig.vgg(3)), bn=False)
+    size = convert.matched_size(steps)
+    assert convert.affordable(net, torch.zeros(512, 3, 32, 32), size) == count
+
+
+@pytest.mark.parametrize("conversion", ["balance_thresholds", "match_activations"])
+def test_a_conversion_runs_on_the_backend_of_the_neurons(conversion, monkeypatch):
+    """`auto` would take a kernel where one was built."""
+    net = spiking("resnet20")
+    for site in net.sites():
+        site.backend = "torch"
+    asked = []
+
+    def noted(x, theta, leak, config, v=None, want_state=False, backend="auto"):
+        asked.append(backend)
+        return mlif(x, theta, leak, config, v, want_state, backend)
+
+    monkeypatch.setattr(convert, "mlif", noted)
+    getattr(convert, conversion)(net, torch.randn(2, 3, 32, 32))
+    assert set(asked) == {"torch"}
+
+
 @pytest.mark.parametrize("count", [10, 11])
 @pytest.mark.parametrize("one_hot", [True, False])
 @pytest.mark.parametrize("levels", [1, 3, 8])
@@ -289,12 +314,21 @@ def test_matched_conversion_fits_the_leak_that_fires():
     assert found[0] == pytest.approx(fits[0][2], rel=1e-3)
 
 
-def test_a_layer_that_never_fires_keeps_scale_1():
+def test_a_layer_that_never_fires_keeps_its_threshold_and_scale_1():
     net = spiking("resnet20")
     nn.init.constant_(net.stages[0].synapse.map.weight, 0)
     nn.init.constant_(net.stages[0].synapse.map.bias, -1)
+    net.sites()[0].theta.data.fill_(0.7)
     theta, q, _ = convert.match_activations(net, torch.randn(2, 3, 32, 32))[0]
-    assert q == 1 and theta > 0
+    assert q == 1 and theta == pytest.approx(0.7)
+
+
+def test_silent_layers_are_found_by_name():
+    net = spiking("resnet20", scale=False)
+    nn.init.constant_(net.stages[1].synapse.map.weight, 0)
+    nn.init.constant_(net.stages[1].synapse.map.bias, -1)
+    assert "stages.1.act" in convert.silent_layers(net, torch.randn(2, 3, 32, 32))
+    assert "stages.0.act" not in convert.silent_layers(net, torch.randn(2, 3, 32, 32))
 
 
 def test_fewer_lanes_keep_what_the_upper_ones_emit():

@@ -30,9 +30,10 @@ def random(name, steps=1, config=None, **more):
     return net.eval()
 
 
-def exact(name, config, steps):
+def exact(name, config, steps, bias=True):
     """A small SNN whose weights, biases and thetas are int8 weights and integers, but for UNIT."""
-    net = models.build(name, Spiking(config, steps), width_mult=1 / 16, bn=False).eval()
+    sizes = {"width_mult": 1 / 16, "bn": False, "bias": bias}
+    net = models.build(name, Spiking(config, steps), **sizes).eval()
     maps = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
     with torch.no_grad():
         for m in maps:

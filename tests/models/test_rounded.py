@@ -14,9 +14,9 @@ from tests.zoo import network
 MEAN = (0.4914, 0.4822, 0.4465)  # between two pixel values
 
 
-def biased(name, steps, config):
+def biased(name, steps, config, bias=True):
     """A small SNN of which no weight is on a grid."""
-    net = exact(name, config, steps)
+    net = exact(name, config, steps, bias)
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.dim():
@@ -29,14 +29,15 @@ def normalised(images, dtype=torch.float64):
     return (images.to(dtype) / 255 - mean) / std
 
 
+@pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("steps", [1, 2])
 @pytest.mark.parametrize(
     "name, neuron", [*(("resnet20", neuron) for neuron in CONFIGS), ("vgg16", "one-hot")]
 )
-def test_it_fires_as_the_integer_network_does(name, neuron, steps):
+def test_it_fires_as_the_integer_network_does(name, neuron, steps, bias):
     """Every spike of every layer and step, in double precision."""
     config = CONFIGS[neuron]
-    net = biased(name, steps, config)
+    net = biased(name, steps, config, bias)
     images = pixels()
     whole, integers = outputs(integer.to_integer(net, MEAN, STD), images)
     with torch.no_grad():
