@@ -99,6 +99,7 @@ def work(asked, world):
     net = world.place(checkpoint.rebuild(content, how.checkpoint))
     data = load(options, world)
     run.check_shape(content, data.about, how.checkpoint)
+    data = run.as_trained(data, content, how.checkpoint)
     test = make_loader(data.test, data, asked.batches, 0, world, training=False)
     amp, model = asked.compute.amp, how.energy_model
     measure = Measure(test, world, data.about, amp, energy=True, model=model)

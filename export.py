@@ -24,7 +24,8 @@ from engine.recipes.cnn import TrainingOptions
 from engine.settings import Settings, group, natural, number, option, positive_int
 from inputs.loader import BatchOptions, make_loader
 from inputs.loader import loaders as make_loaders
-from inputs.table import TABLE, DataOptions, load
+from inputs.pretrained import normalisation
+from inputs.table import DataOptions, load
 
 RANDOM = 64  # random images, where there are no others
 LARGE_RANDOM = 4  # the same above 64 pixels
@@ -194,11 +195,10 @@ def on_numbers(content, net, asked):
     }
 
 
-def on_noise(content, entry, asked):
-    """Noise, normalised as the images of the data set `entry`, which are missing."""
+def on_noise(content, mean, std, asked):
+    """Noise, normalised as the images of the network's data set, which are missing."""
     side = content["data"]["image_size"]
     count = asked.export.images or (RANDOM if side <= 64 else LARGE_RANDOM)
-    mean, std = entry.mean, entry.std
     return {
         "about": content["data"],
         "mean": mean,
@@ -233,17 +233,17 @@ def read_source(asked):
     if content["kind"] in ELSEWHERE:
         return source(**on_numbers(content, net, asked))
     options = run.trained_data(content, asked.data, asked.given, path)
-    entry = TABLE[options.dataset]
+    mean, std = normalisation(content, path)
     try:
         data = load(options, World())
     except UseError as error:
         named = asked.given & {"dataset", "data_root", "dataset_dir"}
-        if named or entry.mean is None or asked.export.qat_epochs:
+        if named or mean is None or asked.export.qat_epochs:
             raise
         print(f"note: {error}; random images take their place")
-        return source(**on_noise(content, entry, asked))
+        return source(**on_noise(content, mean, std, asked))
     run.check_shape(content, data.about, path)
-    return source(**on_test_images(data, asked))
+    return source(**on_test_images(run.as_trained(data, content, path), asked))
 
 
 def main(argv=None):

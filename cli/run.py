@@ -20,6 +20,7 @@ from engine.loop import Record, Trainer, finite, seed_all
 from engine.recipes.price import Price
 from inputs.images import Data
 from inputs.loader import loaders as make_loaders
+from inputs.pretrained import normalisation
 from inputs.table import augmented, data_rules, load
 from models.neuron.backends import compiled
 
@@ -273,6 +274,21 @@ def check_shape(content, about, path):
         sizes = "{num_classes} classes and {image_size} pixels".format(**trained)
         here = "{num_classes} classes and {image_size} pixels".format(**about)
         raise UseError(f"{path} was trained for {sizes}, {about['source']} has {here}")
+    # names are known of own folders alone
+    names, here = trained.get("classes"), about.get("classes")
+    if names and here and names != here:
+        raise UseError(
+            f"{path} was trained on the classes {', '.join(names)}, {about['where']} has "
+            f"{', '.join(here)}"
+        )
+
+
+def as_trained(data, content, path):
+    """The `Data` with the normalisation that the network of a checkpoint was trained with."""
+    mean, std = normalisation(content, path)
+    if mean is None:
+        return data
+    return replace(data, mean=mean, std=std)
 
 
 def check_compile(mode, world):
@@ -329,9 +345,17 @@ def teacher(distill, about, world):
     content = checkpoint.load(distill)
     checkpoint.check_own(content, f"--distill {distill}", "absorb_bn.py")
     # the teacher sees the student's images, so they must mean the same to both
-    if any(content["data"].get(k) != about[k] for k in ("name", "num_classes", "image_size")):
-        source = content["data"]["source"]
+    known = content["data"]
+    if any(known.get(k) != about[k] for k in ("name", "num_classes", "image_size")):
+        source = known["source"]
         raise UseError(f"--distill {distill} was trained on {source}, not on {about['source']}")
+    # files of earlier versions do not say all of it
+    for name in ("classes", "mean", "std"):
+        if known.get(name, about.get(name)) != about.get(name):
+            raise UseError(
+                f"--distill {distill} was trained with other {name} of its images: "
+                f"{known[name]}, here {about.get(name)}"
+            )
     net = checkpoint.rebuild(content, distill).eval().requires_grad_(False)
     return world.place(net)
 

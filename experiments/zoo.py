@@ -105,7 +105,7 @@ def trained_on(content, asked, path):
     """The `Data` of a checkpoint."""
     data = load(run.trained_data(content, asked.data, asked.given, path), World())
     run.check_shape(content, data.about, path)
-    return data
+    return run.as_trained(data, content, path)
 
 
 def measured(net, data, asked):

@@ -1,6 +1,7 @@
 """Trained networks for anyone: a network that is ready for images, and what these must be."""
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -49,14 +50,9 @@ def from_pretrained(name):
     if content["kind"] == "vggsnn":
         raise UseError(f"{name} takes no images but frames of events: try main_test.py")
     net = checkpoint.rebuild(content, name).eval()
-    try:
+    with _told(name):
         net.classes = _classes(content["data"], net)
-        net.mean, net.std = _normalisation(content["data"])
-    except MALFORMED as error:
-        raise UseError(
-            f"{name} does not say which images it takes ({type(error).__name__}: {reason(error)}): "
-            "give another file, or write it anew"
-        ) from None
+    net.mean, net.std = normalisation(content, name)
     if net.mean is None:
         raise UseError(
             f"{name} does not say how its images are normalised, which was measured on its "
@@ -64,6 +60,18 @@ def from_pretrained(name):
         )
     net.transform = Transform(content["data"]["image_size"], net.mean, net.std)
     return net
+
+
+@contextmanager
+def _told(path):
+    """What cannot be read of the images of a checkpoint is told."""
+    try:
+        yield
+    except MALFORMED as error:
+        raise UseError(
+            f"{path} does not say which images it takes ({type(error).__name__}: {reason(error)}): "
+            "give another file, or write it anew"
+        ) from None
 
 
 def _classes(data, net):
@@ -85,22 +93,29 @@ def _classes(data, net):
     return names
 
 
-def _normalisation(data):
-    """(mean, std) per channel that the data of a checkpoint says, None where it does not say them.
+def normalisation(content, path):
+    """(mean, std) per channel, of pixels in [0, 1], with which a checkpoint's network was trained.
+
+    content: what `checkpoint.load(path)` returned. None where a file of an earlier version does not
+    say them.
 
     Raises:
-        `MALFORMED`: they cannot be those.
+        UseError: they cannot be those.
     """
-    entry = TABLE[data["name"]]
-    mean = data.get("mean") or entry.mean
-    std = data.get("std") or entry.std
-    if mean is None:
-        return None, None
+    data = content["data"]
+    # earlier versions have those of a transformer's configuration in its settings alone
+    stored = content["settings"] if content["kind"] == "sdt" else {}
+    with _told(path):
+        entry = TABLE[data["name"]]
+        mean = data.get("mean") or stored.get("mean") or entry.mean
+        std = data.get("std") or stored.get("std") or entry.std
+        if mean is None:
+            return None, None
 
-    mean = tuple(map(float, mean))
-    std = tuple(map(float, std))
-    channels = len(mean) == len(std) == 3
-    finite = math.isfinite(sum(mean + std))
-    if not (channels and finite and min(std) > 0):
-        raise ValueError(f"mean {mean}, std {std}")
-    return mean, std
+        mean = tuple(map(float, mean))
+        std = tuple(map(float, std))
+        channels = len(mean) == len(std) == 3
+        finite = math.isfinite(sum(mean + std))
+        if not (channels and finite and min(std) > 0):
+            raise ValueError(f"mean {mean}, std {std}")
+        return mean, std

@@ -189,6 +189,8 @@ def load(options, world):
         "image_size": side,
         "train": describe_part(found.train),
         "test": describe_part(found.test),
+        "mean": list(mean),
+        "std": list(std),
     }
     # of an own folder nothing else says what the outputs mean
     if entry.classes is None:

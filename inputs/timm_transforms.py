@@ -137,6 +137,7 @@ def augmented(data, options):
     in_memory = isinstance(data.train, Memory) and options.device_side
     return replace(
         data,
+        about=data.about | {"mean": list(mean), "std": list(std)},
         mean=mean,
         std=std,
         crop=0 if options.no_aug else options.pad_crop,

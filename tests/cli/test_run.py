@@ -343,6 +343,25 @@ def test_a_teacher_of_other_images_is_refused(teacher, other):
         run.teacher(str(teacher), ABOUT | {"source": "other"} | other, World())
 
 
+@pytest.mark.parametrize("name", ["mean", "std", "classes"])
+def test_a_teacher_of_images_that_mean_something_else_is_refused(name, tmp_path):
+    net = models.build("resnet20", models.ReLU(), width_mult=0.0625)
+    path = tmp_path / "teacher.pth"
+    checkpoint.save(path, checkpoint.content(net, "ann", ABOUT | {name: [0.1, 0.2, 0.3]}, {}))
+    run.teacher(str(path), ABOUT | {name: [0.1, 0.2, 0.3]}, World())
+    with pytest.raises(UseError, match=f"was trained with other {name} of its images"):
+        run.teacher(str(path), ABOUT | {name: [0.1, 0.2, 0.4]}, World())
+
+
+def test_a_network_of_other_classes_is_refused():
+    trained = ABOUT | {"classes": ["cat", "dog"]}
+    run.check_shape({"data": trained}, trained, "x.pth")
+    run.check_shape({"data": ABOUT}, trained, "x.pth")
+    with pytest.raises(UseError, match="trained on the classes cat, dog, here has apple, pear"):
+        here = trained | {"classes": ["apple", "pear"], "where": "here"}
+        run.check_shape({"data": trained}, here, "x.pth")
+
+
 def test_a_published_teacher_is_refused(tmp_path):
     torch.save({"layer.weight": torch.zeros(1)}, tmp_path / "published.pth")
     with pytest.raises(UseError, match=r"file of the published code: run absorb_bn\.py on it"):

@@ -9,7 +9,8 @@ import models
 from engine import checkpoint
 from engine.errors import UseError
 from inputs.images import decode
-from inputs.pretrained import Transform, from_pretrained
+from inputs.pretrained import Transform, from_pretrained, normalisation
+from inputs.table import TABLE
 from models import NeuronConfig, Spiking
 from tests.zoo import MEAN, NAME, STD
 
@@ -43,6 +44,12 @@ def test_a_checkpoint_of_a_training_is_one_too(tmp_path):
     assert torch.equal(again(images), net(images))
     assert again.classes[0] == "airplane" and again.classes[9] == "truck"
     assert again.mean == (0.4914, 0.4822, 0.4465)
+
+
+def test_a_transformer_of_an_earlier_version_has_its_normalisation_in_its_settings():
+    content = {"kind": "sdt", "data": {"name": "CIFAR10"}, "settings": {"mean": MEAN, "std": None}}
+    mean, std = normalisation(content, "x.pth")
+    assert mean == MEAN and std == TABLE["CIFAR10"].std
 
 
 def test_classes_of_an_own_folder_are_its_names(tmp_path):

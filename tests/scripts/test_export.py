@@ -15,6 +15,7 @@ import models
 from engine import checkpoint, integer_file, integer_onnx, nir_file, onnx_file
 from engine.errors import guard
 from inputs.cifar import read_cifar
+from inputs.table import TABLE, DataOptions
 from models import NeuronConfig, Spiking, integer, vggsnn
 from models.neuron.backends import exported
 from models.transformer import activation
@@ -65,7 +66,7 @@ def test_the_last_line_says_what_was_found(name, steps, cifar, tmp_path, capsys)
 
     whole, header = integer_file.load(found["output"])
     assert header["source"] == str(path) and header["data"]["num_classes"] == 10
-    data = read_cifar(export.TABLE["CIFAR10"], export.DataOptions(data_root=cifar), 32, None)
+    data = read_cifar(TABLE["CIFAR10"], DataOptions(data_root=cifar), 32, None)
     hits = whole(data.test.images.permute(0, 3, 1, 2)).argmax(1) == data.test.labels
     assert f"accuracy {hits.float().mean():.2%} (the SNN: " in line
 
@@ -176,7 +177,7 @@ def test_onnx_runtime_computes_what_torch_does(make, cifar, tmp_path, capsys):
     difference = (torch.from_numpy(logits) - want).abs().max()
     assert 0 <= difference < 1e-4 * want.abs().max()
     header = session.get_modelmeta().custom_metadata_map
-    assert json.loads(header["mean"]) == list(export.TABLE["CIFAR10"].mean)
+    assert json.loads(header["mean"]) == list(TABLE["CIFAR10"].mean)
     assert json.loads(header["activation"])["kind"] == net.act.kind
 
 
