@@ -32,7 +32,7 @@ help:
 	@echo "make setup      only the virtual environment in .venv, extras included"
 
 $(VENV)/ready: requirements.txt
-	$(BASE_PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, this is " + sys.version.split()[0] if sys.version_info < (3, 11) else 0)'
+	$(BASE_PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, this is " + sys.version.split()[0] + ": give another, make ... BASE_PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
 	$(BASE_PYTHON) -m venv $(VENV)
 	$(VENV)/bin/python -m pip install -q -r requirements.txt
 	touch $@

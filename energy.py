@@ -8,7 +8,7 @@ python energy.py --architecture VGG16 --dataset IMAGENET            (no checkpoi
 from dataclasses import dataclass
 from functools import partial
 
-from analysis import neurobench
+from analysis import figures, neurobench
 from analysis.energy import of_ann
 from analysis.measure import Measure
 from cli import run
@@ -110,10 +110,14 @@ def work(asked, world):
         write_json(f"{stem}_neurobench.json", found)
     summary = measure(net, stem)
     joules = summary["energy"].uj(model)
-    world.say(
-        f"accuracy {summary['test_accuracy']:.2%}, energy {joules:.4g} uJ per image ({model}); "
-        f"written to {stem}.json and {stem}.csv"
-    )
+    found = f"accuracy {summary['test_accuracy']:.2%}, energy {joules:.4g} uJ per image ({model})"
+    written = f"{stem}.json and {stem}.csv"
+    # an ANN has no firing rates
+    if world.main and summary["lane_rates"]:
+        title = f"{data.about['source']}: {found}"
+        figures.firing(title, summary["energy"], f"{stem}.png")
+        written = f"{stem}.json, .csv, .png and .svg"
+    world.say(f"{found}; written to {written}")
     return summary
 
 

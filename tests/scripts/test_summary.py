@@ -56,6 +56,8 @@ def test_a_training_tells_what_its_file_does_in_float32(spiking):
     measured = run(energy, f"{spiking['checkpoint']} --device cpu")
     for name in ("test_loss", "test_accuracy", "energy_uj"):
         assert spiking[name] == measured[name], name
+    for suffix in ("json", "csv", "png", "svg"):
+        assert Path(spiking["checkpoint"].replace(".pth", f"_energy.{suffix}")).is_file()
 
 
 def test_an_epoch_is_told_as_it_trains(spiking):
