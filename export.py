@@ -179,17 +179,19 @@ def tuning(asked, data):
 # ---- what it is compared on: the fields of a `Source` beside path, network and opset
 
 
-def on_numbers(content, net, asked):
+def on_numbers(path, content, net, asked):
     """Whole numbers, as of events: of a network whose data other scripts read."""
     idle = ["dataset", "data_root", "dataset_dir", "image_size"]
     refuse_idle(asked.given, [(idle, False, f"a {content['kind']} is compared on random images")])
     count = asked.export.images or RANDOM
     draw = torch.Generator().manual_seed(0)
     noise = torch.randint(-2, 3, (count, *image_shape(net)), generator=draw).float()
+    # events have no normalisation
+    mean, std = normalisation(content, path) if content["kind"] == "sdt" else (None, None)
     return {
         "about": content["data"],
-        "mean": None,
-        "std": None,
+        "mean": mean,
+        "std": std,
         "batches": [(images, None) for images in noise.split(asked.batches.batch_size)],
         "shown": f"{count} random images",
     }
@@ -231,7 +233,7 @@ def read_source(asked):
     path, content, net = read(asked)
     source = partial(Source, path=path, net=net, opset=asked.export.opset)
     if content["kind"] in ELSEWHERE:
-        return source(**on_numbers(content, net, asked))
+        return source(**on_numbers(path, content, net, asked))
     options = run.trained_data(content, asked.data, asked.given, path)
     mean, std = normalisation(content, path)
     try:

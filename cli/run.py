@@ -291,10 +291,13 @@ def as_trained(data, content, path):
     return replace(data, mean=mean, std=std)
 
 
-def check_compile(mode, world):
-    """Refuse a --compile that cannot run here."""
+def check_compile(compute, world):
+    """Refuse a --compile of `ComputeOptions` that cannot run here."""
+    mode = compute.compile
     if mode == "none":
         return
+    if compute.recompute:
+        raise UseError("--recompute cannot run in a step of --compile: give one of them")
     reason = compiled.why_not(world.device, torch.float32)
     if mode == "reduce-overhead" and world.device.type != "cuda":
         reason = "reduce-overhead means CUDA graphs, which need a GPU; give --compile alone"
@@ -318,7 +321,7 @@ def say_backend(backend, world, compile="none"):
 def start(asked, saved, world):
     """Seed everything and read the data: the `Task` of a CNN's training command."""
     note_unused(asked, world)
-    check_compile(asked.compute.compile, world)
+    check_compile(asked.compute, world)
     seed_all(asked.compute.seed)
     data = augmented(load(asked.data, world), asked.crop)
     loaders = make_loaders(data, asked.batches, asked.compute.seed, world)

@@ -50,6 +50,8 @@ def from_pretrained(name):
     if content["kind"] == "vggsnn":
         raise UseError(f"{name} takes no images but frames of events: try main_test.py")
     net = checkpoint.rebuild(content, name).eval()
+    # a transformer trained with --TET reads out each step, for its loss
+    net.per_step = False
     with _told(name):
         net.classes = _classes(content["data"], net)
     net.mean, net.std = normalisation(content, name)

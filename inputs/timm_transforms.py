@@ -128,6 +128,9 @@ def augmented(data, options):
     Raises:
         UseError: timm refuses one of the options.
     """
+    # digits are never mirrored
+    if not data.flip:
+        options = replace(options, hflip=0.0)
     mean, std = options.mean or data.mean, options.std or data.std
     common = {"input_size": data.about["image_size"], "mean": mean, "std": std}
     # worker processes can receive a partial, but not a closure
@@ -141,8 +144,7 @@ def augmented(data, options):
         mean=mean,
         std=std,
         crop=0 if options.no_aug else options.pad_crop,
-        # digits are never mirrored
-        flip=data.flip and options.hflip > 0 and not options.no_aug,
+        flip=options.hflip > 0 and not options.no_aug,
         repeats=max(1, options.aug_repeats),
         drop_last=True,
         transforms=None if in_memory else transforms,

@@ -9,6 +9,7 @@ python firing_num.py -c conf/cifar10/2_512_300E_t4_c3.yml --resume published_wei
 """
 
 import sys
+from dataclasses import fields
 from functools import partial
 from pathlib import Path
 
@@ -18,12 +19,22 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from analysis.measure import Measure, whole_report
 from cli import run
 from cli.parser import Parser, refuse_idle
-from cli.transformer import TransformerParser, TransformerSettings, build, load_data
+from cli.transformer import (
+    TransformerOptions,
+    TransformerParser,
+    TransformerSettings,
+    build,
+    load_data,
+)
 from engine import checkpoint, settings
 from engine.errors import UseError, guard
+from models import MLIF
 
 # options of the test images; a checkpoint's own settings answer what the command line does not
 IMAGES = {"dataset", "data_root", "image_size", "mean", "std", "interpolation", "crop_pct"}
+
+# options that say what the network is
+NETWORK = {known.name for known in fields(TransformerOptions)} | {"surrogate_edge"}
 
 # groups that only train.py obeys, but for IMAGES and --amp; and single options like them
 TRAINING = ("augment", "mixing", "training", "timm", "schedule", "loss", "compute")
@@ -44,24 +55,40 @@ def idle():
     return (training | IDLE) - IMAGES - {"amp"}
 
 
-def filled(asked, stored, path):
-    """The settings, with what the stored ones of the checkpoint `path` say of IMAGES that are
-    not given.
+def filled(asked, stored, path, wanted):
+    """The settings, with what the stored ones of the checkpoint `path` say of the options `wanted`
+    ({name}).
     """
     # stored keys may be further spellings of a name: data_dir, img_size
     names = settings.stored_name(TransformerSettings)
     values = settings.flat(asked)
     taken = {names[key]: value for key, value in stored.items() if key in names}
-    taken = {name: value for name, value in taken.items() if name in IMAGES - asked.given}
+    taken = {name: value for name, value in taken.items() if name in wanted}
     run.check_stored(path, settings.options(TransformerSettings), taken)
     return settings.make(TransformerSettings, values | taken)
+
+
+def check_network(asked, stored, path):
+    """Refuse options of the network that contradict the stored settings of the checkpoint `path`.
+
+    Its network is as it was trained, whatever they say.
+    """
+    here = settings.flat(asked)
+    there = settings.flat(filled(asked, stored, path, NETWORK))
+    for name in sorted(asked.given & NETWORK):
+        if here[name] != there[name]:
+            raise UseError(
+                f"{path} was trained with --{name} {there[name]}, not {here[name]}: leave it out, "
+                "or give another --resume"
+            )
 
 
 def load(asked, path, world):
     """(network, `Data`, test loader) of a checkpoint of train.py, or of weights alone.
 
     Raises:
-        UseError: it is neither, or the network has not the classes of the data set.
+        UseError: it is neither, an option contradicts it, or the network has not the classes of the
+            data set.
     """
     content = checkpoint.load(path)
     published = content["format"] == checkpoint.PUBLISHED
@@ -69,12 +96,19 @@ def load(asked, path, world):
         raise UseError(f"{path} holds weights without settings: give their -c configuration")
     if not published and content["kind"] != "sdt":
         raise UseError(f"{path} holds no transformer: use energy.py")
-    data, loaders = load_data(filled(asked, content.get("settings", {}), path), world)
+    stored = content.get("settings", {})
+    data, loaders = load_data(filled(asked, stored, path, IMAGES - asked.given), world)
     if published:
         net = build(asked, data.about)
         world.say(checkpoint.load_named(net, path))
     else:
+        check_network(asked, stored, path)
         net = checkpoint.rebuild(content, path)
+    sites = [site for site in net.sites() if isinstance(site, MLIF)]
+    if sites:
+        run.say_backend(asked.neuron.neuron_backend, world)
+    for site in sites:
+        site.backend = asked.neuron.neuron_backend
 
     classes, about = net.head.out_features, data.about
     if classes != about["num_classes"]:

@@ -14,6 +14,7 @@ from cli.parser import Parser
 from engine import checkpoint, log, settings
 from engine.dist import World
 from engine.errors import UseError
+from engine.loop import ComputeOptions
 from engine.settings import group
 from inputs.table import DataOptions
 from models.neuron.backends import compiled
@@ -266,8 +267,8 @@ def test_a_network_is_placed_in_channels_last():
 def test_a_compilation_that_cannot_run_is_refused(mode, why, words, monkeypatch):
     monkeypatch.setattr(compiled, "why_not", lambda device, dtype: why)
     with pytest.raises(UseError, match=words):
-        run.check_compile(mode, World())
-    run.check_compile("none", World())
+        run.check_compile(ComputeOptions(compile=mode), World())
+    run.check_compile(ComputeOptions(recompute=True), World())
 
 
 # ---- batches
@@ -277,6 +278,11 @@ def one_image(side):
     """A loader of batches of which a process may get a single image."""
     images = torch.randn(4, 3, side, side)
     return SimpleNamespace(share_sizes=lambda: {1, 4}, epoch=lambda epoch: iter([(images,)]))
+
+
+def test_a_compiled_step_cannot_be_recomputed():
+    with pytest.raises(UseError, match="--recompute cannot run in a step of --compile"):
+        run.check_compile(ComputeOptions(compile="default", recompute=True), World())
 
 
 @pytest.mark.parametrize("act", [models.ReLU(), models.LogQuant(2)], ids=["ann", "lq"])
@@ -370,7 +376,7 @@ def test_a_published_teacher_is_refused(tmp_path):
 
 def test_neurons_of_different_numbers_compile_in_one_process():
     torch._dynamo.reset()
-    run.check_compile("default", World())
+    run.check_compile(ComputeOptions(compile="default"), World())
     images = torch.randn(2, 3, 32, 32)
     for gamma in (0.3, 1.0, 0.7):
         act = models.Spiking(models.NeuronConfig.vgg(3, gamma=gamma), theta=0.3)

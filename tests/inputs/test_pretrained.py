@@ -11,7 +11,7 @@ from engine.errors import UseError
 from inputs.images import decode
 from inputs.pretrained import Transform, from_pretrained, normalisation
 from inputs.table import TABLE
-from models import NeuronConfig, Spiking
+from models import NeuronConfig, Spiking, transformer
 from tests.zoo import MEAN, NAME, STD
 
 CIFAR = {"name": "CIFAR10", "num_classes": 10, "image_size": 32, "source": "CIFAR-10"}
@@ -50,6 +50,16 @@ def test_a_transformer_of_an_earlier_version_has_its_normalisation_in_its_settin
     content = {"kind": "sdt", "data": {"name": "CIFAR10"}, "settings": {"mean": MEAN, "std": None}}
     mean, std = normalisation(content, "x.pth")
     assert mean == MEAN and std == TABLE["CIFAR10"].std
+
+
+def test_a_transformer_of_several_readouts_has_one(tmp_path):
+    """--TET trains one for each step."""
+    act = transformer.activation("mlif", 3, 2)
+    net = models.build("sdt", act, img_size=32, num_classes=10, dim=16, depth=1, tet=True)
+    checkpoint.save(tmp_path / "x.pth", checkpoint.content(net, "sdt", CIFAR, {}))
+    images = torch.randn(2, 3, 32, 32)
+    assert net(images).shape == (2, 2, 10)
+    assert from_pretrained(tmp_path / "x.pth")(images).shape == (2, 10)
 
 
 def test_classes_of_an_own_folder_are_its_names(tmp_path):

@@ -50,7 +50,8 @@ def first_batch(data, workers=0, size=8):
 def test_what_the_device_does_alone(changes, device_side, digits):
     options = replace(DEVICE_SIDE, **changes)
     assert options.device_side is device_side
-    assert (augmented(digits, options).transforms is None) is device_side
+    data = augmented(replace(digits, flip=True), options)
+    assert (data.transforms is None) is device_side
 
 
 def test_image_files_are_augmented_by_timm(digits):
@@ -106,6 +107,14 @@ def test_training_and_evaluation_have_the_transforms_that_are_asked_for():
     assert not {"RandAugment", "RandomErasing", "RandomVerticalFlip"} & {*plain}
     resize, crop, *_ = make_transform(options, COMMON, False).transforms
     assert (resize.size, crop.size) == (40, (32, 32))  # 32 / 0.8
+
+
+def test_digits_are_mirrored_nowhere(digits):
+    """The workers' transforms heed the data set as the device does."""
+    flip = "RandomHorizontalFlip"
+    for mirrored in (False, True):
+        data = augmented(replace(digits, flip=mirrored), AugmentOptions())
+        assert (flip in names(data.transforms(True))) == mirrored
 
 
 def test_a_refused_value_is_told_of_before_training(digits):

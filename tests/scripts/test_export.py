@@ -200,6 +200,10 @@ def test_networks_of_other_data_are_compared_on_random_images(make, fails, tmp_p
     line = last_line(capsys)
     assert line.startswith("onnx network, on 5 random images: opset 18, 100.00% of the predictions")
     assert "100.00% of the spikes are equal" in line
+    # events have no normalisation
+    session = onnx_file.session(next(tmp_path.glob("*.onnx")))
+    mean = json.loads(session.get_modelmeta().custom_metadata_map["mean"])
+    assert mean == (list(TABLE["CIFAR10"].mean) if make is transformer else None)
 
 
 def test_a_graph_that_computes_something_else_is_not_written(cifar, fails, tmp_path, monkeypatch):

@@ -61,6 +61,21 @@ def test_a_checkpoint_is_measured_as_it_was_trained(trained, tmp_path):
         assert (tmp_path / f"mine.{suffix}").is_file()
 
 
+@pytest.mark.parametrize("option, value", [("time_steps", 1), ("mlif_channels", 2)])
+def test_an_option_that_contradicts_the_checkpoint_is_refused(option, value, trained):
+    words = ["--resume", trained["checkpoint"], *QUICK]
+    with pytest.raises(UseError, match=f"was trained with --{option} {SIZES[option]}, not {value}"):
+        firing_num.main([*words, f"--{option}={value}"])
+
+
+def test_a_checkpoint_is_measured_on_the_backend_that_is_asked_for(trained, tmp_path, monkeypatch):
+    nets = []
+    monkeypatch.setattr(firing_num, "whole_report", lambda net, *_: nets.append(net))
+    words = ["--resume", trained["checkpoint"], *QUICK, "--neuron_backend", "reference"]
+    firing_num.main([*words, *WORDS])
+    assert {site.backend for site in nets[0].sites()} == {"reference"}
+
+
 def test_weights_alone_are_measured_by_a_configuration(published, tmp_path):
     # the recipe of the training, which a configuration holds, does no harm
     path = configuration(tmp_path, mixup=0.5, lr=1)
@@ -82,12 +97,12 @@ def test_stored_settings_say_which_images(tmp_path):
         "gone": 1,
     }
     given = settings.make(TransformerSettings, {"data_root": "here"}, ["data_root"])
-    asked = firing_num.filled(given, stored, "x.pth")
+    asked = firing_num.filled(given, stored, "x.pth", firing_num.IMAGES - given.given)
     assert (asked.data.dataset, asked.data.data_root) == ("CIFAR100", "here")
     assert (asked.data.image_size, asked.batches.batch_size) == (32, 32)
     assert (asked.augment.mean, asked.augment.crop_pct) == ((0.1, 0.2, 0.3), 0.9)
     with pytest.raises(UseError, match=r"x\.pth holds --dataset True"):
-        firing_num.filled(given, {"dataset": True}, "x.pth")
+        firing_num.filled(given, {"dataset": True}, "x.pth", firing_num.IMAGES)
 
 
 # of the training; the other options are those of network, images and device

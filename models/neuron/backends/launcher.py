@@ -18,7 +18,8 @@ def constants(config):
         "SURROGATE": config.surrogate,
         "RELATIVE": int(config.relative),
         "INNER": config.slopes[first_inner],
-        **{name.upper(): value for name, value in parameters},
+        # the source divides by them
+        **{name.upper(): float(value) for name, value in parameters},
     }
 
 

@@ -113,6 +113,21 @@ def test_spikes_beside_every_boundary(name, inclusive):
             assert o.flatten().tolist() == expected, (theta, at)
 
 
+@pytest.mark.parametrize("levels, gamma", [(1, 2), (3, 3)])
+@pytest.mark.parametrize("name", [*KERNELS, "compiled"])
+def test_a_whole_number_is_divided_by_as_any_other(name, levels, gamma):
+    """In the kernels' language 1 / 2 of integers is 0."""
+    config = NeuronConfig.vgg(levels, gamma=gamma, surrogate="clipped")
+    gradients = []
+    for which in ("reference", name):
+        x = torch.linspace(-1, 3, 81).view(1, -1).requires_grad_()
+        o, _ = outputs(which, x, 1.0, config)
+        o.sum().backward()
+        gradients.append(x.grad)
+    assert torch.equal(*gradients)
+    assert gradients[0].any()
+
+
 @pytest.mark.parametrize("reset", RESETS)
 @pytest.mark.parametrize("name", ["reference", *KERNELS, "compiled"])
 def test_zeros_infinities_and_nan(name, reset):
