@@ -8,9 +8,9 @@ python energy.py --architecture VGG16 --dataset IMAGENET            (no checkpoi
 from dataclasses import dataclass
 from functools import partial
 
-from analysis import figures, neurobench
+from analysis import neurobench
 from analysis.energy import of_ann
-from analysis.measure import Measure
+from analysis.measure import Measure, draw_rates
 from cli import run
 from cli.options import EnergyOptions, NetworkOptions
 from cli.parser import Parser, refuse_idle
@@ -114,9 +114,7 @@ def work(asked, world):
     written = f"{stem}.json and {stem}.csv"
     # an ANN has no firing rates
     if world.main and summary["lane_rates"]:
-        title = f"{data.about['source']}: {found}"
-        figures.firing(title, summary["energy"], f"{stem}.png")
-        written = f"{stem}.json, .csv, .png and .svg"
+        written = draw_rates(summary, data.about["source"], found, stem)
     world.say(f"{found}; written to {written}")
     return summary
 

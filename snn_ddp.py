@@ -174,7 +174,9 @@ def set_thresholds(net, images, task):
     """Set every threshold by the conversion that is asked for; returns what was done."""
     how, world = task.asked.conversion, task.world
     published = how.conversion == "published"
-    size = how.balance_steps if published else convert.matched_size(net.act.steps)
+    size = convert.matched_bytes(net.act.steps)
+    if published:
+        size = convert.balanced_bytes(how.balance_steps)
     count = convert.affordable(net, images, size)
     if count < len(images):
         world.say(
@@ -217,8 +219,8 @@ def convert_ann(net, task):
         silent = convert.silent_layers(net, images[:FEW])
         if silent:
             world.say(
-                f"warning: no current of {FEW} images is positive in {', '.join(silent)}: its "
-                "neurons never fire"
+                f"warning: of {FEW} images no current is positive in {', '.join(silent)}: its "
+                "neurons are silent"
             )
         shown = " ".join(f"{site.theta.item():.3g}" for site in net.sites())
         world.say(f"thresholds: {shown}")
@@ -287,9 +289,10 @@ def work(asked, saved, world):
             site.requires_grad_(False)
     if asked.run.test_only:
         weights = network.pretrained_snn or network.pretrained_ann
-        if weights:
+        if weights and asked.run.energy:
             # energies are of plain spikes, so batch norm and scales go where they are stored
-            net = make_recipe(net, task).export(net)
+            images, *_ = next(task.test.epoch(0))
+            net = convert.stored_form(net.eval(), images[:FEW])
         return run.test_only(net, task, weights, "--pretrained_snn, or --pretrained_ann to convert")
 
     # how far the conversion alone gets is a result of its own

@@ -84,6 +84,15 @@ def _cells(rates):
     return "".join(f"{rate:>9.4f}" for rate in rates)
 
 
+def draw_rates(summary, source, found, stem):
+    """Draw the firing rates of a summary with energy; returns the names of all that is written.
+
+    source: the data set. found: accuracy and energy, for the title.
+    """
+    figures.firing(f"{source}: {found}", summary["energy"], f"{stem}.png")
+    return f"{stem}.json, .csv, .png and .svg"
+
+
 def whole_report(net, measure, stem):
     """Measure `net`, print all, write <stem>.json, .csv, .png and .svg; returns the summary.
 
@@ -93,10 +102,7 @@ def whole_report(net, measure, stem):
     if measure.world.main:
         accuracy, energy = f"{summary['test_accuracy']:.2%}", f"{summary['energy_uj']:.4g} uJ"
         print(rates_table(summary["energy"]))
-        title = f"{measure.about['source']}: {accuracy}, {energy} per image"
-        figures.firing(title, summary["energy"], f"{stem}.png")
-        print(
-            f"accuracy {accuracy} on {summary['test_images']} images, {energy} per image; "
-            f"written to {stem}.json, .csv, .png and .svg"
-        )
+        found = f"accuracy {accuracy} on {summary['test_images']} images, {energy} per image"
+        written = draw_rates(summary, measure.about["source"], found, stem)
+        print(f"{found}; written to {written}")
     return summary

@@ -1,6 +1,7 @@
 """What the training commands share: settings with --resume, network, teacher, run folder."""
 
 import copy
+import math
 import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -278,8 +279,7 @@ def check_shape(content, about, path):
     names, here = trained.get("classes"), about.get("classes")
     if names and here and names != here:
         raise UseError(
-            f"{path} was trained on the classes {', '.join(names)}, {about['where']} has "
-            f"{', '.join(here)}"
+            f"{path} was trained on the classes {names}, {about['where']} has the classes {here}"
         )
 
 
@@ -341,6 +341,27 @@ def calibration_images(data, asked, world, count):
     return images
 
 
+def _check_meaning(content, about, path):
+    """Refuse a network whose images had other classes, or were normalised otherwise.
+
+    Files of earlier versions do not say all of it.
+    """
+    mean, std = normalisation(content, path)
+    there = {"classes": content["data"].get("classes"), "mean": mean, "std": std}
+    for name, value in there.items():
+        here = about.get(name)
+        if not value or not here:
+            continue
+        same = value == here
+        if name != "classes":
+            # the same images give other last digits on another machine
+            same = all(map(math.isclose, value, here))
+        if not same:
+            raise UseError(
+                f"{path} was trained with other {name} of its images: {value}, not {here}"
+            )
+
+
 def teacher(distill, about, world):
     """The trained network that --distill names, in eval mode; None if it names none."""
     if not distill:
@@ -352,13 +373,7 @@ def teacher(distill, about, world):
     if any(known.get(k) != about[k] for k in ("name", "num_classes", "image_size")):
         source = known["source"]
         raise UseError(f"--distill {distill} was trained on {source}, not on {about['source']}")
-    # files of earlier versions do not say all of it
-    for name in ("classes", "mean", "std"):
-        if known.get(name, about.get(name)) != about.get(name):
-            raise UseError(
-                f"--distill {distill} was trained with other {name} of its images: "
-                f"{known[name]}, here {about.get(name)}"
-            )
+    _check_meaning(content, about, f"--distill {distill}")
     net = checkpoint.rebuild(content, distill).eval().requires_grad_(False)
     return world.place(net)
 

@@ -125,17 +125,20 @@ def check_own(content, path, scripts="absorb_bn.py or snn_ddp.py"):
         raise UseError(f"{path} is a file of the published code: run {scripts} on it first")
 
 
-def same_weights(path, other):
-    """Whether two files hold the same weights; one that is no checkpoint does not."""
-    try:
-        here, there = load(path)["model"], load(other)["model"]
-    except UseError:
+def holds(path, weights):
+    """Whether a file is there and holds these weights, {name: tensor}."""
+    if not Path(path).is_file():
         return False
-    if here.keys() != there.keys():
+    try:
+        found = load(path)["model"]
+    except UseError:
+        # another file has the name
+        return False
+    if found.keys() != weights.keys():
         return False
     return all(
-        value.dtype == there[name].dtype and torch.equal(value, there[name])
-        for name, value in here.items()
+        value.dtype == weights[name].dtype and torch.equal(value, weights[name])
+        for name, value in found.items()
     )
 
 

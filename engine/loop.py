@@ -560,29 +560,29 @@ class Trainer:
             f"lr {self.rate:.3g}  {speed:.0f} images/s"
         )
 
-    def _best_network(self):
-        """The stored best network, read back from the file, so that the figures are those of the
-        file.
+    def _stored(self):
+        """(the best network, the file that is named as the result).
+
+        The network is read back from its file, so that the figures are those of the file.
         """
         if self.record.folder is None:
-            return self.kept
+            return self.kept, None
         path = self.record.folder / "best.pth"
         content = self.world.read(lambda: checkpoint.load(path))
+        checkpoint.check_own(content, path)
+        if content["network"]["name"] != self.net.built["name"]:
+            name = content["network"]["name"]
+            raise UseError(f"{path} is not of this run: it holds a {name}; start a new run")
         best = checkpoint.rebuild(content, path)
         # the neurons' backend belongs to the machine: no file has it
-        for site, trained in zip(best.sites(), self.net.sites(), strict=True):
+        for site in best.sites():
             if isinstance(site, MLIF):
-                site.backend = trained.backend
-        return self.world.place(best)
-
-    def _weights(self):
-        """The file that is named as the result: the stable one, while it holds these weights."""
-        folder, stable = self.record.folder, self.record.stable
-        best = folder / "best.pth"
-        # a run folder that was moved alone has left it behind, and a later run may have its name
-        if stable.is_file() and checkpoint.same_weights(best, stable):
-            return stable
-        return best
+                site.backend = self.net.act.backend
+        # a run folder that was moved alone has left the stable file behind, and a later run of the
+        # same name has its own there
+        if self.writes and checkpoint.holds(self.record.stable, content["model"]):
+            path = self.record.stable
+        return self.world.place(best), path
 
     def _finish(self, last):
         """Summary of the best network, with its figures on the test set.
@@ -591,7 +591,7 @@ class Trainer:
         here the file is measured as every other script reads it.
         """
         record, folder = self.record, self.record.folder
-        weights = self._weights() if self.writes else record.stable
+        best, weights = self._stored()
         summary = {
             "kind": record.kind,
             "network": self.net.built,
@@ -607,7 +607,7 @@ class Trainer:
             **record.extra,
         }
         if self.measure:
-            measured = self.measure(self._best_network(), folder and folder / "energy")
+            measured = self.measure(best, folder and folder / "energy")
             summary |= {key: value for key, value in measured.items() if key != "energy"}
         if self.writes:
             write_json(folder / "summary.json", summary)

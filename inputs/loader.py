@@ -87,9 +87,9 @@ class Loader:
         self.batch_size = getattr(options, name)
 
         count = len(part.labels)
-        kind = "training" if training else "test"
+        kind = "trained on" if training else "evaluated"
         # every process has a share of the first batch: what is counted in it has shapes
-        for what, size in ((f"--{name}", self.batch_size), (f"the {kind} part", count)):
+        for what, size in ((f"--{name}", self.batch_size), (f"the part that is {kind}", count)):
             if size < world.size:
                 raise UseError(
                     f"{what} is {size}, smaller than the {world.size} processes that share it: "
@@ -348,6 +348,7 @@ def loaders(data, options, seed, world, kind=None):
     if options.val_fraction:
         train, held = _hold_back(train, options.val_fraction, seed)
     common = {"data": data, "options": options, "seed": seed, "world": world, "kind": kind}
+    training = make_loader(train, training=True, **common)
     test = make_loader(data.test, training=False, **common)
     choosing = make_loader(held, training=False, **common) if held else test
-    return make_loader(train, training=True, **common), choosing, test
+    return training, choosing, test

@@ -118,24 +118,31 @@ def to_spiking(net, act):
 
 
 @torch.no_grad()
-def affordable(net, images, size):
+def affordable(net, images, bytes_per_neuron):
     """How many of `images` can be converted within MEMORY bytes.
 
-    size: bytes that a neuron takes for an image. In the published search that is one a step, as a
-    spike takes half a byte, and two layers are stored at a time; else see `matched_size`.
+    bytes_per_neuron: for an image, see `balanced_bytes` and `matched_bytes`.
     """
-    largest = 0  # neurons of a layer, each of which has a spike at every step
+    largest = 0  # neurons of a layer
     x = net.act.encode(images[:1])
     for stage in net.stages:
         x = stage(x)
         largest = max(largest, x[0].numel())
 
-    count = int(MEMORY / (largest * size))
+    count = int(MEMORY / (largest * bytes_per_neuron))
     return max(1, min(len(images), count))
 
 
-def matched_size(steps):
-    """Bytes that a neuron takes for an image in `match_activations`, which runs T steps at once.
+def balanced_bytes(steps):
+    """What a neuron takes for an image in `balance_thresholds`.
+
+    A spike takes half a byte, and two layers are stored at a time.
+    """
+    return steps
+
+
+def matched_bytes(steps):
+    """What a neuron takes for an image in `match_activations`, which runs T steps at once.
 
     Currents, outputs and the search of a percentile: measured 60 at T = 1, 100 at T = 4.
     """
@@ -144,7 +151,7 @@ def matched_size(steps):
 
 @torch.no_grad()
 def silent_layers(net, images):
-    """Names of the layers none of whose currents is positive for `images`: they never fire."""
+    """Names of the layers none of whose currents is positive for `images`: no neuron fires."""
     names = {site: name for name, site in net.named_modules()}
     found = []
 
@@ -392,6 +399,17 @@ def set_levels(net, levels):
 
 
 # Folding: what follows a layer absorbs its output scale.
+
+
+def stored_form(net, images):
+    """The network with batch norm and output scales in its weights, proved equal on `images`.
+
+    Raises:
+        ConversionError: the outputs differ.
+    """
+    if net.built["bn"]:
+        net, _ = fuse_bn(net, images)
+    return fold_scales(net, images) if net.act.scale else net
 
 
 @torch.no_grad()

@@ -108,8 +108,8 @@ class Additions:
         sum_l rate_l * MAC_l / sum_l MAC_l
 
     over the weighted layers l that read what the network computed (all but the first); rate_l is
-    the share of inputs that are not 0, summed over the T steps: of those that dropout would leave,
-    as it is off in the network that is measured. An input x passes the gradient on
+    the share of inputs that are not 0, summed over the T steps, divided by the share that dropout
+    leaves: it is off in the network that is measured. An input x passes the gradient on
     as `d rate / d x = 1 / x`, one that is 0 as if it were the least of the others. An output scale
     of the matched conversion is no part of x.
 

@@ -96,7 +96,11 @@ def load(asked, path, world):
         raise UseError(f"{path} holds weights without settings: give their -c configuration")
     if not published and content["kind"] != "sdt":
         raise UseError(f"{path} holds no transformer: use energy.py")
-    stored = content.get("settings", {})
+    stored = dict(content.get("settings", {}))
+    # how its images were normalised, which settings say of a configuration alone
+    for name in ("mean", "std"):
+        if name in content.get("data", {}):
+            stored[name] = content["data"][name]
     data, loaders = load_data(filled(asked, stored, path, IMAGES - asked.given), world)
     if published:
         net = build(asked, data.about)

@@ -91,10 +91,10 @@ class SpikingRecipe(CNNRecipe):
 
     def export(self, net):
         """The network with batch norm and scales in its weights, proved equal; see `Recipe`."""
+        if not (net.built["bn"] or self.scaled):
+            return net
         try:
-            if net.built["bn"]:
-                net, _ = convert.fuse_bn(net, self.images())
-            return convert.fold_scales(net, self.images()) if self.scaled else net
+            return convert.stored_form(net, self.images())
         except convert.ConversionError as error:
             raise RunError(
                 f"{error}: lower --thr_lr or --learning_rate, last.pth holds the state before"

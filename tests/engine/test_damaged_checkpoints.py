@@ -22,6 +22,7 @@ from tests.mutated import OTHER, SAME, TENSORS, counts, damaged, mutated, try_ou
 
 QUIET = World(rank=1)
 ABOUT = {"name": "CIFAR10", "source": "CIFAR10", "num_classes": 10, "image_size": 32}
+ABOUT |= {"where": "here", "classes": ["a", "b"], "mean": [0.5] * 3, "std": [0.5] * 3}
 
 
 def networks():
@@ -97,6 +98,7 @@ def use(read, path):
         lambda: absorb_bn.read(asked),
         lambda: run.trained_data(read, DataOptions(), frozenset(), path),
         lambda: run.check_shape(read, ABOUT, path),
+        lambda: pretrained.normalisation(read, path),
         lambda: run.teacher(str(path), ABOUT, QUIET),
         lambda: run.note_activation(read, models.ReLU(), path, QUIET),
         lambda: classified(path),

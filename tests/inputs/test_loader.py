@@ -93,7 +93,8 @@ def test_evaluation_of_files_with_more_processes_than_last_images(large):
     "size, batch, words",
     [
         (4, 2, "--batch_size is 2, smaller than the 4 processes"),
-        (46, 64, "the test part is 44, smaller than the 46 processes"),
+        (46, 64, "the part that is trained on is 45, smaller than the 46 processes"),
+        (45, 64, "the part that is evaluated is 44, smaller than the 45 processes"),
     ],
 )
 def test_fewer_images_than_processes(size, batch, words):

@@ -222,15 +222,17 @@ def test_balancing_stays_within_its_memory():
     net = models.build("resnet20", Spiking(NeuronConfig.vgg(3)), bn=False)
     largest = 64 * 32 * 32
     wanted = min(512, int(convert.MEMORY / (largest * 100)))
-    assert convert.affordable(net, torch.zeros(512, 3, 32, 32), 100) == wanted
+    assert (
+        convert.affordable(net, torch.zeros(512, 3, 32, 32), convert.balanced_bytes(100)) == wanted
+    )
 
 
 @pytest.mark.parametrize("steps, count", [(1, 512), (20, 132)])
-def test_the_matched_conversion_stays_within_its_memory(steps, count):
-    """It holds all steps of a layer in float32: 60 bytes a neuron and image at T = 1."""
+def test_the_matched_conversion_takes_as_many_images_as_its_memory_allows(steps, count):
+    """It holds all steps of a layer in float32."""
     net = models.build("resnet20", Spiking(NeuronConfig.vgg(3)), bn=False)
-    size = convert.matched_size(steps)
-    assert convert.affordable(net, torch.zeros(512, 3, 32, 32), size) == count
+    found = convert.affordable(net, torch.zeros(512, 3, 32, 32), convert.matched_bytes(steps))
+    assert found == count
 
 
 @pytest.mark.parametrize("conversion", ["balance_thresholds", "match_activations"])
