@@ -108,9 +108,9 @@ def normalisation(content, path):
     # earlier versions have those of a transformer's configuration in its settings alone
     stored = content["settings"] if content["kind"] == "sdt" else {}
     with _told(path):
-        entry = TABLE[data["name"]]
-        mean = data.get("mean") or stored.get("mean") or entry.mean
-        std = data.get("std") or stored.get("std") or entry.std
+        entry = TABLE.get(data["name"])
+        mean = data.get("mean") or stored.get("mean") or (entry and entry.mean)
+        std = data.get("std") or stored.get("std") or (entry and entry.std)
         if mean is None:
             return None, None
 
