@@ -84,15 +84,8 @@ def settled(asked):
     except MALFORMED as error:
         raise UseError(f"{path} does not say how it was trained ({reason(error)})") from None
     run.check_stored(path, settings.options(type(asked)), stored)
-    here = settings.flat(asked)
-    trained = settings.make(type(asked), here | stored, asked.given)
-    there = settings.flat(trained)
-    for name in sorted(asked.given & stored.keys()):
-        if here[name] != there[name]:
-            raise UseError(
-                f"{path} was trained with --{name} {there[name]}, not {here[name]}: leave it out, "
-                "or give another --pretrained_snn"
-            )
+    trained = settings.make(type(asked), settings.flat(asked) | stored, asked.given)
+    run.check_given(asked, trained, stored.keys(), path, "--pretrained_snn")
     return trained, known
 
 

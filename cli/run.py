@@ -268,6 +268,21 @@ def trained_data(content, data, given, path):
     return data
 
 
+def check_given(asked, trained, names, path, option):
+    """Refuse given options among `names` that contradict the settings of a checkpoint's training.
+
+    asked: the settings of this command. trained: the same as `path` has them. option: what names
+    the checkpoint.
+    """
+    here, there = settings.flat(asked), settings.flat(trained)
+    for name in sorted(asked.given & names):
+        if here[name] != there[name]:
+            raise UseError(
+                f"{path} was trained with --{name} {there[name]}, not {here[name]}: leave it out, "
+                f"or give another {option}"
+            )
+
+
 def check_shape(content, about, path):
     """Refuse a data set that does not fit the network."""
     trained = content["data"]

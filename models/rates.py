@@ -109,7 +109,7 @@ class Additions:
 
     over the weighted layers l that read what the network computed (all but the first); rate_l is
     the share of inputs that are not 0, summed over the T steps, divided by the share that dropout
-    leaves: it is off in the network that is measured. An input x passes the gradient on
+    keeps: it is off in the network that is measured. An input x passes the gradient on
     as `d rate / d x = 1 / x`, one that is 0 as if it were the least of the others. An output scale
     of the matched conversion is no part of x.
 
@@ -120,12 +120,12 @@ class Additions:
     def __init__(self, net):
         self.steps = net.act.steps
         self.paid, self.macs = [], []
-        # of the inputs of layers: output scales, and the share that dropout leaves
-        self.scales, self.left = {}, {}
-        left = {m.act: 1 - m.drop.p for m in net.modules() if isinstance(m, Layer)}
-        if net.act.scale or min(left.values(), default=1) < 1:
+        # of the inputs of layers: output scales, and the share that dropout keeps
+        self.scales, self.kept = {}, {}
+        kept = {m.act: 1 - m.drop.p for m in net.modules() if isinstance(m, Layer)}
+        if net.act.scale or min(kept.values(), default=1) < 1:
             for module, site in sources(net).items():
-                self.left[module] = left.get(site, 1)
+                self.kept[module] = kept.get(site, 1)
                 if net.act.scale:
                     self.scales[module] = site.scale
         net.register_forward_pre_hook(self._begin)
@@ -142,7 +142,7 @@ class Additions:
         if not (module.training and x.requires_grad):
             return
         fired = _Fired.apply(x, self.scales.get(module))
-        rate = fired * (self.steps / self.left.get(module, 1))
+        rate = fired * (self.steps / self.kept.get(module, 1))
         macs = macs_of(module, out)
         self.paid.append(rate * macs)
         self.macs.append(macs)

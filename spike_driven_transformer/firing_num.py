@@ -68,21 +68,6 @@ def filled(asked, stored, path, wanted):
     return settings.make(TransformerSettings, values | taken)
 
 
-def check_network(asked, stored, path):
-    """Refuse options of the network that contradict the stored settings of the checkpoint `path`.
-
-    Its network is as it was trained, whatever they say.
-    """
-    here = settings.flat(asked)
-    there = settings.flat(filled(asked, stored, path, NETWORK))
-    for name in sorted(asked.given & NETWORK):
-        if here[name] != there[name]:
-            raise UseError(
-                f"{path} was trained with --{name} {there[name]}, not {here[name]}: leave it out, "
-                "or give another --resume"
-            )
-
-
 def load(asked, path, world):
     """(network, `Data`, test loader) of a checkpoint of train.py, or of weights alone.
 
@@ -106,7 +91,9 @@ def load(asked, path, world):
         net = build(asked, data.about)
         world.say(checkpoint.load_named(net, path))
     else:
-        check_network(asked, stored, path)
+        # its network is as it was trained, whatever the options say
+        trained = filled(asked, stored, path, NETWORK)
+        run.check_given(asked, trained, NETWORK, path, "--resume")
         net = checkpoint.rebuild(content, path)
     sites = [site for site in net.sites() if isinstance(site, MLIF)]
     if sites:

@@ -222,9 +222,8 @@ def test_balancing_stays_within_its_memory():
     net = models.build("resnet20", Spiking(NeuronConfig.vgg(3)), bn=False)
     largest = 64 * 32 * 32
     wanted = min(512, int(convert.MEMORY / (largest * 100)))
-    assert (
-        convert.affordable(net, torch.zeros(512, 3, 32, 32), convert.balanced_bytes(100)) == wanted
-    )
+    found = convert.affordable(net, torch.zeros(512, 3, 32, 32), convert.balanced_bytes(100))
+    assert found == wanted
 
 
 @pytest.mark.parametrize("steps, count", [(1, 512), (20, 132)])
