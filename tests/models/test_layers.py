@@ -3,9 +3,11 @@
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import models
-from models.layers import HeldDropout, StridedPointwise, in_signal_order
+from models import layers
+from models.layers import Convolution, HeldDropout, StridedPointwise, in_signal_order
 from tests.helpers import ROOT, end, start
 
 # Steps of ResNet20s with few channels, which end the process where oneDNN overruns a buffer.
@@ -38,6 +40,54 @@ def test_a_strided_pointwise_convolution_is_a_convolution():
         out = conv(x)
         found.append((out, *torch.autograd.grad(out.square().sum(), (x, *conv.parameters()))))
     torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("side", [(1, 1), (2, 2), (4, 4), (5, 3)])
+@pytest.mark.parametrize("size", [3, 5])
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_convolution_by_one_product_is_a_convolution(side, size, bias):
+    conv = nn.Conv2d(5, 7, size, padding=size // 2, bias=bias).double()
+    x = torch.randn(2, 5, *side, dtype=torch.float64, requires_grad=True)
+    outs = conv(x), layers.convolve_by_product(x, conv.weight, conv.bias)
+    found = [
+        (out, *torch.autograd.grad(out.square().sum(), (x, *conv.parameters()))) for out in outs
+    ]
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize(
+    ("amx", "amp", "side", "used"),
+    [
+        (True, torch.bfloat16, 4, True),
+        (True, torch.bfloat16, 8, False),
+        (True, None, 4, False),
+        (False, torch.bfloat16, 4, False),
+    ],
+)
+def test_few_pixels_are_convolved_by_one_product_where_that_is_faster(
+    monkeypatch,
+    amx,
+    amp,
+    side,
+    used,
+):
+    calls = []
+
+    def product(*args):
+        calls.append(args)
+        return by_product(*args)
+
+    by_product = layers.convolve_by_product
+    monkeypatch.setattr(layers, "has_amx", lambda: amx)
+    monkeypatch.setattr(layers, "convolve_by_product", product)
+    conv = Convolution(6, 9, 3, padding=1)
+    x = torch.randn(3, 6, side, side)
+    with torch.autocast("cpu", amp, enabled=amp is not None):
+        out = conv(x)
+    assert bool(calls) == used
+    expected = F.conv2d(x, conv.weight, conv.bias, padding=1)
+    torch.testing.assert_close(out.float(), expected, atol=0.02 if amp else 1e-6, rtol=0)
+    assert out.dtype == (amp or torch.float32)
 
 
 def test_a_dropout_mask_is_held_over_time():
