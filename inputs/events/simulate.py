@@ -92,7 +92,9 @@ def scenes(image):
 
     They are bilinear between pixels.
     """
-    grey = torch.from_numpy(image).float() @ torch.tensor(GREY) / 255  # [H, W]
+    red, green, blue = torch.from_numpy(image).float().unbind(-1)
+    # no product of matrices: its last bit depends on the processor, and a seed names recordings
+    grey = (GREY[0] * red + GREY[1] * green + GREY[2] * blue) / 255  # [H, W]
     side = SIDE + 2 * RADIUS + 1  # what is seen from all positions together
     large = F.interpolate(grey[None, None], size=side, mode="bilinear")
     large = large[0, 0].numpy()

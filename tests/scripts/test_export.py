@@ -168,7 +168,7 @@ def test_onnx_runtime_computes_what_torch_does(make, cifar, tmp_path, capsys):
     assert "opset 18, accuracy " in line and "100.00% of the predictions" in line
     spikes = "and, by layer, 100.00% (stages.0.act) to 100.00% of the spikes are equal"
     assert (spikes in line) == (checkpoint.load(path)["kind"] == "snn")
-    assert re.search(r"logits differ by up to \d\.\de-(0[5-9]|\d\d); written to", line)
+    assert float(re.search(r"logits differ by up to (\S+); written to", line)[1]) < 1e-4
 
     session = onnx_file.session(found["output"])
     net, images = checkpoint.rebuild(checkpoint.load(path)).eval(), torch.randn(5, 3, 32, 32)
