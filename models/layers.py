@@ -100,19 +100,20 @@ def convolve_by_product(x, weight, bias=None):
     x [n, inputs, h, w]; weight [outputs, inputs, k, k], k odd. Returns [n, outputs, h, w] in
     channels_last.
     """
-    count, inputs, high, wide = x.shape
-    outputs, _, size, _ = weight.shape
+    high, wide = x.shape[-2:]
+    size = weight.shape[-1]
     reach = size // 2
-    padded = F.pad(x.permute(0, 2, 3, 1), (0, 0, reach, reach, reach, reach))
+    pixels = x.permute(0, 2, 3, 1)  # channels last
+    padded = F.pad(pixels, (0, 0, reach, reach, reach, reach))
     shifted = [
         padded[:, row : row + high, column : column + wide]
         for row in range(size)
         for column in range(size)
     ]
-    # one row for each pixel: all that its output sees
-    seen = torch.stack(shifted, 3).view(count * high * wide, size * size * inputs)
-    out = F.linear(seen, weight.permute(0, 2, 3, 1).reshape(outputs, -1), bias)
-    return out.view(count, high, wide, outputs).permute(0, 3, 1, 2)
+    # all that the output of a pixel sees
+    seen = torch.stack(shifted, 3).flatten(3)  # [n, h, w, k * k * inputs]
+    rows = weight.permute(0, 2, 3, 1).flatten(1)  # in the same order
+    return F.linear(seen, rows, bias).permute(0, 3, 1, 2)
 
 
 class Convolution(nn.Conv2d):

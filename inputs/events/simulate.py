@@ -92,9 +92,10 @@ def scenes(image):
 
     They are bilinear between pixels.
     """
-    red, green, blue = torch.from_numpy(image).float().unbind(-1)
+    colours = torch.from_numpy(image).float().unbind(-1)
     # no product of matrices: its last bit depends on the processor, and a seed names recordings
-    grey = (GREY[0] * red + GREY[1] * green + GREY[2] * blue) / 255  # [H, W]
+    shares = [weight * colour for weight, colour in zip(GREY, colours)]
+    grey = sum(shares) / 255  # [H, W]
     side = SIDE + 2 * RADIUS + 1  # what is seen from all positions together
     large = F.interpolate(grey[None, None], size=side, mode="bilinear")
     large = large[0, 0].numpy()
