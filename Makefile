@@ -92,6 +92,7 @@ machines: $(EXTRAS)
 bench: $(EXTRAS)
 	$(PY) -m benchmarks.neuron --out benchmarks/cpu/neuron
 	$(PY) -m benchmarks.step --out benchmarks/cpu/step
+	$(PY) -m benchmarks.convolution --out benchmarks/cpu/convolution
 	$(PY) -m benchmarks.inference --out benchmarks/cpu/inference
 	$(PY) -m benchmarks.data
 

@@ -22,7 +22,8 @@ def main():
     images = torch.randint(0, 256, (50_000, 32, 32, 3), dtype=torch.uint8)
     part = Memory(images, torch.zeros(len(images), dtype=torch.long))
     test = Memory(images[:1000], part.labels[:1000])
-    data = Data(part, test, {"image_size": 32}, CIFAR10.mean, CIFAR10.std, crop=4, flip=True)
+    about = {"image_size": 32}
+    data = Data(part, test, about, CIFAR10.mean, CIFAR10.std, crop=4, flip=True)
     for batch in (32, 128, 512):
         loader, *_ = loaders(data, BatchOptions(batch_size=batch), 0, World())
         rates = []

@@ -48,7 +48,8 @@ def save(path, whole, net, mean, std, **more):
         with open(temporary, "wb") as file:
             np.savez(file, header=json.dumps(header), **arrays)
         again = load(temporary)[0].state_dict()
-        if not all(torch.equal(again[name], value) for name, value in whole.state_dict().items()):
+        written = whole.state_dict()
+        if not all(torch.equal(again[name], value) for name, value in written.items()):
             raise OSError("it was read back otherwise than it was written")
 
     write_atomic(path, write)

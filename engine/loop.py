@@ -446,7 +446,8 @@ class Trainer:
 
         with torch.no_grad():
             correct = (mean_readout(out).argmax(1) == labels).sum()
-            self.sums += torch.stack([loss, correct, loss.new_full((), len(labels))]).double()
+            count = loss.new_full((), len(labels))
+            self.sums += torch.stack([loss, correct, count]).double()
         self.step += 1
 
     def _open_log(self, resumed):

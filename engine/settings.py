@@ -158,7 +158,9 @@ def make(cls, values, given=()):
     """The `Settings` of {name: value}; what is missing is at its default."""
     # what a command does not show is at the default that its group declares
     made = {
-        name: kind(**{o.name: o.value(values.get(o.name, o.default)) for o in shown})
+        name: kind(
+            **{o.name: o.value(values.get(o.name, o.default)) for o in shown},
+        )
         for name, (kind, shown) in groups(cls).items()
     }
     return cls(**made, given=frozenset(given))

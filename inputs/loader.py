@@ -178,9 +178,11 @@ class MemoryLoader(Loader):
         top, left, flip [b]: where each crop begins, and whether it is mirrored.
         """
         rows = top[:, None] + self.side  # [b, H]
-        columns = left[:, None] + torch.where(flip[:, None], self.side.flip(0), self.side)
+        side = torch.where(flip[:, None], self.side.flip(0), self.side)
+        columns = left[:, None] + side  # [b, W]
         images = self.store[index[:, None, None], rows[:, :, None], columns[:, None, :]]
-        return images.float().sub_(self.mean).mul_(self.scale).permute(0, 3, 1, 2)
+        images = images.float().sub_(self.mean).mul_(self.scale)
+        return images.permute(0, 3, 1, 2)
 
     def _draw(self, epoch, step, index, places, whole_batch):
         """(top, left, flip) of this process's images, out of those of the whole batch."""

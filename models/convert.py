@@ -36,7 +36,9 @@ class ConversionError(RuntimeError):
 
 def relative_error(a, b):
     """Largest difference relative to the largest magnitude of a."""
-    return ((a - b).abs().max() / a.abs().max().clamp(min=1e-12)).item()
+    difference = (a - b).abs().max()
+    largest = a.abs().max().clamp(min=1e-12)
+    return (difference / largest).item()
 
 
 def prove(what, original, converted, tolerance):

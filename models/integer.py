@@ -305,7 +305,8 @@ def _bias(layer):
 
 def scale_of(act, *weights):
     """The unit of each channel's sum [O] that the neurons `act` see, of all weights in it."""
-    largest = torch.cat([weight.flatten(1) for weight in weights], 1).abs().amax(1)
+    rows = [weight.flatten(1) for weight in weights]
+    largest = torch.cat(rows, 1).abs().amax(1)
     return (largest / TOP).clamp(min=act.theta * FINEST)
 
 
@@ -362,7 +363,8 @@ def shared_scale(act, scale, signal):
             return theta / (n * multiple), m * multiple
 
     factor = signal.unit / scale
-    step = max(1.0, 2.0 ** (factor.max() / TOP).log2().ceil().item())
+    octaves = (factor.max() / TOP).log2().ceil()
+    step = max(1.0, 2.0 ** octaves.item())
     coarse = (factor / step).floor() * step
     small = coarse < 1
     return torch.where(small, scale, signal.unit / coarse), torch.where(
@@ -400,7 +402,8 @@ def _first(stage, mean, std, name):
     scale = scale_of(act, weight)
     weight = _quantised(weight, scale)
     # the mean taken off by the rounded weights: their errors then meet centred pixels alone
-    centre = (weight * (WHITE * mean)[:, None, None]).sum((1, 2, 3)) * scale
+    grey = WHITE * mean[:, None, None]
+    centre = (weight * grey).sum((1, 2, 3)) * scale
     bias = _bias(layer) - centre
     neurons = _neurons(act, name, scale, bias, _reach(weight, WHITE))
     around = (WHITE * mean).round().to(torch.uint8)

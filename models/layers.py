@@ -123,8 +123,8 @@ class Convolution(nn.Conv2d):
         few = x.is_cpu and x.shape[-2:].numel() <= FEW_PIXELS
         if not (few and torch.is_autocast_enabled("cpu") and has_amx()):
             return super().forward(x)
-        # oneDNN 3.12 leaves AMX idle on few pixels, above all in the weight gradient: a layer of
-        # 512 channels takes 2 (4x4 pixels) to 5 times (2x2) as long as the product does
+        # oneDNN 3.12 leaves AMX idle on few pixels, above all in the weight gradient: see
+        # benchmarks/convolution.py
         x = x.to(torch.get_autocast_dtype("cpu"))
         return convolve_by_product(x, self.weight, self.bias)
 

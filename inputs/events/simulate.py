@@ -99,7 +99,10 @@ def scenes(image):
     side = SIDE + 2 * RADIUS + 1  # what is seen from all positions together
     large = F.interpolate(grey[None, None], size=side, mode="bilinear")
     large = large[0, 0].numpy()
-    seen = [_rows(_rows(large, y).T, x).T for y, x in RADIUS + path()]
+    seen = []
+    for y, x in RADIUS + path():
+        high = _rows(large, y)
+        seen.append(_rows(high.T, x).T)
     return np.log(np.array(seen, np.float32) + DARK)
 
 

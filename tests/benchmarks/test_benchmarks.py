@@ -8,8 +8,9 @@ import torch
 from torch import nn
 
 import models
-from benchmarks import common, inference, neuron, step
+from benchmarks import common, convolution, inference, neuron, step
 from engine import checkpoint
+from models import layers
 from models.neuron.backends import torch_fused
 
 
@@ -173,3 +174,15 @@ def test_rounds_alternate():
 def test_without_a_gpu_they_say_so_and_nothing_else(module, monkeypatch, capsys):
     run(module, "--device cuda", monkeypatch)
     assert capsys.readouterr().out == "not measured: no CUDA GPU here\n"
+
+
+def test_convolutions(tmp_path, monkeypatch, capsys):
+    """Both ways of each layer and of a whole step, in which the product is taken."""
+    monkeypatch.setattr(layers, "has_amx", lambda: True)
+    words = f"--width 0.05 --batch 2 --repeats 2 --out {tmp_path}/c"
+    run(convolution, words, monkeypatch)
+    rows = json.loads((tmp_path / "c.json").read_text())["rows"]
+    layer_names = ["26 channels, 2x2", "26 channels, 4x4", "13 channels, 8x8"]
+    assert [row["what"] for row in rows] == [*layer_names, "training step of VGG16's ANN"]
+    assert all(row["ratio"][0] > 0 for row in rows)
+    assert "AMX: yes" in capsys.readouterr().out
