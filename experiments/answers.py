@@ -12,12 +12,14 @@ from pathlib import Path
 from scipy import stats
 
 from analysis import figures
+from engine.errors import UseError
 from engine.files import write_text
-from engine.log import versions, write_json
+from engine.log import read_json, versions, write_json
 from engine.settings import flat
 
 from .chain import same_data
 from .results import of_any_machine
+from .stage import portable
 from .verdict import number, spread
 
 EARLY = (1, 5, 10)  # epochs whose accuracy a page shows, too
@@ -201,15 +203,46 @@ def draw(asked, runs, first, path):
     figures.tradeoff(title, points, ann, path)
 
 
+def check_free(asked, question, chains):
+    """Refuse to replace an answer of other options, seeds or data.
+
+    Raises:
+        UseError: the results folder holds one.
+    """
+    path = Path(asked.experiment.results) / f"{question.name}.json"
+    if not path.is_file():
+        return
+    name = question.stages[question.reference]
+    stages = {seed: chain.stages[name] for seed, chain in chains.items()}
+    now = {seed: stage.recipe for seed, stage in stages.items()}
+    script = next(iter(stages.values())).script
+    try:
+        runs = read_json(path)["runs"][question.reference]
+        before = {run["seed"]: portable(script, run["recipe"]) for run in runs}
+        old = {run["data"] for run in runs}
+    except (KeyError, TypeError):
+        raise UseError(f"{path} is no answer: remove it, or give another --results") from None
+    # before a stage is run nobody knows its data
+    new = {stage.summary["data"] for stage in stages.values() if stage.summary}
+    if before != now or not new <= old:
+        raise UseError(
+            f"{path} is an answer of other options, seeds or data, which {question.name}.md names: "
+            "give another --results, or remove it"
+        )
+
+
 def report(asked, question, chains):
     """Write the question's page and numbers; returns the page.
 
     Nothing is written while the reference is not finished for every seed.
+    Raises:
+        UseError: see `check_free`.
     """
     runs = collect(question, chains)
     first = runs.get(question.reference)
     if first is None:
         return f"{question.name}: not finished for every seed"
+    check_free(asked, question, chains)
     target = Path(asked.experiment.results) / question.name
     content = {
         "question": question.text,

@@ -152,6 +152,7 @@ def main(argv=None):
             raise UseError(f"there is no question {name!r}: all, {', '.join(known)}")
         question = known[name]
         chains[name] = {seed: make_chain(asked, question, seed) for seed in what.seeds}
+        answers.check_free(asked, question, chains[name])
     for name, seeds in chains.items():
         if not what.report:
             for chain in seeds.values():

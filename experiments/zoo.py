@@ -1,7 +1,7 @@
 """Trained networks that anyone can load by name: trained_models/zoo (see `engine.zoo`).
 
-python -m experiments.zoo add resnet20_w0.25_cifar10 --checkpoint trained_models/snn/<name>.pth \
-    --made_by 'python3 reproduce.py cifar10-resnet20-mlif --schedule fast --width_mult 0.25'
+python -m experiments.zoo add my_resnet20 --checkpoint trained_models/snn/<name>.pth \
+    --made_by 'python3 snn_ddp.py --architecture RESNET20 --width_mult 0.25 ...'
 python -m experiments.zoo check
 
 The first stores a checkpoint, measures what it stored, and writes its card and its line of zoo.csv;

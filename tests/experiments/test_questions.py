@@ -1,5 +1,6 @@
 """Questions: what is declared, the commands that follow, the statistics, the recorded pages."""
 
+import dataclasses
 import json
 import shlex
 
@@ -92,6 +93,8 @@ def test_a_page_is_written_anew_as_it_stands(path):
 
 class Finished:
     """A stage that is finished, of a chain of itself and its ANN."""
+
+    script = "snn_ddp"
 
     def __init__(self, accuracy, recipe=None):
         self.summary = {
@@ -211,6 +214,30 @@ def test_nothing_is_written_before_the_reference_is_finished(tmp_path):
     told = answers.report(asked(words), QUESTION, seeds_of((0.5, 0.6), (None, 0.6)))
     assert told == "q: not finished for every seed"
     assert not list(tmp_path.iterdir())
+
+
+def test_an_answer_of_other_options_seeds_or_data_is_not_replaced(tmp_path, fails):
+    question = dataclasses.replace(QUESTION, figure=False)
+
+    def report(chains):
+        return answers.report(asked(f"--results {tmp_path}"), question, chains)
+
+    report(seeds_of((0.5, 0.6), (0.4, 0.6)))
+    # it goes on with what is finished since
+    report(seeds_of((0.5, 0.6), (0.4, 0.7)))
+    longer, elsewhere = (seeds_of((0.5, 0.6), (0.4, 0.6)) for _ in range(2))
+    longer[1].stages["base"].recipe = {"num_channels": "3", "timesteps": "1", "epochs": "9"}
+    elsewhere[0].stages["base"].summary["data"] = "CIFAR-10"
+    for chains in (longer, elsewhere, seeds_of((0.5, 0.6))):
+        fails(
+            report,
+            chains,
+            "other options, seeds or data",
+            "give another --results",
+            keep=tmp_path,
+        )
+    (tmp_path / "q.json").write_text("[]")
+    fails(report, seeds_of((0.5, 0.6)), "is no answer")
 
 
 # ---- statistics ----
