@@ -94,7 +94,7 @@ def main(argv=None):
     keep_memory()
     where = {
         **machine(CPU),
-        "amx": layers.has_amx(),
+        "amx": layers.AMX,
         "dtype": "bf16",
         "width": args.width,
         "batch": args.batch,

@@ -616,6 +616,9 @@ class Trainer:
         text = f"{self.run.keep} {self.best:.2%} at epoch {self.best_epoch}"
         if "test_accuracy" in summary:
             text += f", test {summary['test_accuracy']:.2%}"
-        where = f"weights {weights}, run {folder}" if folder else "nothing saved (--dont_save)"
-        self.world.say(f"{text}; {where}")
+        if folder:
+            text += f"; weights {weights}, run {folder}"
+        elif self.run.dont_save:
+            text += "; nothing saved (--dont_save)"
+        self.world.say(text)
         return summary

@@ -71,8 +71,9 @@ def fuse_bn(net, images, tolerance=1e-4):
         ValueError: net has no batch norm.
         ConversionError: the outputs differ by more than `tolerance`.
     """
-    if not net.built["bn"]:
-        raise ValueError("the network has no batch norm to fuse")
+    # only networks that can be built without batch norm say whether they have it
+    if not (net.built or {}).get("bn"):
+        raise ValueError("the network has no batch norm that can be fused")
 
     net = copy.deepcopy(net).eval()
     merged = copy.deepcopy(net).double()
@@ -86,13 +87,12 @@ def fuse_bn(net, images, tolerance=1e-4):
     fused = build(act=net.act, **built).eval().to(net.head.weight.device)
     fit(fused, merged.state_dict())
 
-    compared = fused
-    if not isinstance(net.act, ReLU):
-        # Rounding may carry a value to another level: compare what is exact, in double precision.
-        images = images.double()
-        net.double()
-        compared = merged
-    return fused, prove("fused", _outputs(net, images), _outputs(compared, images), tolerance)
+    # rounded weights may carry a value to another level: there the exact ones are compared
+    compared = copy.deepcopy(fused).double() if isinstance(net.act, ReLU) else merged
+    # in double precision, since a GPU rounds products of float32 to TF32
+    images = images.double()
+    outputs = _outputs(net.double(), images), _outputs(compared, images)
+    return fused, prove("fused", *outputs, tolerance)
 
 
 def to_spiking(net, act):
@@ -103,7 +103,7 @@ def to_spiking(net, act):
     Raises:
         ValueError: net still has batch norm.
     """
-    if net.built["bn"]:
+    if (net.built or {}).get("bn", True):
         raise ValueError("the network has batch norm: fuse it first (fuse_bn)")
 
     spiking = build(act=act, **net.built).to(net.head.weight.device)
@@ -257,7 +257,8 @@ def _balance(act, current, steps):
     # The percentile comes to lie on the highest boundary. A layer that is silent without a
     # threshold, too, has no positive percentile, and a threshold must be positive.
     if top > 0:
-        act.theta.copy_(top / 2 ** (act.config.levels - 1))
+        highest = 2 ** (act.config.levels - 1) * act.config.gain
+        act.theta.copy_(top / highest)
     return dict.fromkeys(range(steps), u) if act.constant else kept
 
 

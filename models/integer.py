@@ -280,7 +280,7 @@ def check(net):
     """Raise ValueError for a network that has no integer form."""
     if not isinstance(net.act, Spiking):
         raise ValueError("its activations are no multi-level neurons")
-    if net.built["bn"]:
+    if (net.built or {}).get("bn", True):
         raise ValueError("it has batch norm: fuse it first")
     if net.act.scale:
         raise ValueError("its output scales are not folded")

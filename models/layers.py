@@ -1,7 +1,6 @@
 """Parts shared by the networks: layers, the residual block, and `Network`, which runs them."""
 
 from contextlib import contextmanager, nullcontext
-from functools import cache
 
 import torch
 from torch import nn
@@ -9,7 +8,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 WEIGHTED = (nn.Conv2d, nn.Linear)  # the layers whose MACs are counted
-FEW_PIXELS = 16  # a map of so many is convolved by one product, where the processor has AMX
+# whether the processor multiplies bfloat16 matrices in tiles; to torch.compile it is a constant
+AMX = bool(torch.cpu.get_capabilities().get("amx_bf16"))
+FEW_PIXELS = 16  # a map of so many is convolved by one product, where there is AMX
 
 
 def scaled_width(width, factor):
@@ -88,12 +89,6 @@ class StridedPointwise(nn.Conv2d):
         return F.conv2d(F.avg_pool2d(x, 1, self.stride), self.weight, self.bias)
 
 
-@cache
-def has_amx():
-    """Whether the processor multiplies bfloat16 matrices in tiles (AMX)."""
-    return bool(torch.cpu.get_capabilities().get("amx_bf16"))
-
-
 def convolve_by_product(x, weight, bias=None):
     """`F.conv2d` with the padding that keeps the resolution, as one product of matrices.
 
@@ -117,11 +112,13 @@ def convolve_by_product(x, weight, bias=None):
 
 
 class Convolution(nn.Conv2d):
-    """A convolution that keeps the resolution: `nn.Conv2d`, faster where a map has few pixels."""
+    """A 3x3 convolution that keeps the resolution: `nn.Conv2d`, faster on maps of few pixels."""
 
     def forward(self, x):
-        few = x.is_cpu and x.shape[-2:].numel() <= FEW_PIXELS
-        if not (few and torch.is_autocast_enabled("cpu") and has_amx()):
+        few = AMX and x.is_cpu and x.shape[-2:].numel() <= FEW_PIXELS
+        # autocast leaves double precision alone
+        narrow = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
+        if not (few and narrow):
             return super().forward(x)
         # oneDNN 3.12 leaves AMX idle on few pixels, above all in the weight gradient: see
         # benchmarks/convolution.py
@@ -140,7 +137,7 @@ def convolution(
     """Synapse of a convolution that keeps the resolution, but for its stride."""
     padding = size // 2
     kind = nn.Conv2d
-    if stride == 1 and size > 1:
+    if stride == 1 and size == 3:
         kind = Convolution
     elif stride > 1 and size == 1:
         kind = StridedPointwise

@@ -14,10 +14,11 @@ MEAN, STD = (0.3, 0.3, 0.3), (0.37, 0.37, 0.37)
 DATA = {"name": "DIGITS", "num_classes": 10, "image_size": 32, "source": "scikit-learn digits"}
 
 
-def network(steps=1):
+def network(steps=1, levels=3):
     """A small SNN whose outputs differ from image to image."""
     torch.manual_seed(0)
-    net = models.build("resnet20", Spiking(NeuronConfig.vgg(3), steps), width_mult=1 / 16, bn=False)
+    act = Spiking(NeuronConfig.vgg(levels), steps)
+    net = models.build("resnet20", act, width_mult=1 / 16, bn=False)
     with torch.no_grad():
         for parameter in net.parameters():
             if parameter.dim() == 1:

@@ -50,13 +50,21 @@ class SpikingRecipe(CNNRecipe):
     Args:
         net: the network that is trained.
         images: function that gives images [B, 3, H, W] on which what is stored is proved.
-        levels: `LevelOptions`. lanes: S at the end.
+        levels: `LevelOptions`. lanes: S at the end; None: that of the network.
     """
 
-    def __init__(self, options, net, images=None, teacher=None, levels=LevelOptions(), lanes=3):
+    def __init__(
+        self,
+        options,
+        net,
+        images=None,
+        teacher=None,
+        levels=LevelOptions(),
+        lanes=None,
+    ):
         super().__init__(options, teacher)
         self.images = images
-        self.lanes = (*levels.first_lanes, lanes)
+        self.lanes = (*levels.first_lanes, lanes or net.act.neuron.levels)
         sites = net.sites()
         self.scaled = net.act.scale
         self.leaks = [site.leak for site in sites]

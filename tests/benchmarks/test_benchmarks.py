@@ -178,7 +178,7 @@ def test_without_a_gpu_they_say_so_and_nothing_else(module, monkeypatch, capsys)
 
 def test_convolutions(tmp_path, monkeypatch, capsys):
     """Both ways of each layer and of a whole step, in which the product is taken."""
-    monkeypatch.setattr(layers, "has_amx", lambda: True)
+    monkeypatch.setattr(layers, "AMX", True)
     words = f"--width 0.05 --batch 2 --repeats 2 --out {tmp_path}/c"
     run(convolution, words, monkeypatch)
     rows = json.loads((tmp_path / "c.json").read_text())["rows"]

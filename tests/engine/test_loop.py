@@ -181,14 +181,17 @@ def test_a_step_descends_by_the_mean_gradient_of_the_batch():
 
 
 def test_the_summary_says_what_was_reached(capsys):
-    summary = trainer(linear(), Noting(epochs=3), noise(4)).fit()
+    summary = trainer(linear(), Noting(epochs=3), noise(4), dont_save=True).fit()
     assert (summary["kind"], summary["epochs"], summary["colour"]) == ("toy", 3, "red")
     assert summary["best_accuracy"] >= summary["last_accuracy"]
     assert (summary["checkpoint"], summary["run"]) == (None, None)
     said = capsys.readouterr().out
     assert "noise: 7 training, 4 test images; the best epoch is chosen on the test set" in said
     assert "epoch 3/3  train " in said
-    assert "nothing saved (--dont_save)" in said
+    assert said.endswith("nothing saved (--dont_save)\n")
+    # a training of which something else is made says nothing of files
+    trainer(linear(), Noting(epochs=1), noise(4)).fit()
+    assert "saved" not in capsys.readouterr().out
 
 
 def test_the_best_epoch_is_the_first_of_the_highest_accuracy(monkeypatch):

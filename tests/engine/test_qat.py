@@ -30,9 +30,9 @@ def data(count=24):
     return Data(part, part, about, MEAN, STD, crop=0, flip=False)
 
 
-@pytest.mark.parametrize("steps", [1, 2])
-def test_the_loss_of_the_integer_network_falls(steps):
-    net, noise = network(steps), data()
+@pytest.mark.parametrize(("levels", "steps"), [(3, 1), (3, 2), (4, 1)])
+def test_the_loss_of_the_integer_network_falls(levels, steps):
+    net, noise = network(steps, levels), data()
     given = copy.deepcopy(net.state_dict())
     batches = loaders(noise, BatchOptions(batch_size=8), 0, World())
     tuned = fine_tune(net, MEAN, STD, batches, noise.about, OPTIONS)

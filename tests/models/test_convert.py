@@ -6,7 +6,7 @@ from torch import nn
 
 import models
 from analysis import energy
-from models import NeuronConfig, Spiking, convert
+from models import NeuronConfig, Spiking, convert, vggsnn
 from models.convert import SpikeTrain
 from models.neuron.backends.dispatch import mlif
 from models.statistics import percentile
@@ -72,6 +72,10 @@ def test_there_must_be_something_to_fuse():
     net = golden.build("vgg16", models.ReLU(), bn=False)
     with pytest.raises(ValueError, match="no batch norm"):
         convert.fuse_bn(net, torch.randn(2, 3, 32, 32))
+    # one that is never built without it
+    net = models.build("vggsnn", vggsnn.activation(3, 1), width_mult=1 / 16)
+    with pytest.raises(ValueError, match="no batch norm that can be fused"):
+        convert.fuse_bn(net, torch.randn(2, 3, 32, 32))
 
 
 def test_a_wrong_fusion_is_not_let_through():
@@ -125,7 +129,9 @@ def test_thresholds_of_a_hundred_steps(name, which, exact, tag):
 
 
 @pytest.mark.parametrize(
-    "neuron", [NeuronConfig.vgg(3), NeuronConfig.vgg(2, hardware_opt=2)], ids=["one", "multi"]
+    "neuron",
+    [NeuronConfig.vgg(3), NeuronConfig.vgg(2, hardware_opt=2), NeuronConfig(levels=3, scaled=True)],
+    ids=["one", "multi", "scaled"],
 )
 def test_thresholds_are_those_of_the_whole_network(neuron):
     """Layer by layer equals measuring all layers of a 20-step network that has the thetas."""
@@ -141,7 +147,7 @@ def test_thresholds_are_those_of_the_whole_network(neuron):
     def note(act, args):
         currents = args[0][None] if act.constant else args[0].unflatten(0, (steps, -1))
         top = max(percentile(current, 99.7).item() for current in currents)
-        tops.append(top / 2 ** (act.config.levels - 1))
+        tops.append(top / (act.config.boundaries[-1] * act.config.gain))
 
     for site in whole.sites():
         site.register_forward_pre_hook(note)

@@ -78,7 +78,7 @@ def test_few_pixels_are_convolved_by_one_product_where_that_is_faster(
         return by_product(*args)
 
     by_product = layers.convolve_by_product
-    monkeypatch.setattr(layers, "has_amx", lambda: amx)
+    monkeypatch.setattr(layers, "AMX", amx)
     monkeypatch.setattr(layers, "convolve_by_product", product)
     conv = Convolution(6, 9, 3, padding=1)
     x = torch.randn(3, 6, side, side)
@@ -88,6 +88,23 @@ def test_few_pixels_are_convolved_by_one_product_where_that_is_faster(
     expected = F.conv2d(x, conv.weight, conv.bias, padding=1)
     torch.testing.assert_close(out.float(), expected, atol=0.02 if amp else 1e-6, rtol=0)
     assert out.dtype == (amp or torch.float32)
+
+
+def test_a_convolution_by_one_product_is_compiled_whole(monkeypatch):
+    monkeypatch.setattr(layers, "AMX", True)
+    conv = Convolution(6, 9, 3, padding=1)
+    x = torch.randn(3, 6, 4, 4)
+    fast = torch.compile(conv, fullgraph=True, backend="eager")
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(fast(x), conv(x))
+
+
+def test_double_precision_stays_so_under_autocast(monkeypatch):
+    monkeypatch.setattr(layers, "AMX", True)
+    conv = Convolution(6, 9, 3, padding=1).double()
+    x = torch.randn(3, 6, 4, 4, dtype=torch.float64)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(conv(x), F.conv2d(x, conv.weight, conv.bias, padding=1))
 
 
 def test_a_dropout_mask_is_held_over_time():
