@@ -28,6 +28,9 @@ from models.neuron.backends import compiled
 from .options import CNNSettings, TrainingSettings
 from .parser import refuse_idle
 
+# options of a launch: which of the processes this one is, and where they meet
+LAUNCH = ("local_rank", "world_size", "rank", "dist_url")
+
 
 @dataclass(frozen=True)
 class Task:
@@ -149,6 +152,8 @@ def read_settings(parser, argv, rules):
         UseError: an option differs from the interrupted run's, or the run is of another script.
     """
     asked = parser.parse(argv)
+    if {"gpu", "device"} <= asked.given:
+        raise UseError("--gpu and --device both name the device: give one of them")
     if not (asked.run.resume or asked.run.dont_save):
         asked = replace(asked, run=replace(asked.run, resume=_restarted(asked)))
     if not asked.run.resume:
@@ -169,11 +174,15 @@ def _restarted(asked):
     # without --rdzv_id every job has the same name, and only a restart tells that it is this one
     if job is None or (job == "none" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"):
         return ""
-    same = {"settings": settings.flat(asked), "job": job}
+    own = settings.flat(asked)
     for last in sorted(Path(asked.run.output_dir).glob("**/last.pth"), reverse=True):
         config, summary = last.with_name("config.json"), last.with_name("summary.json")
-        unfinished = config.exists() and not summary.exists()
-        if unfinished and same.items() <= log.read_json(config).items():
+        if not config.exists() or summary.exists():
+            continue
+        stored = log.read_json(config)
+        # each process of a node has a number of its own, the file that of the first
+        same = {**own, "local_rank": stored["settings"].get("local_rank")}
+        if stored.get("job") == job and stored["settings"] == same:
             return str(last.parent)
     return ""
 
@@ -200,8 +209,11 @@ def _resumed(parser, asked, path, saved):
                 "leave it out, or start a new run"
             )
         values[name] = now[name]
-    # of this launch, not of that one
-    values["local_rank"] = now["local_rank"]
+    # the processes are those of this launch, not of that one
+    for name in LAUNCH:
+        values[name] = now[name]
+    if "device" in asked.given:
+        values["gpu"] = now["gpu"]
     values["resume"] = str(path if path.is_dir() else path.parent)
     return settings.make(parser.kind, values)
 
@@ -356,8 +368,8 @@ def calibration_images(data, asked, world, count):
     return images
 
 
-def _check_meaning(content, about, path):
-    """Refuse a network whose images had other classes, or were normalised otherwise.
+def _other_meaning(content, about, path):
+    """What a network's images had otherwise, their classes or their normalisation; "" if nothing.
 
     Files of earlier versions do not say all of it.
     """
@@ -372,9 +384,8 @@ def _check_meaning(content, about, path):
             # the same images give other last digits on another machine
             same = all(map(math.isclose, value, here))
         if not same:
-            raise UseError(
-                f"{path} was trained with other {name} of its images: {value}, not {here}"
-            )
+            return f"{path} was trained with other {name} of its images: {value}, not {here}"
+    return ""
 
 
 def teacher(distill, about, world):
@@ -388,7 +399,9 @@ def teacher(distill, about, world):
     if any(known.get(k) != about[k] for k in ("name", "num_classes", "image_size")):
         source = known["source"]
         raise UseError(f"--distill {distill} was trained on {source}, not on {about['source']}")
-    _check_meaning(content, about, f"--distill {distill}")
+    other = _other_meaning(content, about, f"--distill {distill}")
+    if other:
+        raise UseError(other)
     net = checkpoint.rebuild(content, distill).eval().requires_grad_(False)
     return world.place(net)
 
@@ -404,6 +417,12 @@ def test_only(net, task, weights, give):
     """
     if not weights:
         raise UseError(f"--test_only evaluates trained weights: give {give}")
+    content = checkpoint.load(weights)
+    other = content["format"] != checkpoint.PUBLISHED and _other_meaning(
+        content, task.about, weights
+    )
+    if other:
+        task.world.say(f"note: {other}")
     summary = _measure(task, task.asked.compute.amp)(net)
     task.world.say(f"{task.about['source']}: test accuracy {summary['test_accuracy']:.2%}")
     return summary
@@ -509,8 +528,8 @@ def train(net, recipe, kind, stable, task, extra=None, price=None):
     seed_all(asked.compute.seed + world.rank)
     folder = _run_folder(asked, stable, world)
     if task.saved:
-        # its settings name the folder of then, and a run may have been moved
-        stable = Path(os.path.normpath(folder / "..")) / stable.name
+        # its settings name the folder of then, and a run may have been moved, or be named by a link
+        stable = folder.resolve().parent / stable.name
     record = Record(kind, task.about, settings.flat(asked), stable, folder, extra or {})
     with ExitStack() as held:
         if folder:

@@ -453,9 +453,9 @@ def launch(work, options, amp="none", debug=False):
     if launched is None and options.multiprocessing_distributed:
         node, nodes = _node(options)
         if _gpus(options) == 0:
-            print(
-                "--multiprocessing_distributed: no GPU here, one CPU process per node", flush=True
-            )
+            absent = options.device in ("auto", "cuda")
+            why = "no GPU here" if absent else f"--device {options.device}"
+            print(f"--multiprocessing_distributed: {why}, one process per node", flush=True)
         if max(_gpus(options), 1) * nodes > 1:
             return _spawn(node, nodes, work, options, amp, debug)
     elif launched is None and (options.world_size > 1 or options.rank > 0):

@@ -69,7 +69,7 @@ def _of_machine(error):
     if lost:
         return (
             f"another process of this run was lost ({lost[0]}; out of memory?): the run goes on "
-            "with --resume <its run folder>, on any number of processes"
+            "with --resume <its run folder>"
         )
     # torch's handler of a worker's end raises wherever the main thread is, in Python's code, too
     if isinstance(error.__context__, RuntimeError):

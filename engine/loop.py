@@ -289,6 +289,12 @@ class Trainer:
         more |= {"accuracy": self.accuracy, "epoch": epoch, **record.extra}
         return checkpoint.content(net, record.kind, record.data, record.settings, **more)
 
+    def _count_time(self):
+        """Add the time since the last call, or since the epoch began, to the run's."""
+        now = time.perf_counter()
+        self.seconds += now - self.since
+        self.since = now
+
     def save_last(self):
         """Write last.pth: everything that a resumed run needs."""
         # every process takes part in these two, whether it writes or not
@@ -304,6 +310,7 @@ class Trainer:
             "recipe": self.recipe.state_dict(),
             "price": self.price and self.price.state_dict(),
             "rng": states,
+            "batch_size": self.train_loader.batch_size,
         }
         content = self._content(self.net, self.epoch - 1, training=training)
         checkpoint.save(self.record.folder / "last.pth", content)
@@ -322,6 +329,20 @@ class Trainer:
         for path in (self.record.folder / "best.pth", self.record.stable):
             checkpoint.save(path, content)
 
+    def _check_batch(self, state):
+        """Refuse to go on with batches of another size, as a transformer's on other processes are.
+
+        Its `--batch_size` is that of a process, and the step would count other images.
+        """
+        here = self.train_loader.batch_size
+        # files of earlier versions do not say it
+        there = state.get("batch_size", here)
+        if there != here:
+            raise UseError(
+                f"the interrupted run had batches of {there} images, here they have {here}: start "
+                f"{len(state['rng'])} process(es), as then"
+            )
+
     def restore(self, saved):
         """Go on from the content of a last.pth.
 
@@ -329,6 +350,7 @@ class Trainer:
             UseError: the images are not those of the interrupted run, or the file is damaged.
         """
         about = self.record.data
+        self._check_batch(saved["training"])
         for part in ("train", "test"):
             held = saved["data"].get(part)
             if held != about[part]:
@@ -414,6 +436,7 @@ class Trainer:
                     self._check()
                     # weights that are not finite are not stored: the next loss ends the run
                     if finite(self.net):
+                        self._count_time()
                         self.save_last()
 
     def _train_step(self, images, labels, whole_batch):
@@ -433,7 +456,7 @@ class Trainer:
         out = out.float()
         loss = recipe.loss(out, targets)
         if self.price:
-            loss = loss + len(images) * self.price(now)
+            loss = loss + len(images) * self.price(now, len(images) / whole_batch)
 
         self.optimizer.zero_grad()
         # DDP averages over the processes: scaled, it is the sum over the whole batch, divided by
@@ -506,6 +529,7 @@ class Trainer:
     def _fit_epoch(self, log):
         """Train, evaluate, log and store one epoch; returns its evaluation."""
         start, first = time.perf_counter(), self.step
+        self.since = start
         self.accuracy = None
         if self.step == 0:
             self.sums.zero_()
@@ -523,7 +547,7 @@ class Trainer:
         trained = self._check()
 
         chosen = self._evaluate()
-        self.seconds += time.perf_counter() - start
+        self._count_time()
         self.accuracy = chosen["accuracy"]
         if self.accuracy > self.best or self.run.keep == "last":
             self.best, self.best_epoch = self.accuracy, self.epoch

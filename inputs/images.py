@@ -56,7 +56,8 @@ class Files:
         folder lies.
         """
         names = [str(Path(*Path(path).parts[-2:])) for path in self.paths]
-        return "\n".join(names).encode()
+        # a name need not be text
+        return os.fsencode("\n".join(names))
 
 
 @dataclass(frozen=True)

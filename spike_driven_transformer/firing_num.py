@@ -37,10 +37,13 @@ IMAGES = {"dataset", "data_root", "image_size", "mean", "std", "interpolation", 
 NETWORK = {known.name for known in fields(TransformerOptions)} | {"surrogate_edge"}
 
 # groups that only train.py obeys, but for IMAGES and --amp; and single options like them
-TRAINING = ("augment", "mixing", "training", "timm", "schedule", "loss", "compute")
+TRAINING = ("augment", "mixing", "training", "timm", "schedule", "loss", "price", "compute")
 IDLE = {
+    "energy",
     "initial_checkpoint",
+    "keep",
     "sync_bn",
+    "val_fraction",
     "limit_train_batches",
     "save_freq",
     "test_only",
@@ -115,7 +118,10 @@ def work(asked, world):
     path = asked.run.resume
     net, data, test = load(asked, path, world)
     measure = Measure(test, world, data.about, asked.compute.amp, energy=True)
-    stem = checkpoint.beside(path, "_firing", asked.experiment.experiment)
+    output = asked.experiment.experiment
+    if "output_dir" in asked.given:
+        output = f"{asked.run.output_dir}/{output}"
+    stem = checkpoint.beside(path, "_firing", output)
     return whole_report(world.place(net), measure, stem)
 
 

@@ -89,6 +89,8 @@ def start_network(task):
     # a resumed run has its weights in last.pth
     if path and not task.saved:
         world.say(checkpoint.load_named(net, path))
+        if asked.run.test_only:
+            run.note_activation(checkpoint.load(path), net.act, path, world)
     net = world.place(net)
     net.recompute = asked.compute.recompute
     if asked.experiment.sync_bn:

@@ -72,6 +72,7 @@ class Price:
 
     def __init__(self, options, net, epochs, fixed, full, world):
         self.fixed, self.full, self.world = fixed, full, world
+        self.options = options
         self.target = options.target(fixed, full)
         self.warm = options.penalty_warm_up
         if self.warm is None:
@@ -81,10 +82,13 @@ class Price:
         self.energy = torch.zeros((), device=world.device)  # of the last batch
         self.first = None  # energy of the first batch
 
-    def __call__(self, epoch):
-        """0-dim, differentiable, of the forward that has just run; epoch: see `Recipe.set_rate`."""
+    def __call__(self, epoch, part=1.0):
+        """0-dim, differentiable, of the forward that has just run.
+
+        epoch: see `Recipe.set_rate`. part: of the batch, that this process has.
+        """
         share = self.additions()
-        mean = self.world.sum(share.detach().clone()) / self.world.size
+        mean = self.world.sum(share.detach() * part)
         self.energy = self.fixed + self.full * mean
         risen = min(1, (epoch - 1) / self.warm) if self.warm else 1
         if not self.target:
@@ -103,9 +107,17 @@ class Price:
 
     def state_dict(self):
         """Plain values for `last.pth`."""
-        return {"first": None if self.first is None else self.first.item()}
+        return {
+            "first": None if self.first is None else self.first.item(),
+            "fixed": self.fixed,
+            "full": self.full,
+        }
 
     def load_state_dict(self, state):
         """The inverse of `state_dict`."""
         if state["first"] is not None:
             self.first = torch.tensor(state["first"], device=self.world.device)
+        # files of earlier versions do not have them; here they may be of other images
+        if "fixed" in state:
+            self.fixed, self.full = state["fixed"], state["full"]
+            self.target = self.options.target(self.fixed, self.full)

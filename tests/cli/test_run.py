@@ -73,6 +73,9 @@ def test_a_restart_by_torchrun_goes_on_with_its_own_run(
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", restarts)
     again, saved = read(argv)
     assert (again.run.resume == str(folder)) == (saved is not None) == goes_on
+    # the launcher numbers the processes of a node
+    second, _ = read(f"{argv} --local-rank=1")
+    assert (second.run.resume == str(folder)) == goes_on
     # of other settings, or finished, it is another run
     assert read(argv.replace("7 ", "8 "))[1] is None
     log.write_json(folder / "summary.json", {})
@@ -123,6 +126,17 @@ def test_what_changes_the_result_is_refused(interrupted):
 def test_the_local_rank_is_that_of_this_launch(interrupted):
     assert read(f"--resume {interrupted}")[0].device.local_rank is None
     assert read(f"--resume {interrupted} --local-rank 1")[0].device.local_rank == 1
+
+
+def test_the_processes_are_those_of_this_launch(tmp_path):
+    asked, _ = read("--device cpu")
+    there = {"world_size": 2, "rank": 1, "dist_url": "tcp://10.0.0.1:1", "gpu": 3}
+    store(tmp_path / "last.pth", settings.flat(asked) | there)
+    now = read(f"--resume {tmp_path}")[0].device
+    assert (now.world_size, now.rank, now.dist_url, now.gpu) == (-1, -1, "env://", 3)
+    assert read(f"--resume {tmp_path} --device cpu")[0].device.gpu is None
+    with pytest.raises(UseError, match="--gpu and --device both name the device"):
+        read("--gpu 0 --device cpu")
 
 
 def test_settings_of_older_names_are_understood(tmp_path):
@@ -364,6 +378,18 @@ def test_a_teacher_of_images_that_mean_something_else_is_refused(name, tmp_path)
     run.teacher(str(path), ABOUT, World())
     with pytest.raises(UseError, match=f"was trained with other {name} of its images"):
         run.teacher(str(path), ABOUT | here | {name: OTHER[name]}, World())
+
+
+def test_a_test_on_images_that_mean_something_else_says_so(tmp_path, capsys, monkeypatch):
+    path = tmp_path / "net.pth"
+    known = {"mean": [0.1, 0.2, 0.3], "std": [0.1, 0.2, 0.3]}
+    checkpoint.save(path, checkpoint.content(toy(), "ann", ABOUT | known, {}))
+    monkeypatch.setattr(run, "_measure", lambda *_: lambda net: {"test_accuracy": 0.5})
+    for mean, said in (([0.1, 0.2, 0.3], ""), ([0.1, 0.2, 0.4], "note: ")):
+        data = SimpleNamespace(about=ABOUT | known | {"mean": mean})
+        asked = SimpleNamespace(compute=SimpleNamespace(amp="none"))
+        run.test_only(toy(), run.Task(asked, None, World(), data, ()), str(path), "--weights")
+        assert capsys.readouterr().out.startswith(said or "noise: test accuracy 50.00%")
 
 
 def test_a_network_of_other_classes_is_refused():

@@ -365,7 +365,7 @@ def test_without_a_gpu_it_is_one_cpu_process(env, monkeypatch, capsys):
     )
     world = dist.launch(lambda world: world, cpu(multiprocessing_distributed=True))
     assert (world.rank, world.size, str(world.device)) == (0, 1, "cpu")
-    assert "no GPU here, one CPU process per node" in capsys.readouterr().out
+    assert "--device cpu, one process per node" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The loop with a recipe of the test's own, on a network that fits on a line."""
 
 import random
+import time
 
 import numpy as np
 import pytest
@@ -312,6 +313,26 @@ def test_a_run_goes_on_where_it_was():
     assert (again.best, again.best_epoch) == (0.9, 1)
     assert again.sums.tolist() == [1.0, 2.0, 3.0]
     assert torch.equal(torch.rand(3), expected)
+
+
+def test_batches_of_another_size_are_refused():
+    """A transformer on other processes has them: its step would count other images."""
+    run = trainer(linear(), Noting(3), noise(4))
+    saved = stored(run, processes=2)
+    saved["training"]["batch_size"] = 8
+    said = refused(run, saved)
+    assert "had batches of 8 images, here they have 4: start 2 process(es), as then" in said
+
+
+def test_the_time_of_an_interrupted_epoch_counts(tmp_path, monkeypatch):
+    clock = iter(range(1000))
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(clock)))
+    seconds = []
+    run = trainer(linear(), Noting(1), noise(4, 4), save_freq=1)
+    run.save_last = lambda: seconds.append(run.seconds)
+    whole = run.fit()
+    # before the epoch, after the first of its two steps, at its end
+    assert 0 == seconds[0] < seconds[1] < seconds[2] == whole["seconds"]
 
 
 class Averaging(Noting):

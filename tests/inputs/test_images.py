@@ -192,6 +192,8 @@ def test_the_digest_of_files_does_not_depend_on_where_they_lie():
     here, there = (describe_part(Files([f"{at}/train/n0/1.jpg"], labels)) for at in ("a", "b/c"))
     assert here == there
     assert here != describe_part(Files(["a/train/n1/1.jpg"], labels))
+    # as a name in Latin-1 is read
+    describe_part(Files([os.fsdecode(b"a/train/n1/caf\xe9.jpg")], labels))
 
 
 # ---- folders

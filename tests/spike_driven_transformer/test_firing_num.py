@@ -61,6 +61,11 @@ def test_a_checkpoint_is_measured_as_it_was_trained(trained, tmp_path):
         assert (tmp_path / f"mine.{suffix}").is_file()
 
 
+def test_the_files_go_where_output_says(trained, tmp_path):
+    firing_num.main(["--resume", trained["checkpoint"], *QUICK, "--output", f"{tmp_path}/there"])
+    assert list((tmp_path / "there").glob("*_firing.json"))
+
+
 @pytest.mark.parametrize("option, value", [("time_steps", 1), ("mlif_channels", 2)])
 def test_an_option_that_contradicts_the_checkpoint_is_refused(option, value, trained):
     words = ["--resume", trained["checkpoint"], *QUICK]
@@ -109,7 +114,7 @@ def test_stored_settings_say_which_images(tmp_path):
 IDLE = shlex.split(
     "lr epochs smoothing momentum weight_decay opt opt_eps min_lr warmup_epochs clip_grad "
     "model_ema_decay mixup cutmix mixup_off_epoch aa reprob hflip aug_repeats TET_lamb seed "
-    "initial_checkpoint limit_train_batches save_freq"
+    "initial_checkpoint limit_train_batches save_freq rate_penalty energy_target"
 )
 
 
@@ -119,9 +124,13 @@ def test_options_of_the_training_do_nothing(option, fails):
     assert "does nothing here: a trained network is measured" in line
 
 
-@pytest.mark.parametrize("flag", ["no_aug", "test_only", "dont_save", "sync_bn", "TET", "compile"])
+FLAGS = ["no_aug", "test_only", "dont_save", "sync_bn", "TET", "compile", "energy"]
+
+
+@pytest.mark.parametrize("flag", [*FLAGS, "keep=last", "val_fraction=0.1"])
 def test_flags_of_the_training_do_nothing(flag, fails):
-    fails(firing_num.main, f"--resume x.pth --{flag}", f"--{flag} does nothing here")
+    name, _, _ = flag.partition("=")
+    fails(firing_num.main, f"--resume x.pth --{flag}", f"--{name} does nothing here")
 
 
 def test_other_options_are_taken():

@@ -89,8 +89,12 @@ def test_the_energy_is_asked_for_in_small_steps():
 def test_a_resumed_price_goes_on():
     one, two = (price(0.3, energy_target=2.0) for _ in range(2))
     one(1.0)
+    # what was measured of other images counts
+    one.fixed, one.full = 1.5, 9.0
+    one.load_state_dict(one.state_dict())
     two.load_state_dict(one.state_dict())
     assert between(one) == between(two)
+    assert (two.fixed, two.full, two.target) == (1.5, 9.0, 2.0)
 
 
 def test_the_best_epoch_may_be_one_that_takes_more(here):
