@@ -67,7 +67,13 @@ def training_command(parser, argv, rules, work):
 
 
 def in_processes(job, asked):
-    """job(world), in as many processes as the settings ask for; see `engine.dist.launch`."""
+    """job(world), in as many processes as the settings ask for; see `engine.dist.launch`.
+
+    Raises:
+        UseError: two options name the device, or see there.
+    """
+    if {"gpu", "device"} <= asked.given:
+        raise UseError("--gpu and --device both name the device: give one of them")
     return launch(job, asked.device, asked.compute.amp, asked.common.debug)
 
 
@@ -152,8 +158,6 @@ def read_settings(parser, argv, rules):
         UseError: an option differs from the interrupted run's, or the run is of another script.
     """
     asked = parser.parse(argv)
-    if {"gpu", "device"} <= asked.given:
-        raise UseError("--gpu and --device both name the device: give one of them")
     if not (asked.run.resume or asked.run.dont_save):
         asked = replace(asked, run=replace(asked.run, resume=_restarted(asked)))
     if not asked.run.resume:

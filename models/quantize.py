@@ -2,7 +2,7 @@
 
     y = (x - lo) / (hi - lo)
     k = round(log2 y)
-    q = 2^k for k_min <= k <= 0, else 0
+    q = 2^min(k, 0) for k >= k_min, else 0
     out = q * (hi - lo) + lo
 
 The gradient is straight-through: the quantiser counts as the identity in the backward pass.
