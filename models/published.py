@@ -166,9 +166,28 @@ def rename(net, state):
 
         if name in own and value.squeeze().shape == own[name].squeeze().shape:
             value = value.reshape(own[name].shape)
+            if held == "vggsnn":
+                value = upright(value)
         renamed[name] = value
     return renamed
 
+
+def upright(value):
+    """A weight of VGGSNN, which learned frames [polarity, x, y], for ours, [polarity, y, x].
+
+    All maps are square, so that the network of the turned weights computes the same of the turned
+    frames. It is its own inverse.
+    """
+    if value.dim() == 4:
+        return value.transpose(2, 3)
+    if value.dim() == 2:
+        # of the head, which sees the last map, flattened
+        maps = value.unflatten(1, (-1, SIDE, SIDE))
+        return maps.transpose(2, 3).flatten(1)
+    return value
+
+
+SIDE = 3  # of VGGSNN's last map, pixels
 
 # Fields that have another name here: the range of a quantiser.
 FIELDS = {"minimum": "lo", "maximum": "hi"}

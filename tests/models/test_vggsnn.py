@@ -34,13 +34,13 @@ def state(tag):
 
 
 def recorded(tag):
-    """(network, its merged input frames [B, T, 2, 48, 48])"""
+    """(network, its merged input frames [B, T, 2, 48, 48]), whose recording has x before y."""
     net = models.build("vggsnn", vggsnn.activation(TAGS[tag], steps=3), width_mult=1 / 8)
     published.fit(net, published.rename(net, state(tag)), new=SETTINGS)
     x = tensor(f"{tag}_x").float()
     if TAGS[tag]:
         x = (x * 2.0 ** torch.arange(3).view(3, 1, 1, 1)).sum(2)  # [B, T, S, ...]
-    return net, x
+    return net, x.transpose(-1, -2).contiguous()
 
 
 def small(levels=2, steps=3):
@@ -90,7 +90,7 @@ def test_a_training_step(tag):
     loss.backward()
     prefix = f"{tag}_grad/"
     keys = [key for key in NUMBERS.files if key.startswith(prefix)]
-    gradients = {key.removeprefix(prefix): tensor(key) for key in keys}
+    gradients = {key.removeprefix(prefix): published.upright(tensor(key)) for key in keys}
     assert len(gradients) == 5
     weights = {key: value for key, value in state(tag).items() if "ops" not in key}
     check_gradients(net, weights, gradients)

@@ -72,7 +72,10 @@ def test_published_weights_start_a_training(prepared, tmp_path):
     still = "--epochs 1 --limit_train_batches 1 --learning_rate 0"
     trained = train(f"{options} {still} --pretrained_snn {path}")
     found = torch.load(trained["checkpoint"], weights_only=True)["model"]
-    assert torch.equal(found["head.weight"], state("mc1_S3")["classifier.module.weight"])
+    head = state("mc1_S3")["classifier.module.weight"]
+    # it learned frames that lie on their side
+    upright = head.view(10, 64, 3, 3).transpose(2, 3).reshape(10, 576)
+    assert torch.equal(found["head.weight"], upright) and not torch.equal(upright, head)
 
 
 def test_a_checkpoints_settings_hold_in_every_test(trained, prepared, tmp_path):
