@@ -47,12 +47,13 @@ def fan_out(module, x, out):
 
 
 def worths(levels):
-    """What the 3S binary digits of an input are worth that count as digits of spikes.
+    """What the 4S - 1 binary digits of an input are worth that count as digits of spikes.
 
-    The spikes of a neuron with S lanes need S digits, 1 to 2^(S-1). Those of a scaled neuron lie
-    below, down to 2^(1-S), and products of two of them, and averages of four spikes, lower still.
+    The spikes of a neuron with S lanes need S digits, 1 to 2^(S-1); products of two, as of a gate,
+    need them up to 2^(2S-2). Those of a scaled neuron lie below, down to 2^(1-S), and products of
+    two of them, and averages of four spikes, lower still.
     """
-    return [2.0**k for k in range(-2 * levels, levels)]
+    return [2.0**k for k in range(-2 * levels, 2 * levels - 1)]
 
 
 def marks(x, levels):
@@ -60,7 +61,7 @@ def marks(x, levels):
 
     They come one after the other so that no more than one of them is in memory.
     """
-    digits = 3 * levels  # as many as `worths` has
+    digits = len(worths(levels))
     scaled = x.float() * 4.0**levels  # the least digit becomes worth 1
     code = scaled.int()
     binary = (code == scaled) & (code >> digits == 0)
@@ -86,9 +87,9 @@ class Counts(NamedTuple):
 
     @classmethod
     def of(cls, kinds):
-        """Names for the columns of a tensor [T, 2 + 3S], which come in the order of `marks`."""
+        """Names for the columns of a tensor [T, 1 + 4S], which come in the order of `marks`."""
         nonzero, other, *digits = kinds.T.tolist()
-        by_worth = zip(worths(len(digits) // 3), digits)
+        by_worth = zip(worths((len(digits) + 1) // 4), digits)
         return cls(nonzero, other, dict(by_worth))
 
 
@@ -99,7 +100,7 @@ class Counter:
 
     Attributes, each {layer: ...} and filled by the hooks in the order in which the layers run:
         sizes: `Row` without counts.
-        counts: float64 [2, T, 2 + 3S] over all images: inputs and additions, by kind (`Counts`).
+        counts: float64 [2, T, 1 + 4S] over all images: inputs and additions, by kind (`Counts`).
         spikes: float64 [T, S] over all images. neurons: their number.
         behind: the weighted layer that ran last before the neurons.
     """

@@ -114,6 +114,10 @@ class Parser(argparse.ArgumentParser):
         values = vars(self.parse_args(argv))
         return settings.make(self.kind, values, self._given(argv))
 
+    def typed(self, argv):
+        """Names of the options among the words of argv, without those of a configuration file."""
+        return Parser.parse(self, argv).given
+
     def _given(self, argv):
         """Names of the options that argv really names: without defaults no others are set."""
         # copies, since the defaults of this parser stay

@@ -161,7 +161,8 @@ def read_settings(parser, argv, rules):
     if not (asked.run.resume or asked.run.dont_save):
         asked = replace(asked, run=replace(asked.run, resume=_restarted(asked)))
     if not asked.run.resume:
-        refuse_idle(asked.given, rules(asked))
+        # a configuration file may hold what the command line overrides
+        refuse_idle(parser.typed(argv), rules(asked))
         return asked, None
 
     # a run folder or a file in it

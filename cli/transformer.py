@@ -25,8 +25,8 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 # what a --model says of the network; `sdt` leaves all to the other options
 SIZES = {
     "sdt": {},
-    "sdt_2_512_cifar": {"layer": 2, "dim": 512},
-    "sdt_8_512_imagenet": {"layer": 8, "dim": 512},
+    "sdt_2_512_cifar": {"layer": 2, "dim": 512, "pooling_stat": "0011"},
+    "sdt_8_512_imagenet": {"layer": 8, "dim": 512, "pooling_stat": "1111"},
 }
 
 # keys of the published configurations that are no options here, and why

@@ -69,6 +69,8 @@ def session(model, threads=None):
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = 3  # errors
+    # products of int8 saturate in 16 bits on processors without VNNI
+    options.add_session_config_entry("session.x64quantprecision", "1")
     # else its threads would go on for a while, beside torch's
     options.add_session_config_entry("session.force_spinning_stop", "1")
     return runtime.InferenceSession(model, options, providers=["CPUExecutionProvider"])

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.measure import Measure, whole_report
 from cli import run
-from cli.parser import Parser, refuse_idle
+from cli.parser import refuse_idle
 from cli.transformer import (
     TransformerOptions,
     TransformerParser,
@@ -131,8 +131,7 @@ def main(argv=None):
     parser = TransformerParser("firing_num.py", about, TransformerSettings)
     asked = parser.parse(argv)
     # a configuration may well hold the recipe of the training, so these are the words of argv alone
-    given = Parser.parse(parser, argv).given
-    refuse_idle(given, [(idle(), False, "a trained network is measured")])
+    refuse_idle(parser.typed(argv), [(idle(), False, "a trained network is measured")])
     if not asked.run.resume:
         raise UseError("give --resume, the checkpoint to measure")
     return run.in_processes(partial(work, asked), asked)

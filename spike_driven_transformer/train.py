@@ -56,7 +56,11 @@ def image_rules(asked):
             "it needs --scale 1 1 --ratio 1 1 --color_jitter 0 and neither --aa, --reprob, "
             "--vflip nor --no_aug",
         ),
-        (["mixup_mode"], asked.mixing.on, "give --mixup or --cutmix"),
+        (
+            ["mixup_mode", "mixup_prob", "mixup_switch_prob", "mixup_off_epoch"],
+            asked.mixing.on,
+            "give --mixup or --cutmix",
+        ),
     ]
 
 
@@ -69,10 +73,13 @@ def rules(asked):
         # the surrogate of fast_mlif has the heights of the jumps
         (["surrogate_edge"], inner, "only mlif of several lanes has inner boundaries to weigh"),
         (["neuron_backend"], network.multi_level, "lif and plif are SpikingJelly's"),
+        (["scaled"], network.multi_level, "lif and plif have one lane"),
         run.backend_rule(asked, "--compile traces the neuron"),
         run.price_rule(asked.price, asked.run.keep),
         (["means", "lamb"], asked.loss.TET, "give --TET"),
         (["cooldown_epochs"], sched != "step", "--sched step has no cool-down"),
+        (["min_lr"], sched != "step", "--sched step has no lowest rate"),
+        (["warmup_lr"], asked.schedule.warmup_epochs, "give --warmup_epochs"),
         (["decay_epochs"], sched == "step", f"--sched {sched} has no drops"),
         (["decay_rate"], sched in ("step", "poly"), f"--sched {sched} has none"),
         (["clip_mode"], timm.clip_grad, "give --clip_grad"),

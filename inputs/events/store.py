@@ -148,6 +148,13 @@ class Store(ExitStack):
                 f"another preparation is at work in {self.output}: wait for it, "
                 "or give another --output"
             ) from None
+        except OSError as error:
+            # some file systems of clusters have no locks
+            print(
+                f"warning: {self.output} cannot be locked ({error.strerror}): see to it that no "
+                "other preparation works there",
+                flush=True,
+            )
         for part in PARTS:
             growing, final = self.output / f"{part}.npy.part", self.output / f"{part}.npy"
             # a run that was cut off inside `finish` has renamed it already

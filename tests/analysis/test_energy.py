@@ -119,14 +119,17 @@ def test_analog_values_have_no_digits():
 
 
 def test_digits_of_spikes():
-    """S = 3: digits from 1/64 to 4; negative, large and fractional values have none."""
-    x = torch.tensor([0.0, 4.0, 0.75, 1 / 64, 0.3, -1.0, 8.0])
+    """S = 3: digits from 1/64 to 16, as a gated spike; negative, large and fractional values have
+    none.
+    """
+    x = torch.tensor([16.0, 4.0, 0.75, 1 / 64, 0.3, -1.0, 32.0])
     kinds = torch.stack(list(marks(x, 3)), -1)  # a column per kind, as `Counts` names them
     counts = Counts.of(kinds)
-    assert counts.nonzero == [0, 1, 1, 1, 1, 1, 1] and counts.other == [0, 0, 0, 0, 1, 1, 1]
-    assert list(counts.digits) == worths(3) == [2.0**k for k in range(-6, 3)]
+    assert counts.nonzero == [1] * 7 and counts.other == [0, 0, 0, 0, 1, 1, 1]
+    assert list(counts.digits) == worths(3) == [2.0**k for k in range(-6, 5)]
     values = [sum(w * digit[i] for w, digit in counts.digits.items()) for i in range(7)]
-    assert values == [0, 4, 0.75, 1 / 64, 0, 0, 0]
+    assert values == [16, 4, 0.75, 1 / 64, 0, 0, 0]
+    assert not torch.stack(list(marks(torch.zeros(2), 3))).any()
 
 
 def test_processes_are_summed():

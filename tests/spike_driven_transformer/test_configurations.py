@@ -5,6 +5,7 @@ import shlex
 import pytest
 import yaml
 
+from cli import run
 from cli.transformer import TransformerSettings, build
 from engine import settings
 from engine.errors import UseError
@@ -136,20 +137,30 @@ def test_help_texts_stand_alone():
 @pytest.mark.parametrize(
     ("words", "sizes"),
     [
-        ("--layer 3 --dim 64", (3, 64)),
-        ("--model sdt_2_512_cifar", (2, 512)),
-        ("--model sdt_8_512_imagenet --dim 512", (8, 512)),
+        ("--layer 3 --dim 64", (3, 64, "1111")),
+        ("--model sdt_2_512_cifar", (2, 512, "0011")),
+        ("--model sdt_8_512_imagenet --dim 512", (8, 512, "1111")),
     ],
 )
 def test_a_model_may_name_the_sizes(words, sizes):
     asked = parsed(words)
-    assert (asked.network.layer, asked.network.dim) == sizes
+    network = asked.network
+    assert (network.layer, network.dim, network.pooling_stat) == sizes
     assert f"sdt_{sizes[0]}_{sizes[1]}_cifar10" in str(train.result(asked))
 
 
 def test_a_size_beside_another_is_refused():
     with pytest.raises(UseError, match="--dim 64 contradicts --model sdt_2_512_cifar"):
         parsed("--model sdt_2_512_cifar --dim 64")
+
+
+@pytest.mark.parametrize("words", ["--sched step", "--dataset digits --image_size 32 --sched step"])
+def test_the_command_line_overrides_a_file(words):
+    """What the file says of the schedule then does nothing, and is no mistake of the user."""
+    path = ROOT / "spike_driven_transformer/conf/cifar10/2_512_300E_t1_c3.yml"
+    argv = ["-c", str(path), *words.split()]
+    asked, _ = run.read_settings(train.get_parser(), argv, train.rules)
+    assert asked.schedule.sched == "step" and asked.schedule.cooldown_epochs == 10
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,8 @@
 it had not been.
 """
 
+import errno
+import fcntl
 import os
 import resource
 import shutil
@@ -279,6 +281,16 @@ def test_a_file_in_the_place_of_the_folder(recordings, fails, tmp_path):
     (tmp_path / "file").write_text("")
     argv = f"--source {recordings} --output {tmp_path}/file"
     fails(dvscifar_prepare.main, argv, f"cannot write to {tmp_path}/file", status=1)
+
+
+def test_a_file_system_without_locks(recordings, tmp_path, capsys, monkeypatch):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    dvscifar_prepare.main(f"--source {recordings} --output {tmp_path}/free".split())
+    assert "free cannot be locked (No locks available): see to it" in capsys.readouterr().out
+    assert list((tmp_path / "free").glob("**/manifest.json"))
 
 
 def test_two_at_a_time(recordings, fails, tmp_path):
