@@ -15,6 +15,7 @@ if not torch.cuda.is_available():
 
 from engine import zoo
 from engine.errors import guard
+from engine.loop import seed_all
 from tests.helpers import ROOT, cifar_copy
 from tests.zoo import fill
 
@@ -25,7 +26,7 @@ torch.set_num_threads(1)
 @pytest.fixture(autouse=True)
 def seeded():
     """Random numbers of a test do not depend on which tests ran before it."""
-    torch.manual_seed(0)
+    seed_all(0)
 
 
 @pytest.fixture

@@ -1,6 +1,7 @@
 """Run the scripts as a user does, in a folder of its own; and stand-ins for image folders."""
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,13 @@ def environment(folder, **more):
     env["TQDM_DISABLE"] = "1"
     env["OMP_NUM_THREADS"] = "1"
     return env | {name: str(value) for name, value in more.items()}
+
+
+def free_port():
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
 
 
 def command(line, folder, path=None, **env):

@@ -174,6 +174,12 @@ def test_every_help_text_stands_alone():
     assert not pointing, "\n".join(pointing)
 
 
+@pytest.fixture(autouse=True)
+def columns(monkeypatch):
+    """Help is wrapped as in a terminal of this width, whatever this one has."""
+    monkeypatch.setenv("COLUMNS", "120")
+
+
 def test_no_help_text_is_empty():
     assert [where for text, where in texts().items() if not text.strip()] == []
 

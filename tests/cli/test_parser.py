@@ -180,7 +180,8 @@ def test_help_says_unit_and_default(parser):
 
 def test_help_names_all_spellings_and_choices(parser):
     text = shown(parser)
-    assert "--main_dish MAIN_DISH, -d MAIN_DISH, --meal MAIN_DISH" in text
+    # Python 3.13 names the value once
+    assert all(spelling in text for spelling in ("--main_dish", "-d", "--meal MAIN_DISH"))
     assert "--side {bread,rice}" in text
 
 

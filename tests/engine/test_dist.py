@@ -4,7 +4,6 @@ import json
 import os
 import re
 import shutil
-import socket
 import sys
 import textwrap
 import threading
@@ -20,7 +19,7 @@ from engine import checkpoint, dist
 from engine.dist import DeviceOptions, World
 from engine.errors import UseError
 from engine.files import locked
-from tests.helpers import LAUNCHERS, ROOT, cifar_copy, command, end, read, start
+from tests.helpers import LAUNCHERS, ROOT, cifar_copy, command, end, free_port, read, start
 
 SMALL = (
     "--dataset DIGITS --architecture RESNET20 --width_mult 0.0625 --bias --epochs 1 "
@@ -34,12 +33,6 @@ SNN_FILE = "snn/snn_resnet20_digits_w0.0625_MC_T_2_H_1_C_3_Z_0.pth"
 TORCHRUN = "-m torch.distributed.run --nproc_per_node 2"
 LAUNCH = "-m torch.distributed.launch --nproc_per_node 2"
 OWN = {"PYTHONPATH": ROOT}  # so that a script of a test's own finds the project
-
-
-def free_port():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return free.getsockname()[1]
 
 
 def two(launcher, line, folder, **env):
@@ -214,7 +207,8 @@ def test_no_thread_of_the_process_group_is_left(fails, tmp_path):
     """One that frees a tensor while Python ends would abort the process (signal 6)."""
     (tmp_path / "threads.py").write_text(textwrap.dedent(THREADS))
     argv = ["threads.py", *f"{SMALL} --bn --batch_size 8".split()] + ["fails"] * fails
-    for _, output, _ in pair(argv, tmp_path, **OWN):
+    for status, output, _ in pair(argv, tmp_path, **OWN):
+        assert status >= 0 and bool(status) == fails
         assert "threads:" in output
         assert "gloo" not in output
 

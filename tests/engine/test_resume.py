@@ -34,6 +34,7 @@ RATE = (
     f"{COMMON} {RESNET} --dropout 0.3 --timesteps 2 --input_encoding 0 --default_threshold 0.2 "
     "-lr 0.01"
 )
+PRICE = f"{SNN} --rate_target 0.1 --keep last"
 LANES = (
     f"{COMMON} {RESNET} --bn --dropout 0 -lr 0.01 --multi_channel 1 --num_channels 2 "
     "--timesteps 1 --conversion matched --first_lanes 4,3 --lsq_gradient --keep last"
@@ -73,6 +74,7 @@ def commands(cifar, fused):
         "ann": (ann_ddp.main, f"{ANN} {data}"),
         "lq": (ann_ddp.main, f"{LQ} {data}"),
         "snn": (snn_ddp.main, f"{SNN} {data} --pretrained_ann {fused}"),
+        "price": (snn_ddp.main, f"{PRICE} {data} --pretrained_ann {fused}"),
         "lanes": (snn_ddp.main, f"{LANES} {data} --pretrained_ann {unfused(fused)}"),
         "rate": (snn_ddp.main, f"{RATE} {data}"),
     }
@@ -153,7 +155,16 @@ def assert_same_weights(a, b):
 @pytest.mark.parametrize(
     "kind, steps",
     [
-        *(("ann", 1), ("ann", 5), ("ann", 7), ("lq", 5), ("lq", 7), ("snn", 2), ("snn", 5)),
+        *(
+            ("ann", 1),
+            ("ann", 5),
+            ("ann", 7),
+            ("lq", 5),
+            ("lq", 7),
+            ("snn", 2),
+            ("snn", 5),
+            ("price", 5),
+        ),
         *(("lanes", 2), ("lanes", 5), ("lanes", 7), ("rate", 5)),
     ],
 )

@@ -1,5 +1,7 @@
 """What the demos share: the commands that they show and run, and their table."""
 
+import json
+
 import pytest
 
 import ann_ddp
@@ -63,3 +65,13 @@ def test_the_table_of_a_demo(capsys):
     ]
     demo.table("", "", {"S=3": ({"accuracy": 1, "energy_uj": 10}, "")})
     assert capsys.readouterr().out.splitlines()[2] == "S=3        100.00%        10.000"
+
+
+def test_the_demo_of_the_digits(tmp_path, capsys):
+    """Its first command of the README, an epoch each."""
+    digits.main(["--epochs", "1", "1", "1", "--output_dir", str(tmp_path)])
+    said = capsys.readouterr().out
+    assert [line.split("  ")[0] for line in said.splitlines()[-9:]].count("SNN") == 1
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert [stage["stage"] for stage in summary["stages"]] == ["ANN", "LQ-ANN", "ANN, fused", "SNN"]
+    assert (tmp_path / "demo.png").stat().st_size > 10_000

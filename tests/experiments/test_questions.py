@@ -240,6 +240,19 @@ def test_an_answer_of_other_options_seeds_or_data_is_not_replaced(tmp_path, fail
     fails(report, seeds_of((0.5, 0.6)), "is no answer")
 
 
+def test_a_question_is_asked(cifar, tmp_path, capsys, fails):
+    words = (
+        f"distillation --width_mult 0.03 --ann_epochs 1 --seeds 0 --amp none --device cpu "
+        f"--limit_train_batches 1 --data_root {cifar} --output_dir {tmp_path}/runs "
+        f"--results {tmp_path}/out"
+    )
+    questions.main(f"{words} --epochs 1".split())
+    assert (tmp_path / "out/distillation.md").read_text() in capsys.readouterr().out
+    # before anything is trained
+    said = fails(questions.main, f"{words} --epochs 2", "other options", keep=tmp_path)
+    assert "distillation.md" in said
+
+
 # ---- statistics ----
 
 

@@ -90,7 +90,7 @@ def carry_out(blocks, folder):
 @pytest.fixture
 def copy(tmp_path):
     """A copy of the product and of its tests."""
-    command = ["git", "ls-files", "-co", "--exclude-standard"]
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     for name in done.stdout.splitlines():
         if not name.startswith(("results/", "docs/")) and (ROOT / name).is_file():

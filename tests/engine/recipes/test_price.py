@@ -97,6 +97,20 @@ def test_a_resumed_price_goes_on():
     assert (two.fixed, two.full, two.target) == (1.5, 9.0, 2.0)
 
 
+class Other(World):
+    """Two processes, of which the other one has a quarter of the batch and 0.7 of its MACs."""
+
+    def sum(self, tensor):
+        return tensor.add_(0.25 * 0.7)
+
+
+def test_processes_count_by_their_images():
+    made = price(0.3, energy_target=2.0)
+    made.world = Other()
+    made(1.0, part=0.75)
+    assert made.energy.item() == pytest.approx(1 + 10 * (0.75 * 0.3 + 0.25 * 0.7))
+
+
 def test_the_best_epoch_may_be_one_that_takes_more(here):
     with pytest.raises(UseError, match="--energy_target and --rate_target need --keep last"):
         snn_ddp.main(f"{LINE} --rate_target 0.2".split())
