@@ -34,7 +34,7 @@ RATE = (
     f"{COMMON} {RESNET} --dropout 0.3 --timesteps 2 --input_encoding 0 --default_threshold 0.2 "
     "-lr 0.01"
 )
-PRICE = f"{SNN} --rate_target 0.1 --keep last"
+PRICE = f"{SNN} --rate_target 0.5 --penalty_warm_up 3 --keep last"
 LANES = (
     f"{COMMON} {RESNET} --bn --dropout 0 -lr 0.01 --multi_channel 1 --num_channels 2 "
     "--timesteps 1 --conversion matched --first_lanes 4,3 --lsq_gradient --keep last"
@@ -171,7 +171,8 @@ def assert_same_weights(a, b):
 def test_resumed_equals_uninterrupted(commands, uninterrupted, cut, kind, steps):
     main, argv = commands[kind]
     folder = cut(main, argv, steps)
-    assert checkpoint.load(folder / "last.pth")["training"]["step"] == (steps - 1) % 3
+    state = checkpoint.load(folder / "last.pth")["training"]
+    assert (state["step"], state["batch_size"]) == ((steps - 1) % 3, 8)
     seed_all(12345)
     main(["--resume", str(folder)])
     assert_same(folder, uninterrupted(kind))
