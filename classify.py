@@ -45,7 +45,7 @@ def main(argv=None):
     if not path.is_file():
         raise UseError(f"no picture at {path}: give an image file")
     net = from_pretrained(asked.network)
-    image = net.transform(decode(path))[None]
+    image = net.transform(decode(path, upright=True))[None]
     with energy.Counter(net) as counter:
         shares = net(image).detach().softmax(1)[0].tolist()
     bill = counter.energy()

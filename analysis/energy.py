@@ -87,7 +87,7 @@ class Counts(NamedTuple):
 
     @classmethod
     def of(cls, kinds):
-        """Names for the columns of a tensor [T, 1 + 4S], which come in the order of `marks`."""
+        """Names for the columns of a tensor [T, kinds], which come in the order of `marks`."""
         nonzero, other, *digits = kinds.T.tolist()
         by_worth = zip(worths((len(digits) + 1) // 4), digits)
         return cls(nonzero, other, dict(by_worth))
@@ -100,7 +100,7 @@ class Counter:
 
     Attributes, each {layer: ...} and filled by the hooks in the order in which the layers run:
         sizes: `Row` without counts.
-        counts: float64 [2, T, 1 + 4S] over all images: inputs and additions, by kind (`Counts`).
+        counts: float64 [2, T, kinds] over all images: inputs and additions, by kind (`Counts`).
         spikes: float64 [T, S] over all images. neurons: their number.
         behind: the weighted layer that ran last before the neurons.
     """

@@ -123,20 +123,21 @@ def accuracy_against_energy(axis):
 
 
 def curves(run):
-    """(epochs, test or val accuracy in %) of a run folder."""
+    """(epochs, accuracy in %, its name in the log) of a run folder."""
     lines = read_lines(Path(run) / "log.jsonl")
     name = "val_accuracy" if lines and "val_accuracy" in lines[0] else "test_accuracy"
     epochs = [line["epoch"] for line in lines]
-    return epochs, [100 * line[name] for line in lines]
+    return epochs, [100 * line[name] for line in lines], name
 
 
-def chain(title, stages, lanes, path):
+def chain(title, stages, lanes, path, steps=1):
     """One picture of a chain: accuracy and energy per stage, training curves, firing rates.
 
     Args:
         stages: list of dictionaries with `stage`, `accuracy` (fraction), `energy_uj` and, if it was
             trained, `run` (folder).
-        lanes: {layer: [firing rate of lane 0, 1, ...]} of the spiking network.
+        lanes: {layer: [rate of lane 0, 1, ..., a sum over the steps]} of the spiking network.
+        steps: its T.
     """
     figure, axes = canvas(2, 2, 12, 8.5)
     figure.suptitle(title)
@@ -150,19 +151,22 @@ def chain(title, stages, lanes, path):
 
     for stage, color in zip(stages, cycle(COLORS)):
         if stage.get("run"):
+            epochs, values, name = curves(stage["run"])
+            chosen = " (held-back images)" if name == "val_accuracy" else ""
             below.plot(
-                *curves(stage["run"]),
+                epochs,
+                values,
                 color=color,
                 marker="o",
                 markersize=3,
-                label=stage["stage"],
+                label=stage["stage"] + chosen,
             )
     below.set_xlabel("epoch")
     below.set_ylabel(ACCURACY)
     below.legend()
     below.grid(alpha=0.3)
 
-    stacked_lanes(bottom, lanes)
+    stacked_lanes(bottom, lanes, steps)
     bottom.set_xlabel("spiking layer")
     bottom.set_ylabel("firing rate (share of neurons)")
     bottom.set_xticks(

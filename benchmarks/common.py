@@ -34,6 +34,9 @@ def is_missing(device):
     missing = device.type == "cuda" and not torch.cuda.is_available()
     if missing:
         print("not measured: no CUDA GPU here")
+    elif device.type == "cuda" and device.index is not None:
+        # events and memory are those of the current one
+        torch.cuda.set_device(device)
     return missing
 
 

@@ -114,7 +114,7 @@ class Parser(argparse.ArgumentParser):
         values = vars(self.parse_args(argv))
         return settings.make(self.kind, values, self._given(argv))
 
-    def typed(self, argv):
+    def named(self, argv):
         """Names of the options among the words of argv, without those of a configuration file."""
         return Parser.parse(self, argv).given
 

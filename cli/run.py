@@ -67,14 +67,15 @@ def training_command(parser, argv, rules, work):
 
 
 def in_processes(job, asked):
-    """job(world), in as many processes as the settings ask for; see `engine.dist.launch`.
+    """job(world), in as many processes as the settings ask for; see `engine.dist.launch`."""
+    check_device(asked)
+    return launch(job, asked.device, asked.compute.amp, asked.common.debug)
 
-    Raises:
-        UseError: two options name the device, or see there.
-    """
+
+def check_device(asked):
+    """Refuse two options that name the device."""
     if {"gpu", "device"} <= asked.given:
         raise UseError("--gpu and --device both name the device: give one of them")
-    return launch(job, asked.device, asked.compute.amp, asked.common.debug)
 
 
 def cnn_rules(asked):
@@ -158,11 +159,12 @@ def read_settings(parser, argv, rules):
         UseError: an option differs from the interrupted run's, or the run is of another script.
     """
     asked = parser.parse(argv)
+    check_device(asked)
     if not (asked.run.resume or asked.run.dont_save):
         asked = replace(asked, run=replace(asked.run, resume=_restarted(asked)))
     if not asked.run.resume:
         # a configuration file may hold what the command line overrides
-        refuse_idle(parser.typed(argv), rules(asked))
+        refuse_idle(parser.named(argv), rules(asked))
         return asked, None
 
     # a run folder or a file in it
@@ -534,7 +536,8 @@ def train(net, recipe, kind, stable, task, extra=None, price=None):
     folder = _run_folder(asked, stable, world)
     if task.saved:
         # its settings name the folder of then, and a run may have been moved, or be named by a link
-        stable = folder.resolve().parent / stable.name
+        home = folder.resolve().parent
+        stable = (home if folder.is_absolute() else Path(os.path.relpath(home))) / stable.name
     record = Record(kind, task.about, settings.flat(asked), stable, folder, extra or {})
     with ExitStack() as held:
         if folder:

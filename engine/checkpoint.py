@@ -6,6 +6,7 @@ weights) and `versions`; `last.pth` also `training` (see `loop.py`). Files of th
 of timm (a `state_dict` with its own key names) are read too.
 """
 
+import hashlib
 import re
 import warnings
 from argparse import Namespace
@@ -73,6 +74,17 @@ def beside(path, suffix, output=""):
     if output.endswith("/") or Path(output or "-").is_dir():
         return str(Path(output) / Path(stem).name)
     return output or stem
+
+
+def digest(weights):
+    """Digest of {name: tensor}."""
+    found = hashlib.sha256()
+    for name in sorted(weights):
+        found.update(name.encode())
+        # bytes, since NumPy does not know every type of number
+        content = weights[name].cpu().contiguous().flatten().view(torch.uint8)
+        found.update(content.numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 # ---- reading

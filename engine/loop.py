@@ -253,6 +253,7 @@ class Trainer:
         self.epoch, self.step = 1, 0  # the epoch that is being trained, steps of it that are done
         self.best, self.best_epoch = -1.0, 0
         self.seconds = 0.0
+        self.since = None  # up to when they are counted
         self.rate = 0.0  # of the last step
         self.accuracy = None  # after the last epoch, None in the middle of one
         self.kept = None  # the best network, where no folder holds it
@@ -337,6 +338,8 @@ class Trainer:
         here = self.train_loader.batch_size
         # files of earlier versions do not say it
         there = state.get("batch_size", here)
+        if not isinstance(there, int):
+            raise TypeError(f"batch_size is {type(there).__name__}, expected int")
         if there != here:
             raise UseError(
                 f"the interrupted run had batches of {there} images, here they have {here}: start "
@@ -350,7 +353,6 @@ class Trainer:
             UseError: the images are not those of the interrupted run, or the file is damaged.
         """
         about = self.record.data
-        self._check_batch(saved["training"])
         for part in ("train", "test"):
             held = saved["data"].get(part)
             if held != about[part]:
@@ -369,6 +371,7 @@ class Trainer:
     def _take_up(self, saved):
         """Set the state of everything that a training changes."""
         state = saved["training"]
+        self._check_batch(state)
         self.net.load_state_dict(saved["model"])
         _check_optimizer(self.optimizer.state_dict(), state["optimizer"])
         self.optimizer.load_state_dict(state["optimizer"])

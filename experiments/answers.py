@@ -19,7 +19,6 @@ from engine.settings import flat
 
 from .chain import same_data
 from .results import of_any_machine
-from .stage import portable
 from .verdict import number, spread
 
 EARLY = (1, 5, 10)  # epochs whose accuracy a page shows, too
@@ -41,11 +40,13 @@ error; energy of the stored network.
 Command (it goes on where it stopped):
 
 ```sh
-python -m experiments.questions {{name}} --architecture {{architecture}} \
---width_mult {{width_mult:g}} --ann_epochs {{ann_epochs}} --epochs {{epochs}} \
---learning_rate {{learning_rate:g}} --amp {{amp}} --seeds {{words}}{{compiled}}
+{{command}}
 ```
 """
+COMMAND = """\
+python -m experiments.questions {name} --architecture {architecture} \
+--width_mult {width_mult:g} --ann_epochs {ann_epochs} --epochs {epochs} \
+--learning_rate {learning_rate:g} --amp {amp} --seeds {words}{more}"""
 
 
 def paired(values, reference):
@@ -161,6 +162,21 @@ def _row(variant, runs, first, early):
     return f"| {' | '.join(cells)} |"
 
 
+def command(asked, question):
+    """The command whose runs a page tells of."""
+    more = {
+        "limit_train_batches": asked.batches.limit_train_batches,
+        "limit_eval_batches": asked.batches.limit_eval_batches,
+        "compile": asked.compute.compile.replace("none", ""),
+    }
+    about = {
+        "name": question.name,
+        "words": " ".join(map(str, asked.experiment.seeds)),
+        "more": "".join(f" --{name} {value}" for name, value in more.items() if value),
+    }
+    return COMMAND.format(**flat(asked) | about)
+
+
 def page(asked, question, runs):
     """The question's Markdown page; runs: see `collect`."""
     first = runs[question.reference]
@@ -181,8 +197,7 @@ def page(asked, question, runs):
         "early": ", ".join(map(str, early)),
         "rows": "\n".join(rows),
         "seeds": ", ".join(map(str, asked.experiment.seeds)),
-        "words": " ".join(map(str, asked.experiment.seeds)),
-        "compiled": "" if asked.compute.compile == "none" else " --compile",
+        "command": command(asked, question),
     }
     return PAGE.format(**flat(asked) | about)
 
@@ -203,31 +218,27 @@ def draw(asked, runs, first, path):
     figures.tradeoff(title, points, ann, path)
 
 
-def check_free(asked, question, chains):
-    """Refuse to replace an answer of other options, seeds or data.
+def check_free(asked, question, runs):
+    """Refuse to replace an answer of other options, seeds or data, or of more variants.
 
+    runs: see `collect`; empty before they are made.
     Raises:
         UseError: the results folder holds one.
     """
-    path = Path(asked.experiment.results) / f"{question.name}.json"
+    target = Path(asked.experiment.results) / question.name
+    path = Path(f"{target}.md")
     if not path.is_file():
         return
-    name = question.stages[question.reference]
-    stages = {seed: chain.stages[name] for seed, chain in chains.items()}
-    now = {seed: stage.recipe for seed, stage in stages.items()}
-    script = next(iter(stages.values())).script
-    try:
-        runs = read_json(path)["runs"][question.reference]
-        before = {run["seed"]: portable(script, run["recipe"]) for run in runs}
-        old = {run["data"] for run in runs}
-    except (KeyError, TypeError):
-        raise UseError(f"{path} is no answer: remove it, or give another --results") from None
-    # before a stage is run nobody knows its data
-    new = {stage.summary["data"] for stage in stages.values() if stage.summary}
-    if before != now or not new <= old:
+    other = f"{command(asked, question)}\n```" not in path.read_text()
+    if runs and not other:
+        old = read_json(f"{target}.json").get("runs", {})
+        # of which data they are, the runs alone know
+        first = next(iter(old.values()), runs[question.reference])
+        other = first[0]["data"] != runs[question.reference][0]["data"] or set(old) - set(runs)
+    if other:
         raise UseError(
-            f"{path} is an answer of other options, seeds or data, which {question.name}.md names: "
-            "give another --results, or remove it"
+            f"{path} is an answer of other options, seeds or data, or of more variants: give "
+            "another --results, or remove it"
         )
 
 
@@ -242,7 +253,7 @@ def report(asked, question, chains):
     first = runs.get(question.reference)
     if first is None:
         return f"{question.name}: not finished for every seed"
-    check_free(asked, question, chains)
+    check_free(asked, question, runs)
     target = Path(asked.experiment.results) / question.name
     content = {
         "question": question.text,

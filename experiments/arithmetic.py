@@ -53,12 +53,15 @@ def sources():
 def commit():
     """Commit of the working tree, with `+` if it was changed; '' outside git."""
     command = "git describe --always --dirty=+ --abbrev=10 --exclude=*"
-    # a project that was unpacked from an archive has no commit
-    done = subprocess.run(
-        command.split(),
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    # a project that was unpacked from an archive has no commit, and some machines have no git
+    try:
+        done = subprocess.run(
+            command.split(),
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    except OSError:
+        return ""
     return done.stdout.strip()

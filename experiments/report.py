@@ -111,11 +111,15 @@ def write(folder, runs):
 
     shown = {"-": [0.0]}
     # the figure has room for one network: the first one that spikes
+    steps = 1
     for result in reversed(results.values()):
-        shown = result["energy"]["lane_rates_per_layer"] or shown
+        rates = result["energy"]["lane_rates_per_layer"]
+        if rates:
+            shown = rates
+            steps = len(next(iter(result["energy"]["lane_rates_per_step"].values())))
     first = next(iter(results.values()))["summary"]
     title = title_of(first)
-    figures.chain(title, stages, shown, folder / "chain.png")
+    figures.chain(title, stages, shown, folder / "chain.png", steps)
     lines = [_line(result, first) for result in results.values()]
     text = "\n".join([title, "", HEAD, *lines, ""])
     for name, result in results.items():

@@ -78,17 +78,35 @@ def stored_recipes(result):
     return found
 
 
-def check_free(path, about):
-    """Refuse to replace a result that is not of `about`, or of fewer seeds of it."""
+def check_free(path, about, data=None):
+    """Refuse to replace a result that is not of `about`, or of fewer seeds of it.
+
+    data: {seed: parts of the data}, where they are known.
+    """
     if not path.is_file():
         return
     old = read_result(path)
+    seeds = ",".join(old["runs"])
+    recipes = stored_recipes(old)
+    same = {key: value for key, value in about.items() if key != "recipe"}
+    lost = set(recipes) - set(about["recipe"])
+    if lost and all(old[key] == value for key, value in same.items()):
+        raise UseError(
+            f"{path} holds the seeds {seeds} of this row: give --seeds with all of them, or "
+            "another --results"
+        )
+    for seed, run in old["runs"].items():
+        parts = run["stages"][run["result"]]["data_parts"]
+        if data and data.get(seed, parts) != parts:
+            raise UseError(
+                f"{path} holds a result on other data (seed {seed}): results never mix, give "
+                "--replace or another --results"
+            )
     # a result may gain seeds
-    old["recipe"] = about["recipe"] | stored_recipes(old)
+    old["recipe"] = about["recipe"] | recipes
     for key, value in about.items():
         if old[key] != value:
             what = "other code" if key == "code" else f"another {key}"
-            seeds = ", ".join(old["runs"])
             raise UseError(
                 f"{path} holds a result of {what} (seeds {seeds}; commit {old['commit']}): "
                 "results never mix, give --replace or another --results"
@@ -117,11 +135,11 @@ def run(row, asked, path):
         stages = {name: kept(stage) for name, stage in chain.stages.items()}
         *_, last = stages
         runs[seed] = {"stages": stages, "result": last}
-        data[f"seed {seed}"] = stages[last]["data_parts"]
-    same_data(data)
+        data[seed] = stages[last]["data_parts"]
+    same_data({f"seed {seed}": parts for seed, parts in data.items()})
     # another process may have written it meanwhile
     if not asked.files.replace:
-        check_free(path, about)
+        check_free(path, about, data)
     result = {
         **about,
         "commit": commit(),

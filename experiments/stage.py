@@ -1,6 +1,6 @@
 """A stage of a chain: a command of a public script, what it is made of, what there is of it."""
 
-import hashlib
+import contextlib
 import importlib
 import re
 import shlex
@@ -9,8 +9,6 @@ import sys
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-
-import torch
 
 from cli.parser import refuse_idle
 from engine import checkpoint, settings
@@ -86,14 +84,7 @@ def portable(script, given):
 
 def digest_weights(path):
     """Digest of a checkpoint's weights."""
-    digest = hashlib.sha256()
-    weights = checkpoint.load(path)["model"]
-    for name in sorted(weights):
-        digest.update(name.encode())
-        # bytes, since NumPy does not know every type of number
-        content = weights[name].contiguous().flatten().view(torch.uint8)
-        digest.update(content.numpy().tobytes())
-    return digest.hexdigest()[:16]
+    return checkpoint.digest(checkpoint.load(path)["model"])
 
 
 def first_difference(old, new):
@@ -167,8 +158,11 @@ class Stage:
 
     def parsed(self):
         """The stage's settings as its own script reads and checks them."""
-        asked = self.module.get_parser().parse(self.words)
-        refuse_idle(asked.given, self.module.rules(asked))
+        # a configuration is named from the project's folder, in which the script is run
+        parser = self.module.get_parser()
+        with contextlib.chdir(ROOT):
+            asked = parser.parse(self.words)
+        refuse_idle(parser.named(self.words), self.module.rules(asked))
         return asked
 
     @property
@@ -280,7 +274,11 @@ class Stage:
     def of_machine(self):
         """Words of the options that a resumed run may change."""
         recipe = self.recipe
-        return words({name: self.given[name] for name in self.given if name not in recipe})
+        given = {name: self.given[name] for name in self.given if name not in recipe}
+        # the folder of the stages may have been moved meanwhile
+        if self.given.get("distill") in self.inputs:
+            given["distill"] = str(self.inputs[self.given["distill"]])
+        return words(given)
 
     def _start(self, words, lock):
         """Run the script to its end."""

@@ -140,6 +140,18 @@ def _read_copy(entry, copy, side, world, source):
         raise UseError(
             f"{copy}/train holds {len(classes)} classes, {entry.name} has {entry.classes}"
         )
+    # a label is the place of a name in the alphabet, which other words for some classes would move
+    known = entry.labels.split()
+    if classes != known and set(classes) & set(known):
+        raise UseError(
+            f"{copy}/train has folders {', '.join(classes)}: name them as the classes of "
+            f"{entry.name}, {', '.join(known)}"
+        )
+    if all(name.isdecimal() for name in classes) and classes != sorted(classes, key=int):
+        raise UseError(
+            f"{copy}/train numbers its classes without leading zeros, so that 10 comes before 2: "
+            "name them 00, 01, ..."
+        )
     train = read_folder(paths, labels, side, exact=True)
     paths, labels, _ = find_files(copy / "test", world, classes)
     test = read_folder(paths, labels, side, exact=True)

@@ -135,14 +135,16 @@ def _to_rgb(image):
     return Image.fromarray(high.astype(np.uint8)).convert("RGB")
 
 
-def decode(path, size=None):
+def decode(path, size=None, upright=False):
     """One image file as uint8 [H, W, 3]; with `size`, shorter side resized to it and the centre cut
     out.
+
+    upright: turned as the camera says (EXIF), as viewers show it.
 
     Raises:
         UseError: the file is truncated, huge or not an image, or its white is unknown.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
@@ -151,6 +153,8 @@ def decode(path, size=None):
             # PostScript is a program that Pillow has another program run
             if image.format == "EPS":
                 raise ValueError("it is PostScript")
+            if upright:
+                image = ImageOps.exif_transpose(image)
             image = _to_rgb(image)
     except UseError:
         raise

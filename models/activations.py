@@ -135,6 +135,14 @@ class SpikingLayer(MLIF):
             o = o * self.scale.to(o.dtype)
         return o
 
+    def lanes(self, o):
+        """View of an output [T, ...], with its scale, as binary lanes [T, S, ...]."""
+        if hasattr(self, "scale"):
+            # a division may miss a whole number by its last bit
+            gain = self.config.gain
+            o = (o / (self.scale * gain)).round() * gain
+        return super().lanes(o)
+
     def unrolled(self, x):
         """The forward for a graph for others, in which one step needs no axis of time."""
         alike = self.constant or self.steps == 1

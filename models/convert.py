@@ -179,9 +179,9 @@ def balance_thresholds(
     """Find and set the threshold of each spiking layer, in order; returns them, unscaled.
 
     theta_l is the maximum over `steps` steps of the 99.7 percentile of layer l's current, divided
-    by 2^(S-1), every earlier layer firing with its own theta and leak 1. A layer where that is not
-    positive keeps the threshold that it has. Each layer runs its steps once; spike trains are
-    stored packed.
+    by 2^(S-1) times the gain, every earlier layer firing with its own theta and leak 1. A layer
+    where that is not positive keeps the threshold that it has. Each layer runs its steps once;
+    spike trains are stored packed.
 
     Args:
         net: SNN in eval mode, directly encoded, whose stages have `firings`.
@@ -347,7 +347,7 @@ def match_activations(net, images, progress=iter):
 
     They minimise mean((relu(x) - q * o)^2) over `images`, where x is the layer's current and o its
     output, both averaged over the T steps. theta is one of FRACTIONS of the 99.7 percentile of x
-    over 2^(S-1).
+    over 2^(S-1) times the gain.
 
     Args:
         net: SNN with output scales. images: [B, C, H, W]. progress: wraps the range of layers.

@@ -134,7 +134,8 @@ def family(state):
 def rename(net, state):
     """Weights of the published code, {key: tensor}, under the names of `net`.
 
-    Keys that have no name in `net` are kept as they are, for `fit` to report. Dimensions of size 1
+    Those of VGGSNN are turned, see `upright`. Keys that have no name in `net` are kept as they are,
+    for `fit` to report. Dimensions of size 1
     follow the network: a published threshold is [1], and a 1x1 convolution may have one dimension.
 
     Raises:
@@ -167,27 +168,25 @@ def rename(net, state):
         if name in own and value.squeeze().shape == own[name].squeeze().shape:
             value = value.reshape(own[name].shape)
             if held == "vggsnn":
-                value = upright(value)
+                value = upright(value, net.built["image_size"] // 16)
         renamed[name] = value
     return renamed
 
 
-def upright(value):
+def upright(value, side):
     """A weight of VGGSNN, which learned frames [polarity, x, y], for ours, [polarity, y, x].
 
-    All maps are square, so that the network of the turned weights computes the same of the turned
-    frames. It is its own inverse.
+    side: of its last map, pixels. All maps are square, so that the network of the turned weights
+    computes the same of the turned frames. It is its own inverse.
     """
     if value.dim() == 4:
         return value.transpose(2, 3)
     if value.dim() == 2:
         # of the head, which sees the last map, flattened
-        maps = value.unflatten(1, (-1, SIDE, SIDE))
+        maps = value.unflatten(1, (-1, side, side))
         return maps.transpose(2, 3).flatten(1)
     return value
 
-
-SIDE = 3  # of VGGSNN's last map, pixels
 
 # Fields that have another name here: the range of a quantiser.
 FIELDS = {"minimum": "lo", "maximum": "hi"}

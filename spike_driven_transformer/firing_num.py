@@ -131,7 +131,7 @@ def main(argv=None):
     parser = TransformerParser("firing_num.py", about, TransformerSettings)
     asked = parser.parse(argv)
     # a configuration may well hold the recipe of the training, so these are the words of argv alone
-    refuse_idle(parser.typed(argv), [(idle(), False, "a trained network is measured")])
+    refuse_idle(parser.named(argv), [(idle(), False, "a trained network is measured")])
     if not asked.run.resume:
         raise UseError("give --resume, the checkpoint to measure")
     return run.in_processes(partial(work, asked), asked)

@@ -9,6 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from .. import checkpoint
+from ..errors import UseError
 from ..settings import (
     boolean,
     fractions,
@@ -18,6 +20,7 @@ from ..settings import (
     pair,
     positive_float,
     positive_int,
+    run_option,
     share,
 )
 from .base import Recipe, mean_readout
@@ -70,7 +73,8 @@ class TrainingOptions:
         number(float, low=0, high=1),
         spellings=("--smoothing",),
     )
-    distill: str = option(
+    # a resumed run checks that it is the same network
+    distill: str = run_option(
         "", "checkpoint of a teacher whose softened outputs the loss follows, too"
     )
     distill_weight: float = option(0.5, "share of the teacher's part in the loss", share)
@@ -162,6 +166,16 @@ class CNNRecipe(Recipe):
     def __init__(self, options, teacher=None):
         super().__init__(options.epochs)
         self.options, self.teacher = options, teacher
+
+    def state_dict(self):
+        return {"teacher": checkpoint.digest(self.teacher.state_dict())} if self.teacher else {}
+
+    def load_state_dict(self, state):
+        # files of earlier versions do not say it
+        if "teacher" in state and state != CNNRecipe.state_dict(self):
+            raise UseError(
+                "--distill names another network than the one that the interrupted run followed"
+            )
 
     def optimizer(self, net):
         return make_optimizer(net, self.options)

@@ -119,5 +119,5 @@ class Price:
             self.first = torch.tensor(state["first"], device=self.world.device)
         # files of earlier versions do not have them; here they may be of other images
         if "fixed" in state:
-            self.fixed, self.full = state["fixed"], state["full"]
+            self.fixed, self.full = float(state["fixed"]), float(state["full"])
             self.target = self.options.target(self.fixed, self.full)

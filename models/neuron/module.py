@@ -86,6 +86,12 @@ class MLIF(nn.Module):
             raise ValueError(f"step_mode must be 's' or 'm', got {mode!r}")
         self._step_mode = mode
 
+    def _apply(self, fn, *args, **kwargs):
+        # `.to(device)` takes the potential along
+        if self.v is not None:
+            self.v = fn(self.v)
+        return super()._apply(fn, *args, **kwargs)
+
     def reset(self):
         """Forget the potential."""
         self.v = None

@@ -83,7 +83,7 @@ def test_chain(drawn, tmp_path):
     curves = [list(line.get_ydata()) for line in below.lines]
     assert curves == [pytest.approx([50, 90]), pytest.approx([60, 80, 85])]
     assert [line.get_color() for line in below.lines] == [figures.COLORS[0], figures.COLORS[2]]
-    assert legend(below) == ["ANN", "SNN"]
+    assert legend(below) == ["ANN", "SNN (held-back images)"]
 
     assert np.allclose(heights(bottom), [[0.1, 0.3], [0.2, 0.4], [0.4, 0.1]])
     floors = [[bar.get_y() for bar in bars] for bars in bottom.containers]

@@ -63,7 +63,7 @@ def options(folder, monkeypatch):
         try:
             asked = parser.parse(words)
             if hasattr(command, "rules"):
-                refuse_idle(asked.given, command.rules(asked))
+                refuse_idle(parser.named(words), command.rules(asked))
         except SystemExit as end:
             assert end.code == 0
             return "shows its help"

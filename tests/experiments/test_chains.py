@@ -146,12 +146,15 @@ def test_the_figure_shows_the_lanes_of_the_first_spiking_network(run, tmp_path, 
     energies = {"A": {}, "B": {"act": [0.1]}, "C": {"act": [0.2]}}
 
     def read(label, folder):
-        return kept | {"stage": label, "energy": {"lane_rates_per_layer": energies[label]}}
+        steps = {name: [[0.05], [0.05]] for name in energies[label]}
+        energy = {"lane_rates_per_layer": energies[label], "lane_rates_per_step": steps}
+        return kept | {"stage": label, "energy": energy}
 
     monkeypatch.setattr(report, "read", read)
     report.write(tmp_path, [(label, run) for label in energies])
     report.write(tmp_path, [("A", run)])
-    assert [lanes for _, _, lanes, _ in drawn] == [{"act": [0.1]}, {"-": [0.0]}]
+    assert [lanes for _, _, lanes, _, _ in drawn] == [{"act": [0.1]}, {"-": [0.0]}]
+    assert [steps for *_, steps in drawn] == [2, 1]
 
 
 @pytest.mark.parametrize(

@@ -94,8 +94,6 @@ def test_a_page_is_written_anew_as_it_stands(path):
 class Finished:
     """A stage that is finished, of a chain of itself and its ANN."""
 
-    script = "snn_ddp"
-
     def __init__(self, accuracy, recipe=None):
         self.summary = {
             "run": "here",
@@ -186,11 +184,12 @@ def test_page_numbers_and_figure_are_written(tmp_path):
     chains = seeds_of((0.5, 0.6), (0.4, 0.6))
     for chain in chains.values():
         chain.stages["other"].recipe = {"num_channels": "4", "timesteps": "2"}
-    words = f"--seeds 0 1 --results {tmp_path} --amp none --compile"
+    words = f"--seeds 0 1 --results {tmp_path} --amp none --compile --limit_eval_batches 3"
     page = answers.report(asked(words), QUESTION, chains)
     assert (tmp_path / "q.md").read_text() == page
     assert "| S=4 |  | 10.00 | 60.00 ± 0.00 | +15.00 ± 5.00 | 5.00 | not told apart |" in page
-    assert page.rstrip().endswith("--amp none --seeds 0 1 --compile\n```")
+    limits = "--limit_eval_batches 3 --compile default"
+    assert page.rstrip().endswith(f"--amp none --seeds 0 1 {limits}\n```")
     assert list(json.loads((tmp_path / "q.json").read_text())["runs"]) == ["base", "S=4"]
     assert (tmp_path / "q.png").stat().st_size > 10_000
 
@@ -219,37 +218,37 @@ def test_nothing_is_written_before_the_reference_is_finished(tmp_path):
 def test_an_answer_of_other_options_seeds_or_data_is_not_replaced(tmp_path, fails):
     question = dataclasses.replace(QUESTION, figure=False)
 
-    def report(chains):
-        return answers.report(asked(f"--results {tmp_path}"), question, chains)
+    def report(words, *found):
+        chains = seeds_of(*found)
+        answers.report(asked(f"--results {tmp_path} {words}"), question, chains)
 
-    report(seeds_of((0.5, 0.6), (0.4, 0.6)))
-    # it goes on with what is finished since
-    report(seeds_of((0.5, 0.6), (0.4, 0.7)))
-    longer, elsewhere = (seeds_of((0.5, 0.6), (0.4, 0.6)) for _ in range(2))
-    longer[1].stages["base"].recipe = {"num_channels": "3", "timesteps": "1", "epochs": "9"}
+    two = "--seeds 0 1"
+    report(two, (0.5, 0.6), (0.4, 0.6))
+    # what is finished since comes to it
+    report(two, (0.5, 0.6), (0.4, 0.7))
+    refused = "other options, seeds or data, or of more variants"
+    for words, found in (
+        (f"{two} --ann_epochs 9", [(0.5, 0.6), (0.4, 0.6)]),
+        ("--seeds 0", [(0.5, 0.6)]),
+        (two, [(0.5, None), (0.4, None)]),
+    ):
+        fails(lambda argv: report(*argv), [words, *found], refused, keep=tmp_path)
+    elsewhere = seeds_of((0.5, 0.6), (0.4, 0.6))
     elsewhere[0].stages["base"].summary["data"] = "CIFAR-10"
-    for chains in (longer, elsewhere, seeds_of((0.5, 0.6))):
-        fails(
-            report,
-            chains,
-            "other options, seeds or data",
-            "give another --results",
-            keep=tmp_path,
-        )
-    (tmp_path / "q.json").write_text("[]")
-    fails(report, seeds_of((0.5, 0.6)), "is no answer")
+    with pytest.raises(UseError, match=refused):
+        answers.report(asked(f"--results {tmp_path} {two}"), question, elsewhere)
 
 
 def test_a_question_is_asked(cifar, tmp_path, capsys, fails):
     words = (
-        f"distillation --width_mult 0.03 --ann_epochs 1 --seeds 0 --amp none --device cpu "
+        f"distillation --width_mult 0.03 --epochs 1 --seeds 0 --amp none --device cpu "
         f"--limit_train_batches 1 --data_root {cifar} --output_dir {tmp_path}/runs "
         f"--results {tmp_path}/out"
     )
-    questions.main(f"{words} --epochs 1".split())
+    questions.main(words.split())
     assert (tmp_path / "out/distillation.md").read_text() in capsys.readouterr().out
     # before anything is trained
-    said = fails(questions.main, f"{words} --epochs 2", "other options", keep=tmp_path)
+    said = fails(questions.main, f"{words} --ann_epochs 9", "other options", keep=tmp_path)
     assert "distillation.md" in said
 
 

@@ -190,7 +190,7 @@ def test_another_recipe_is_refused(argv, finished, fails):
 
 def test_fewer_seeds_do_not_replace_more(finished, fails):
     words = f"{SMOKE} --results {finished}/out --seeds 1 --output_dir {finished}"
-    fails(reproduce.main, words, "another recipe (seeds 0;")
+    fails(reproduce.main, words, "holds the seeds 0 of this row: give --seeds with all of them")
 
 
 def test_a_result_of_other_code_is_refused(argv, finished, fails, monkeypatch):

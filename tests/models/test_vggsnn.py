@@ -90,7 +90,7 @@ def test_a_training_step(tag):
     loss.backward()
     prefix = f"{tag}_grad/"
     keys = [key for key in NUMBERS.files if key.startswith(prefix)]
-    gradients = {key.removeprefix(prefix): published.upright(tensor(key)) for key in keys}
+    gradients = {key.removeprefix(prefix): published.upright(tensor(key), 3) for key in keys}
     assert len(gradients) == 5
     weights = {key: value for key, value in state(tag).items() if "ops" not in key}
     check_gradients(net, weights, gradients)

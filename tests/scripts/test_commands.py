@@ -47,8 +47,9 @@ def parsed(line):
     """(script name, its settings) of a command line under its own script's parser and rules."""
     script, *argv = shlex.split(line)[1:]
     module = importlib.import_module(script.removesuffix(".py"))
-    asked = module.get_parser().parse(argv)
-    refuse_idle(asked.given, module.rules(asked))
+    parser = module.get_parser()
+    asked = parser.parse(argv)
+    refuse_idle(parser.named(argv), module.rules(asked))
     return module.__name__, asked
 
 

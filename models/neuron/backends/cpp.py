@@ -69,9 +69,10 @@ def _machine():
     features = []
     info = Path("/proc/cpuinfo")
     if info.exists():
-        wanted = ("model name", "flags")
-        lines = info.read_text().splitlines()
-        features = [line for line in lines if line.startswith(wanted)][:2]  # of the first core
+        # as x86 and as ARM name them; an empty line ends the first core
+        wanted = ("model name", "flags", "Features", "CPU implementer", "CPU variant", "CPU part")
+        first, _, _ = info.read_text().partition("\n\n")
+        features = [line for line in first.splitlines() if line.startswith(wanted)]
     version = _output([compiler(), "--version"]).stdout
     facts = [platform.platform(), platform.processor(), version, *features]
     return "\n".join(facts)

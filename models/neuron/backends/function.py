@@ -54,7 +54,8 @@ def shaped(flat, x):
     step = x[0]
     sizes = (*flat.shape[:-1], *step.shape)
     strides = (*flat.stride()[:-1], *step.stride())
-    return flat.as_strided(sizes, strides)
+    # detached, it is no view to autograd, which would refuse to change one in place
+    return flat.as_strided(sizes, strides).detach()
 
 
 class Neuron(torch.autograd.Function):

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from models import MLIF, NeuronConfig
+from models import MLIF, NeuronConfig, Spiking
 
 
 def test_carries_its_state_like_a_spikingjelly_neuron():
@@ -106,3 +106,29 @@ def test_one_lane_agrees_with_spikingjelly():
     ours = MLIF(config, leak=0.5)
     theirs = neuron.LIFNode(tau=2.0, decay_input=True, v_threshold=1.0, v_reset=0.0, step_mode="m")
     assert torch.equal(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize("backend", ["reference", "torch", "cpp"])
+def test_an_output_may_be_changed_in_place(backend):
+    """As networks do that add a shortcut to spikes."""
+    neuron = MLIF(NeuronConfig.vgg(3), backend=backend, stateless=True)
+    x = torch.rand(2, 5, requires_grad=True)
+    o = neuron(x)
+    o += 1
+    o.sum().backward()
+    assert x.grad.abs().sum() > 0
+
+
+def test_the_potential_moves_with_the_neuron():
+    neuron = MLIF(NeuronConfig.vgg(3), step_mode="s")
+    neuron(torch.full((4,), 0.7))
+    assert neuron.double().v.dtype == torch.float64
+    neuron(torch.full((4,), 0.7, dtype=torch.float64))
+
+
+def test_lanes_of_a_scaled_output():
+    layer = Spiking(NeuronConfig.vgg(3), 1, scale=True).layer(first=False)
+    layer.scale.data.fill_(0.3)
+    out = layer(torch.tensor([[0.5, 1.5, 2.5, 9.0]]))
+    assert layer.lanes(out)[0].argmax(0).tolist() == [0, 0, 1, 2]
+    assert layer.lanes(out).sum().item() == 3
