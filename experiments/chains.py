@@ -126,6 +126,8 @@ def main(argv=None):
     elif what.report:
         write(what.results, finished(asked))
     else:
+        if what.results and len(names) > 1:
+            raise UseError("--results is the folder of one chain: name one, or leave it out")
         for name in names:
             if name not in known:
                 raise UseError(f"there is no chain {name!r}: {', '.join(known)}")

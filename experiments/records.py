@@ -127,7 +127,7 @@ def measure(asked, content, name):
         "record": name,
         "change": own["change"],
         "date": date.today().isoformat(),
-        "network": f"{asked.network.architecture} x{asked.network.width_mult:g}",
+        "network": size(asked),
         "epochs": asked.training.epochs,
         "versions": versions(),
         "runs": runs,
@@ -200,6 +200,29 @@ def page(content, folder):
     return text
 
 
+def size(asked):
+    """The network of a record, as its file names it."""
+    return f"{asked.network.architecture} x{asked.network.width_mult:g}"
+
+
+def check_free(asked, path):
+    """Refuse a log whose records are of another network or other epochs than those asked for.
+
+    path: of a record.
+    Raises:
+        UseError: it is of others.
+    """
+    if not path.is_file():
+        return
+    old = read_json(path)
+    before, now = (old.get("network"), old.get("epochs")), (size(asked), asked.training.epochs)
+    if before != now:
+        raise UseError(
+            f"{path} is a record of {before[0]}, {before[1]} epochs, not of {now[0]}, {now[1]}: "
+            "give another --results"
+        )
+
+
 def main(argv=None):
     """Run the command line argv (None: this process's)."""
     asked = get_parser().parse(argv)
@@ -214,12 +237,17 @@ def main(argv=None):
         if name not in content["records"] and names != ("all",):
             raise UseError(f"there is no record {name!r}: all, {', '.join(content['records'])}")
     folder = Path(what.results)
+    log = folder.with_name(f"{folder.name}.md")
+    if not what.report:
+        # all of a log are compared, the ones that are not asked for, too
+        for name in content["records"]:
+            check_free(asked, folder / f"{name}.json")
     # the oldest first, since the others are compared with it
     for name in reversed(content["records"]):
         if not what.report and (name in names or names == ("all",)):
             write_json(folder / f"{name}.json", measure(asked, content, name))
-            write_text(folder.with_suffix(".md"), page(content, folder))
-    write_text(folder.with_suffix(".md"), page(content, folder))
+            write_text(log, page(content, folder))
+    write_text(log, page(content, folder))
 
 
 if __name__ == "__main__":

@@ -193,10 +193,12 @@ THREADS = """
         print("threads:", *[task.read_text() for task in Path("/proc/self/task").glob("*/comm")])
 
     def save_last(self):
-        raise UseError("no space") if "fails" in sys.argv else None
+        if "fails" in sys.argv:
+            raise UseError("no space")
+        save(self)
 
     atexit.register(names)
-    Trainer.save_last = save_last
+    save, Trainer.save_last = Trainer.save_last, save_last
     ann_ddp.main([word for word in sys.argv[1:] if word != "fails"])
 """
 
@@ -357,9 +359,12 @@ def test_without_a_gpu_it_is_one_cpu_process(env, monkeypatch, capsys):
     monkeypatch.setattr(
         torch.multiprocessing, "spawn", lambda *_, **__: pytest.fail("started processes")
     )
-    world = dist.launch(lambda world: world, cpu(multiprocessing_distributed=True))
-    assert (world.rank, world.size, str(world.device)) == (0, 1, "cpu")
-    assert "--device cpu, one process per node" in capsys.readouterr().out
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device, why in (("cpu", "--device cpu"), ("auto", "no GPU here")):
+        options = DeviceOptions(device=device, multiprocessing_distributed=True)
+        world = dist.launch(lambda world: world, options)
+        assert (world.rank, world.size, str(world.device)) == (0, 1, "cpu")
+        assert f"{why}, one process per node" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

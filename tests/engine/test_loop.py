@@ -322,6 +322,9 @@ def test_batches_of_another_size_are_refused():
     saved["training"]["batch_size"] = 8
     said = refused(run, saved)
     assert "had batches of 8 images, here they have 4: start 2 process(es), as then" in said
+    # damaged, as everything in such a file may be
+    saved["training"]["batch_size"] = torch.zeros(1).expand(9, 9)
+    assert "does not hold the state of this run" in refused(run, saved)
 
 
 def test_the_time_of_an_interrupted_epoch_counts(tmp_path, monkeypatch):

@@ -298,6 +298,26 @@ def test_a_moved_run_writes_where_it_lies_now(commands, uninterrupted, cut, tmp_
     assert_same(folder, uninterrupted("ann"))
 
 
+def test_a_run_that_is_named_by_a_link_or_from_here(commands, cut, tmp_path, monkeypatch):
+    """The file beside the run is written, by the name that the whole run would have said."""
+    main, argv = commands["ann"]
+    folder = cut(main, argv.replace("--epochs 3", "--epochs 1"), 2)
+    (tmp_path / "latest").symlink_to(folder)
+    monkeypatch.chdir(tmp_path)
+    summary = main(["--resume", "latest"])
+    (stable,) = folder.parent.glob("*.pth")
+    assert summary["checkpoint"] == f"cut/ann/{stable.name}"
+
+
+def test_a_teacher_may_have_moved_but_not_changed(commands, cut, fused, tmp_path, fails):
+    main, argv = commands["snn"]
+    teacher = shutil.copy(unfused(fused), tmp_path / "teacher.pth")
+    folder = cut(main, f"{argv.replace('--epochs 3', '--epochs 1')} --distill {teacher}", 2)
+    moved = shutil.move(teacher, tmp_path / "moved.pth")
+    fails(main, f"--resume {folder} --distill {fused}", "names another network than the one")
+    assert main(["--resume", str(folder), "--distill", str(moved)])["epochs"] == 1
+
+
 def test_a_run_folder_that_moved_alone_names_its_own_best_network(finished, tmp_path, capsys):
     """The file that lay beside it stayed behind."""
     folder = shutil.copytree(finished, tmp_path / "alone")

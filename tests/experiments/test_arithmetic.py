@@ -23,6 +23,7 @@ from engine.recipes.price import Price, PriceOptions
 from engine.recipes.snn import SpikingRecipe
 from engine.recipes.tet import TETOptions, TETRecipe
 from engine.recipes.timm_parts import MixingOptions, ScheduleOptions, TimmOptions, TimmRecipe
+from experiments import arithmetic
 from experiments.arithmetic import ARITHMETIC
 from inputs.images import Data, Memory
 from inputs.loader import BatchOptions, loaders
@@ -240,3 +241,8 @@ def write():
 
 if __name__ == "__main__":
     write()
+
+
+def test_without_git_there_is_no_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert arithmetic.commit() == ""

@@ -116,3 +116,9 @@ def test_an_unknown_record_is_named():
 def test_the_records_are_listed(capsys):
     records.main([])
     assert "steep        learning rate 0.1" in capsys.readouterr().out
+
+
+def test_a_log_is_of_one_network_and_its_epochs(tmp_path, fails):
+    write_json(tmp_path / "base.json", {"network": "RESNET20 x0.25", "epochs": 20})
+    words = f"steep --epochs 2 --results {tmp_path}"
+    fails(records.main, words, "is a record of RESNET20 x0.25, 20 epochs", keep=tmp_path)

@@ -188,6 +188,15 @@ def test_another_recipe_is_refused(argv, finished, fails):
     fails(reproduce.main, [*argv, "--amp", other], *words, keep=finished)
 
 
+def test_a_result_on_other_data_is_not_replaced(argv, finished, fails):
+    path = finished / "out" / RESULT
+    content = json.loads(path.read_text())
+    parts = content["runs"]["0"]["stages"]["snn"]["data_parts"]
+    parts["test"]["sha256"] = "of a copy"
+    path.write_text(json.dumps(content))
+    fails(reproduce.main, argv, "holds a result on other data (seed 0)", keep=finished)
+
+
 def test_fewer_seeds_do_not_replace_more(finished, fails):
     words = f"{SMOKE} --results {finished}/out --seeds 1 --output_dir {finished}"
     fails(reproduce.main, words, "holds the seeds 0 of this row: give --seeds with all of them")

@@ -53,6 +53,14 @@ def test_the_rows_are_those_of_the_published_tables():
     assert (row.levels, row.frames, row.steps, row.accuracy, row.energy) == (3, 20, 5, 83.0, 170)
 
 
+@pytest.mark.parametrize("name", [name for name in NAMES if "transformer" in name])
+def test_a_transformer_s_row_is_taken_from_any_folder(name, tmp_path, monkeypatch):
+    """By its script's own rules: the configuration holds what the schedule overrides."""
+    monkeypatch.chdir(tmp_path)
+    (stage,) = chain_of(name, f"--schedule smoke --output_dir {tmp_path}").stages.values()
+    assert stage.parsed().training.epochs == 1
+
+
 def test_a_line_is_a_row(tmp_path):
     (tmp_path / "rows.csv").write_text(HEAD + GOOD)
     (row,) = rows.read(tmp_path / "rows.csv").values()

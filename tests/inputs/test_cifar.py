@@ -217,6 +217,25 @@ def test_the_originals_come_before_copies_and_the_lossless_copy_first(binary):
     assert load_binary(name, folder).about["where"] == str(folder.parent / f"{name.lower()}-png")
 
 
+@pytest.mark.parametrize(
+    "name, classes, words",
+    [
+        ("cifar10", "plane car bird cat deer dog frog horse ship truck", "name them as the"),
+        ("cifar100", " ".join(map(str, range(100))), "10 comes before 2"),
+    ],
+)
+def test_an_image_copy_by_other_names_is_refused(name, classes, words, tmp_path):
+    """Its labels would be others: they are places in the alphabet."""
+    names = classes.split()
+    cifar_copy(tmp_path, name, len(names), 100, 100, kind="png")
+    for part in ("train", "test"):
+        for label, word in enumerate(names):
+            folder = tmp_path / f"{name}-png" / part / f"n{label:04}"
+            folder.rename(folder.with_name(word))
+    with pytest.raises(UseError, match=words):
+        load(DataOptions(dataset=name.upper(), data_root=str(tmp_path)), World())
+
+
 def test_an_image_copy_of_other_classes_is_refused(tmp_path):
     cifar_copy(tmp_path, classes=7)
     with pytest.raises(UseError, match="holds 7 classes, CIFAR10 has 10"):

@@ -35,6 +35,18 @@ def test_five_classes_and_the_energy_of_this_picture(small_zoo, picture, capsys)
     assert len(lines) == 6
 
 
+def test_a_picture_is_seen_as_viewers_show_it(small_zoo, picture, tmp_path):
+    """A camera that was held upright stores the picture on its side, and says so."""
+    turned = Image.open(picture).transpose(Image.Transpose.ROTATE_90)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    turned.save(tmp_path / "turned.png", exif=exif)
+    found = [
+        classify.main([str(path), "--network", NAME]) for path in (picture, tmp_path / "turned.png")
+    ]
+    assert found[0] == found[1]
+
+
 def test_probabilities_are_those_of_all_classes(small_zoo, picture):
     found = classify.main([str(picture), "--network", NAME])
     assert len(found["classes"]) == 10

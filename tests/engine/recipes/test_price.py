@@ -94,7 +94,10 @@ def test_a_resumed_price_goes_on():
     one.load_state_dict(one.state_dict())
     two.load_state_dict(one.state_dict())
     assert between(one) == between(two)
-    assert (two.fixed, two.full, two.target) == (1.5, 9.0, 2.0)
+    assert (two.fixed, two.full) == (1.5, 9.0)
+    rate = price(0.3, rate_target=0.1)
+    rate.load_state_dict(one.state_dict())
+    assert rate.target == pytest.approx(1.5 + 0.1 * 9)
 
 
 class Other(World):
