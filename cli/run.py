@@ -425,11 +425,11 @@ def test_only(net, task, weights, give):
     if not weights:
         raise UseError(f"--test_only evaluates trained weights: give {give}")
     content = checkpoint.load(weights)
-    other = content["format"] != checkpoint.PUBLISHED and _other_meaning(
-        content, task.about, weights
-    )
-    if other:
-        task.world.say(f"note: {other}")
+    # a published file does not say which images it saw
+    if content["format"] != checkpoint.PUBLISHED:
+        other = _other_meaning(content, task.about, weights)
+        if other:
+            task.world.say(f"note: {other}")
     summary = _measure(task, task.asked.compute.amp)(net)
     task.world.say(f"{task.about['source']}: test accuracy {summary['test_accuracy']:.2%}")
     return summary

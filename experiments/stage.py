@@ -158,8 +158,8 @@ class Stage:
 
     def parsed(self):
         """The stage's settings as its own script reads and checks them."""
-        # a configuration is named from the project's folder, in which the script is run
         parser = self.module.get_parser()
+        # a configuration is named from the project's folder, in which the script is run
         with contextlib.chdir(ROOT):
             asked = parser.parse(self.words)
         refuse_idle(parser.named(self.words), self.module.rules(asked))

@@ -4,6 +4,7 @@ distillation.
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import nn
@@ -167,12 +168,17 @@ class CNNRecipe(Recipe):
         super().__init__(options.epochs)
         self.options, self.teacher = options, teacher
 
+    @cached_property
+    def followed(self):
+        """Digest of the teacher's weights, which stay as they are; "" without a teacher."""
+        return checkpoint.digest(self.teacher.state_dict()) if self.teacher else ""
+
     def state_dict(self):
-        return {"teacher": checkpoint.digest(self.teacher.state_dict())} if self.teacher else {}
+        return {"teacher": self.followed}
 
     def load_state_dict(self, state):
         # files of earlier versions do not say it
-        if "teacher" in state and state != CNNRecipe.state_dict(self):
+        if state.get("teacher", self.followed) != self.followed:
             raise UseError(
                 "--distill names another network than the one that the interrupted run followed"
             )
