@@ -143,4 +143,14 @@ def _in_stretches(run, x, theta, leak, v, config, want_state):
         goes_on = want_state or number < len(parts)
         o, v = run(part, theta, leak, v, config, goes_on)
         out.append(o)
-    return torch.cat(out), v
+    return _joined(out), v
+
+
+def _joined(parts):
+    """The parts of a sequence in one tensor, with a step's layout in memory that of theirs."""
+    first = parts[0]
+    # `torch.cat` alone would make any layout a contiguous one
+    step = sorted(range(1, first.dim()), key=first.stride, reverse=True)
+    order = [0, *step]
+    back = [order.index(dim) for dim in range(first.dim())]
+    return torch.cat([part.permute(order) for part in parts]).permute(back)

@@ -254,10 +254,12 @@ def test_more_elements_than_32_bits_count(name):
     assert o[0, :1000].sum() == 0
 
 
+@pytest.mark.parametrize("steps", [2, 40])
 @pytest.mark.parametrize("name", KERNELS)
-def test_layout_is_kept(name):
-    x = torch.randn(2 * 3, 4, 5, 6).to(memory_format=torch.channels_last).unflatten(0, (2, 3))
-    grad = torch.randn(2, 3, 5, 6, 4).permute(0, 1, 4, 2, 3)
+def test_layout_is_kept(name, steps):
+    x = torch.randn(steps * 3, 4, 5, 6).to(memory_format=torch.channels_last)
+    x = x.unflatten(0, (steps, 3))
+    grad = torch.randn(steps, 3, 5, 6, 4).permute(0, 1, 4, 2, 3)
     o, _, gx, *_ = run(NeuronConfig(), x, backend=name, grad=grad)
     assert o.stride() == x.stride()
     assert gx.stride() == x.stride()
