@@ -29,6 +29,7 @@ help:
 	@echo "make bench      on this CPU: the neuron beside SpikingJelly's, training steps, few pixels, inference, the data pipeline (under 10 minutes)"
 	@echo "make bench-gpu  the same on a CUDA GPU (under 8 minutes)"
 	@echo "make doctor     which backends of the neuron run here, and why the others do not"
+	@echo "make clean      remove what the demos and the checks left behind; trainings below runs/ stay"
 	@echo "make setup      only the virtual environment in .venv, extras included"
 
 $(VENV)/ready: requirements.txt
@@ -103,5 +104,6 @@ bench-gpu: $(READY)
 doctor: $(READY)
 	$(PY) -m models.neuron
 
+# what users train and export below runs/ stays
 clean:
-	rm -rf runs .pytest_cache .ruff_cache
+	rm -rf runs/demo runs/demo_dvs .pytest_cache .ruff_cache

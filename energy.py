@@ -101,6 +101,9 @@ def work(asked, world):
     run.check_shape(content, data.about, how.checkpoint)
     data = run.as_trained(data, content, how.checkpoint)
     test = make_loader(data.test, data, asked.batches, 0, world, training=False)
+    # the state of a training has its SNN before scales are folded
+    if content["kind"] == "snn" and "training" in content:
+        net = run.stored_form(net, test, how.checkpoint)
     amp, model = asked.compute.amp, how.energy_model
     measure = Measure(test, world, data.about, amp, energy=True, model=model)
     stem = checkpoint.beside(how.checkpoint, "_energy", how.output)

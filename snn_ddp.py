@@ -24,7 +24,6 @@ from engine.settings import group
 from models import convert
 
 CALIBRATION_IMAGES = 512  # of the published threshold search
-FEW = 32  # images that tell whether a layer is silent
 
 
 @dataclass(frozen=True)
@@ -216,10 +215,10 @@ def convert_ann(net, task):
     if world.main:
         images = run.calibration_images(task.data, asked, world, CALIBRATION_IMAGES)
         done |= set_thresholds(net, images, task)
-        silent = convert.silent_layers(net, images[:FEW])
+        silent = convert.silent_layers(net, images[: run.FEW])
         if silent:
             world.say(
-                f"warning: of {FEW} images no current is positive in {', '.join(silent)}: its "
+                f"warning: of {run.FEW} images no current is positive in {', '.join(silent)}: its "
                 "neurons are silent"
             )
         shown = " ".join(f"{site.theta.item():.3g}" for site in net.sites())
@@ -264,7 +263,7 @@ def make_recipe(net, task):
     # asked for at each new best epoch
     def proof():
         images, *_ = next(task.test.epoch(0))
-        return images[:32]
+        return images[: run.FEW]
 
     asked = task.asked
     training, lanes = asked.training, asked.neuron.levels
@@ -290,9 +289,7 @@ def work(asked, saved, world):
     if asked.run.test_only:
         weights = network.pretrained_snn or network.pretrained_ann
         if weights and asked.run.energy:
-            # energies are of plain spikes, so batch norm and scales go where they are stored
-            images, *_ = next(task.test.epoch(0))
-            net = convert.stored_form(net.eval(), images[:FEW])
+            net = run.stored_form(net, task.test, weights)
         return run.test_only(net, task, weights, "--pretrained_snn, or --pretrained_ann to convert")
 
     # how far the conversion alone gets is a result of its own

@@ -172,16 +172,24 @@ def read_conf(parser, path, gone=None):
 
     # keys are long names: a one-letter key would say nothing
     actions = parser._option_string_actions
+    # what a launcher alone gives its processes is hidden
     options = {
-        _key(option): action for option, action in actions.items() if option.startswith("--")
+        _key(option): action
+        for option, action in actions.items()
+        if option.startswith("--") and action.help != argparse.SUPPRESS
     }
     words = []
+    unknown = []
     for key, value in content.items():
         name = _key(str(key))
-        if name not in options:
+        if name in options:
+            words += _words_of_key(path, key, value, options[name])
+        else:
             hint = (gone or {}).get(name) or _nearest(name, {known: known for known in options})
-            raise UseError(f"{path}: unknown key {key!r}; {hint}")
-        words += _words_of_key(path, key, value, options[name])
+            unknown.append(f"unknown key {key!r}; {hint}")
+    # all at once, since published files have several
+    if unknown:
+        raise UseError(f"{path}: {', '.join(unknown)}")
     return words
 
 
@@ -200,6 +208,9 @@ def _words_of_key(path, key, value, action):
         raise UseError(f"{path}: {key} must be a value or a list, got {held}")
     if value in ("null", "~", "None", ""):
         return []
+    # published files say of an autocast only whether there is one
+    if action.choices and action.nargs == "?" and value.lower() in ("true", "false"):
+        return [option] if value.lower() == "true" else []
     return [f"{option}={value}"]
 
 

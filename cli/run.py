@@ -22,11 +22,14 @@ from engine.recipes.price import Price
 from inputs.images import Data
 from inputs.loader import loaders as make_loaders
 from inputs.pretrained import normalisation
-from inputs.table import augmented, data_rules, load
+from inputs.table import TABLE, augmented, data_rules, load
+from models import convert
 from models.neuron.backends import compiled
 
 from .options import CNNSettings, TrainingSettings
 from .parser import refuse_idle
+
+FEW = 32  # images that tell whether two networks are equal, or a layer is silent
 
 # options of a launch: which of the processes this one is, and where they meet
 LAUNCH = ("local_rank", "world_size", "rank", "dist_url")
@@ -94,7 +97,11 @@ def cnn_rules(asked):
             f"--lr_schedule {training.lr_schedule} has no drops",
         ),
         (["warm_up_epochs", "warm_up_lr"], training.warm_up, "give --warm_up"),
-        (["nesterov"], training.optimizer == "SGD", "it belongs to --optimizer SGD"),
+        (
+            ["nesterov"],
+            training.optimizer == "SGD" and training.momentum > 0,
+            "it belongs to --optimizer SGD with a --momentum",
+        ),
         (
             ["norm_bias_lr", "fixed_norm_scale"],
             asked.network.bn,
@@ -130,6 +137,9 @@ def note_unused(asked, world):
 def note_activation(content, act, path, world):
     """Tell where the activation of a loaded checkpoint differs from that of the network."""
     if content["format"] == checkpoint.PUBLISHED:
+        steps = content.get("steps")
+        if steps not in (None, act.steps):
+            world.say(f"note: {path} was trained with steps {steps}, here {act.steps}")
         return
     # read and described anew, since older files name some fields otherwise
     stored = models.from_description(content["activation"])
@@ -281,6 +291,10 @@ def trained_data(content, data, given, path):
         for name in names
         if name in content["settings"] and name not in given
     }
+    # a published network that was fused has no settings, but says which images it takes
+    images = content["data"].get("name")
+    if "dataset" not in {*given, *stored} and images in list(TABLE):
+        stored["dataset"] = images
     check_stored(path, settings.options(CNNSettings), stored)
     data = replace(data, **stored)
     refuse_idle(given, data_rules(data))
@@ -400,7 +414,7 @@ def teacher(distill, about, world):
     if not distill:
         return None
     content = checkpoint.load(distill)
-    checkpoint.check_own(content, f"--distill {distill}", "absorb_bn.py")
+    checkpoint.check_own(content, f"--distill {distill}", "run absorb_bn.py on it first")
     # the teacher sees the student's images, so they must mean the same to both
     known = content["data"]
     if any(known.get(k) != about[k] for k in ("name", "num_classes", "image_size")):
@@ -415,6 +429,20 @@ def teacher(distill, about, world):
 
 def _measure(task, amp="none"):
     return Measure(task.test, task.world, task.about, amp, task.asked.run.energy)
+
+
+def stored_form(net, loader, path):
+    """The SNN with batch norm and output scales where they are stored: energies are of its spikes.
+
+    loader: of images on which the two are compared. path: of its checkpoint.
+    Raises:
+        UseError: their outputs differ.
+    """
+    images, *_ = next(loader.epoch(0))
+    try:
+        return convert.stored_form(net.eval(), images[:FEW])
+    except convert.ConversionError as error:
+        raise UseError(f"{path}: {error}; give best.pth of its run folder") from None
 
 
 def test_only(net, task, weights, give):
@@ -534,6 +562,8 @@ def train(net, recipe, kind, stable, task, extra=None, price=None):
     # from here on, where weights and data are the same, each process draws its own dropout masks
     seed_all(asked.compute.seed + world.rank)
     folder = _run_folder(asked, stable, world)
+    if folder:
+        world.say(f"run folder {folder}: what is interrupted goes on with --resume {folder}")
     if task.saved:
         # its settings name the folder of then, and a run may have been moved, or be named by a link
         home = folder.resolve().parent

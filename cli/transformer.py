@@ -49,6 +49,7 @@ GONE = {
     "start_epoch": "use resume",
     "eval_metric": "the best epoch is the most accurate one",
     "in_channels": "images have three",
+    "local_rank": "a launcher gives it",
     "num_classes": "it is the data set's",
 }
 

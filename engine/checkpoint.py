@@ -119,22 +119,34 @@ def load(path):
     _check_weights(path, state)
     accuracy = content.get("accuracy")
     known = isinstance(accuracy, (Real, torch.Tensor))
+    steps = content.get("timesteps")
     return {
         "format": PUBLISHED,
         "kind": published.family(state),
         "model": state,
         "taken": taken,
         "accuracy": float(accuracy) if known else None,
+        "steps": steps if isinstance(steps, int) else None,
     }
 
 
-def check_own(content, path, scripts="absorb_bn.py or snn_ddp.py"):
+# What takes a file of the published code, by its family.
+TAKERS = {
+    "sdt": "measure it with firing_num.py -c, or give it to train.py as --initial_checkpoint",
+    "vggsnn": "measure it with main_test.py",
+    "cnn": "an ANN with batch norm goes to absorb_bn.py, another to ann_ddp.py --pretrained_ann, an "
+    "SNN to snn_ddp.py --pretrained_snn",
+}
+
+
+def check_own(content, path, way=None):
     """Refuse a file of the published code, which says nothing of its network.
 
-    content: what `load(path)` returned. scripts: those that make a checkpoint of it.
+    content: what `load(path)` returned. way: what to do, None: what takes such a file.
     """
     if content["format"] == PUBLISHED:
-        raise UseError(f"{path} is a file of the published code: run {scripts} on it first")
+        way = way or TAKERS[content["kind"] or "cnn"]
+        raise UseError(f"{path} is a file of the published code: {way}")
 
 
 def holds(path, weights):

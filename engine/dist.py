@@ -254,6 +254,9 @@ def _node(options):
 
 def _gpus(options):
     """How many GPUs of this node the options let processes be started for."""
+    # a GPU that is named is the only one
+    if options.gpu is not None:
+        return 0
     return torch.cuda.device_count() if options.device in ("auto", "cuda") else 0
 
 
@@ -455,6 +458,8 @@ def launch(work, options, amp="none", debug=False):
         if _gpus(options) == 0:
             absent = options.device in ("auto", "cuda")
             why = "no GPU here" if absent else f"--device {options.device}"
+            if options.gpu is not None:
+                why = f"--gpu {options.gpu}"
             print(f"--multiprocessing_distributed: {why}, one process per node", flush=True)
         if max(_gpus(options), 1) * nodes > 1:
             return _spawn(node, nodes, work, options, amp, debug)

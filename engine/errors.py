@@ -58,7 +58,7 @@ def _of_machine(error):
             "(ulimit -n); what was written before is whole"
         )
     if isinstance(error, MemoryError) or LACK.search(text):
-        return f"out of memory ({reason(error)}): lower --batch_size or --width_mult"
+        return f"out of memory ({reason(error)}): lower --batch_size, in evaluation --val_batch_size, or --width_mult"
     if WORKER.search(text):
         return (
             f"a process that decodes images was lost ({last}): give fewer --workers, or raise the "
@@ -120,7 +120,7 @@ def guard(main, argv=None):
     except KeyboardInterrupt:
         print(
             f"{sys.argv[0]}: interrupted; a training run goes on with --resume <its run folder>, "
-            "a preparation with the same command",
+            "a chain or a preparation with the same command",
             file=sys.stderr,
         )
         sys.exit(130)  # as a shell reports SIGINT

@@ -192,6 +192,8 @@ def check_added(asked):
         raise UseError(
             f"{source} holds a network of kind {content['kind']}: give a checkpoint of snn_ddp.py"
         )
+    if "training" in content:
+        raise UseError(f"{source} is the state of a training: give best.pth of its run folder")
     return content, path
 
 

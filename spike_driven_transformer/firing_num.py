@@ -39,6 +39,8 @@ NETWORK = {known.name for known in fields(TransformerOptions)} | {"surrogate_edg
 # groups that only train.py obeys, but for IMAGES and --amp; and single options like them
 TRAINING = ("augment", "mixing", "training", "timm", "schedule", "loss", "price", "compute")
 IDLE = {
+    # --val_batch_size is that of a measurement
+    "batch_size",
     "energy",
     "initial_checkpoint",
     "keep",

@@ -431,6 +431,24 @@ def test_neurons_of_different_numbers_compile_in_one_process():
 
 
 def test_a_setting_that_cannot_be_is_refused_with_its_file():
-    content = {"settings": {"dataset": True}}
+    content = {"settings": {"dataset": True}, "data": {}}
     with pytest.raises(UseError, match=r"x\.pth holds --dataset True"):
         run.trained_data(content, DataOptions(), frozenset(), "x.pth")
+
+
+def test_a_published_network_that_was_fused_is_measured_on_the_images_that_it_takes():
+    content = {"settings": {}, "data": {"name": "CIFAR100"}}
+    options = run.trained_data(content, DataOptions(), frozenset(), "x.pth")
+    assert options.dataset == "CIFAR100"
+    options = run.trained_data(content, DataOptions(), {"dataset"}, "x.pth")
+    assert options.dataset == "CIFAR10"
+
+
+def test_another_number_of_steps_than_a_published_file_s_is_told(tmp_path, capsys):
+    weights = {"features.0.weight": torch.zeros(1)}
+    torch.save({"state_dict": weights, "timesteps": 1, "accuracy": 0.9}, tmp_path / "x.pth")
+    content = checkpoint.load(tmp_path / "x.pth")
+    for steps in (1, 20):
+        act = models.Spiking(models.NeuronConfig.vgg(3), steps=steps, theta=0.3)
+        run.note_activation(content, act, "x.pth", World())
+    assert capsys.readouterr().out == "note: x.pth was trained with steps 1, here 20\n"

@@ -415,7 +415,7 @@ CASES = {  # what writes the file, arguments ({c}: --data_root with CIFAR), word
     "published": (
         lambda path: torch.save({"features.0.weight": torch.zeros(4, 3, 3, 3)}, path),
         "",
-        "snn.pth is a file of the published code: run absorb_bn.py or snn_ddp.py",
+        "snn.pth is a file of the published code: an ANN with batch norm goes to absorb_bn.py",
     ),
     "training": (
         lambda path: write(path, training={}),

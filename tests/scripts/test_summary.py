@@ -80,6 +80,14 @@ def test_a_conversion_is_measured_without_output_scales(spiking, measured):
     assert not net.act.scale
 
 
+def test_the_state_of_a_training_is_billed_as_what_is_stored(spiking):
+    model = "--energy_model shift-add"
+    stored = run(energy, f"{spiking['checkpoint']} {model} --device cpu")
+    state = run(energy, f"{spiking['run']}/last.pth {model} --device cpu")
+    bills = [found["energy"].uj("shift-add") for found in (state, stored)]
+    assert bills[0] == pytest.approx(bills[1], rel=1e-3)
+
+
 def test_a_later_run_of_the_same_name_is_not_named_as_the_result(spiking):
     """Of two runs into one folder the stable file is the later one's."""
     words = f"{SPIKING} --keep last --pretrained_ann {ANN}_bn_fused.pth --output_dir same"

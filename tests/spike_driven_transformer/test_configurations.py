@@ -88,6 +88,8 @@ def test_the_command_line_overrides_the_configuration():
         ("layr: 2", "unknown key 'layr'; did you mean layer?"),
         ("attn_mode: sdsa", "unknown key 'attn_mode'; there is one attention"),
         ("drop: 0", "unknown key 'drop'; it had no effect in the published code"),
+        ("drop: 0\ngp: avg", "'drop'; it had no effect in the published code, unknown key 'gp'; it"),
+        ("local_rank: 0", "unknown key 'local_rank'; a launcher gives it"),
         ("model-ema: maybe", "model-ema must be true or false, got 'maybe'"),
         ("- a", "must hold lines of `key: value`"),
         ("lr: fast", "expected float, got 'fast'"),
@@ -100,6 +102,12 @@ def test_configuration_mistakes(text, words, tmp_path, fails):
     line = fails(train.main, f"-c {tmp_path}/c.yml")
     assert words in line
     assert str(tmp_path) in line or "--" in line
+
+
+@pytest.mark.parametrize("value, amp", [("True", "fp16"), ("False", "none"), ("bf16", "bf16")])
+def test_a_configuration_says_whether_there_is_an_autocast(value, amp, tmp_path):
+    (tmp_path / "c.yml").write_text(f"amp: {value}")
+    assert parsed(f"-c {tmp_path}/c.yml").compute.amp == amp
 
 
 # ---- names and sizes
