@@ -134,8 +134,8 @@ def load(path):
 TAKERS = {
     "sdt": "measure it with firing_num.py -c, or give it to train.py as --initial_checkpoint",
     "vggsnn": "measure it with main_test.py",
-    "cnn": "an ANN with batch norm goes to absorb_bn.py, another to ann_ddp.py --pretrained_ann, an "
-    "SNN to snn_ddp.py --pretrained_snn",
+    "cnn": "an ANN with batch norm goes to absorb_bn.py, another to ann_ddp.py --pretrained_ann, "
+    "an SNN to snn_ddp.py --pretrained_snn",
 }
 
 

@@ -58,7 +58,10 @@ def _of_machine(error):
             "(ulimit -n); what was written before is whole"
         )
     if isinstance(error, MemoryError) or LACK.search(text):
-        return f"out of memory ({reason(error)}): lower --batch_size, in evaluation --val_batch_size, or --width_mult"
+        return (
+            f"out of memory ({reason(error)}): lower --batch_size, in evaluation --val_batch_size, "
+            "or --width_mult"
+        )
     if WORKER.search(text):
         return (
             f"a process that decodes images was lost ({last}): give fewer --workers, or raise the "

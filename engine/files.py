@@ -3,6 +3,7 @@
 import fcntl
 import glob
 import os
+import secrets
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -17,9 +18,9 @@ def write_atomic(path, write):
     Raises:
         RunError: the disk is full, or the folder cannot be written to.
     """
-    # the process's number: two that write the same file do not write into each other's
+    # two that write the same file do not write into each other's; containers share numbers
     path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_left(path)

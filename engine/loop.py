@@ -374,7 +374,8 @@ class Trainer:
         self._check_batch(state)
         self.net.load_state_dict(saved["model"])
         _check_optimizer(self.optimizer.state_dict(), state["optimizer"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        # what all processes were started with lies in shared memory, where AdamW would count steps
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
         _try_step(self.optimizer)
         self.scaler.load_state_dict(state["scaler"])
         # files of early versions have no state of the recipe
@@ -601,6 +602,8 @@ class Trainer:
         if content["network"]["name"] != self.net.built["name"]:
             name = content["network"]["name"]
             raise UseError(f"{path} is not of this run: it holds a {name}; start a new run")
+        # a run that was killed between this file and last.pth has forgotten what it stored
+        self.best, self.best_epoch = content["accuracy"], content["epoch"]
         best = checkpoint.rebuild(content, path)
         # the neurons' backend belongs to the machine: no file has it
         for site in best.sites():

@@ -4,6 +4,7 @@ import hashlib
 import os
 import re
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,13 @@ torch.set_num_threads(1)
 def seeded():
     """Random numbers of a test do not depend on which tests ran before it."""
     seed_all(0)
+
+
+@pytest.fixture(autouse=True)
+def hooks(monkeypatch):
+    """What `guard` does with errors of threads and of cleaning ends with a test."""
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
 
 
 @pytest.fixture

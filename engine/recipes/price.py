@@ -78,7 +78,8 @@ class Price:
         if self.warm is None:
             self.warm = epochs / 2 if self.target else 0
         self.additions = Additions(net)
-        self.weight = torch.tensor(options.rate_penalty, device=world.device)
+        self.full_weight = torch.tensor(options.rate_penalty, device=world.device)
+        self.weight = self.full_weight  # of the last batch
         self.energy = torch.zeros((), device=world.device)  # of the last batch
         self.first = None  # energy of the first batch
 
@@ -92,7 +93,8 @@ class Price:
         self.energy = self.fixed + self.full * mean
         risen = min(1, (epoch - 1) / self.warm) if self.warm else 1
         if not self.target:
-            return self.weight * risen * share
+            self.weight = self.full_weight * risen
+            return self.weight * share
 
         if self.first is None:
             self.first = self.energy

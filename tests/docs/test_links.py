@@ -1,13 +1,13 @@
 """Links of the documents: every file, line and heading that they point to is there."""
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.helpers import ROOT
 
-SKIPPED = ("runs", "output")  # what commands write
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`\n]*`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
@@ -15,17 +15,11 @@ CITED = re.compile(r"docs/method\.md,?\s+sections?\s+(\d)")
 
 
 def documents():
-    """Every Markdown file of the repository, and none that a run or an installation wrote."""
-    folders = [
-        path
-        for path in ROOT.iterdir()
-        if path.is_dir() and not path.is_symlink() and path.name[0] not in "._"
-    ]
-    found = list(ROOT.glob("*.md"))
-    for folder in folders:
-        if folder.name not in SKIPPED:
-            found += folder.rglob("*.md")
-    return sorted(found)
+    """Every Markdown file of the repository, and none that a user or a run put there."""
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard", "*.md"]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    found = [ROOT / line for line in listed.stdout.splitlines()]
+    return sorted(path for path in found if path.is_file() and not path.is_symlink())
 
 
 def prose(path):

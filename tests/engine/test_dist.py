@@ -165,6 +165,7 @@ def test_ranges_agree_and_srun_is_recognised(tmp_path):
         "SLURM_STEP_NUM_TASKS": 2,
         "SLURM_STEP_NUM_NODES": 1,
         "SLURM_JOB_ID": os.getpid(),
+        "MASTER_PORT": free_port(),
         "SLURM_STEP_NODELIST": "127.0.0.1",
         **OWN,
     }

@@ -108,10 +108,15 @@ def test_what_another_process_is_writing_stays(old):
     def write(temporary):
         other = os.fork()
         if not other:
-            temporary.write_text("mine")
-            write_text(old, "its")
-            os._exit(0)
-        os.waitpid(other, 0)
+            status = 1
+            try:
+                temporary.write_text("mine")
+                write_text(old, "its")
+                status = 0
+            finally:
+                # a failure must not go on as a second test run
+                os._exit(status)
+        assert os.waitpid(other, 0)[1] == 0
         assert temporary.is_file()
         temporary.write_text("mine")
 

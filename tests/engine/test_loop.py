@@ -235,9 +235,16 @@ def test_the_best_network_is_kept_as_it_was(monkeypatch):
 
 
 def test_held_back_images_choose_the_best_epoch(capsys):
-    run = trainer(linear(), Noting(epochs=1), noise(4), choose=noise(2))
+    choose, test = noise(2), noise(4)
+    run = trainer(linear(), Noting(epochs=1), noise(4), choose, test)
     assert run.held_back
-    run.fit()
+    read = []
+    for name, loader in (("val", choose), ("test", test)):
+        whole = loader.epoch
+        loader.epoch = lambda epoch, name=name, whole=whole: read.append(name) or whole(epoch)
+    summary = run.fit()
+    assert read == ["val"]
+    assert summary["best_accuracy"] == evaluate(run.kept, choose, World())["accuracy"]
     said = capsys.readouterr().out
     assert "the best epoch is chosen on held-back training images" in said
     assert "val " in said

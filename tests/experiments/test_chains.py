@@ -43,7 +43,8 @@ def run(tmp_path_factory):
 def test_the_chains_are_listed(capsys):
     chains.main([])
     lines = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in lines] == ["cifar10_resnet20", "cifar10_sdt", "resnet20_norm"]
+    names = [line.split()[0] for line in lines]
+    assert names == ["cifar10_resnet20", "cifar10_sdt", "resnet20_norm"]
 
 
 @pytest.mark.parametrize("name", KNOWN)

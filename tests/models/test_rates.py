@@ -31,7 +31,11 @@ def test_the_value_is_the_measured_share(steps, scale):
     net.train()(images)
     energy = measure(net, [images])
     net(images)  # the measurement ran the network, too
-    assert share().item() == pytest.approx(measured(energy), rel=1e-5)
+    found = share().item()
+    assert found == pytest.approx(measured(energy), rel=1e-5)
+    # what energy targets aim at
+    fixed, full = energy.of_spikes()
+    assert fixed + found * full == pytest.approx(energy.total_uj, rel=1e-5)
     assert sum(energy.lane_rates_per_layer["stages.0.act"]) > 0.05
 
 
@@ -85,7 +89,10 @@ def test_every_layer_of_every_network_counts(name):
     with Counter(net.train()) as counter:
         net(images)
     price = additions()
-    assert price.item() == pytest.approx(measured(counter.energy()), rel=1e-5)
+    energy = counter.energy()
+    assert price.item() == pytest.approx(measured(energy), rel=1e-5)
+    fixed, full = energy.of_spikes()
+    assert fixed + price.item() * full == pytest.approx(energy.total_uj, rel=1e-5)
     assert price > 0.02
 
     price.backward()

@@ -169,7 +169,9 @@ def test_every_parameter_learns(mode):
         if isinstance(m, nn.BatchNorm2d):
             nn.init.constant_(m.weight, 3.0)
     net(torch.randn(8, 3, 32, 32)).square().sum().backward()
-    assert [name for name, p in net.named_parameters() if p.grad is None] == []
+    # batch norm takes a bias before it out again
+    still = {n for n, p in net.named_parameters() if p.grad is None or not p.grad.any()}
+    assert {name for name in still if not name.endswith("map.bias")} == set()
 
 
 # ---- timm's registry

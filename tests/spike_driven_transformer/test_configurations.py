@@ -88,7 +88,7 @@ def test_the_command_line_overrides_the_configuration():
         ("layr: 2", "unknown key 'layr'; did you mean layer?"),
         ("attn_mode: sdsa", "unknown key 'attn_mode'; there is one attention"),
         ("drop: 0", "unknown key 'drop'; it had no effect in the published code"),
-        ("drop: 0\ngp: avg", "'drop'; it had no effect in the published code, unknown key 'gp'; it"),
+        ("drop: 0\ngp: avg", "in the published code, unknown key 'gp'; it had no effect"),
         ("local_rank: 0", "unknown key 'local_rank'; a launcher gives it"),
         ("model-ema: maybe", "model-ema must be true or false, got 'maybe'"),
         ("- a", "must hold lines of `key: value`"),

@@ -40,6 +40,8 @@ def test_the_weight_rises_over_the_warm_up():
     made = price(0.5, rate_penalty=0.4, penalty_warm_up=2.0)
     prices = [made(epoch).item() for epoch in (1.0, 1.5, 2.0, 3.0, 9.0)]
     assert prices == pytest.approx([0, 0.05, 0.1, 0.2, 0.2])
+    made(1.5)
+    assert made.figures()["penalty"] == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

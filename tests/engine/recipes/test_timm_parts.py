@@ -179,6 +179,19 @@ def test_gradients_are_bounded_where_it_is_asked_for(net, timm, largest):
     assert net.weight.grad.max() == largest
 
 
+@pytest.mark.parametrize("mode", ["norm", "value"])
+def test_true_gradients_are_bounded_not_scaled_ones(net, mode):
+    """As fp16 scales them: the bound is that of the gradient that the optimizer is given."""
+    recipe = make(net, timm=TimmOptions(clip_grad=0.5, clip_mode=mode))
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer = recipe.optimizer(net)
+    scaler.scale(net(torch.full((1, 2), 100.0)).sum()).backward()
+    recipe.before_step(net, optimizer, scaler)
+    gradients = torch.cat([p.grad.flatten() for p in net.parameters()])
+    largest = gradients.norm() if mode == "norm" else gradients.max()
+    assert largest.item() == pytest.approx(0.5, rel=1e-3)
+
+
 def test_agc_leaves_the_head_alone():
     """As in timm's train.py: the gradients of all other weights are bounded unit by unit."""
     net = models.build("sdt", transformer.activation("lif", 1, 1), depth=1, dim=16)
