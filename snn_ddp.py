@@ -134,6 +134,8 @@ def check_lanes(asked):
             f"--first_lanes {' '.join(map(str, first))} must fall to the {neuron.levels} of "
             "--num_channels, with --multi_channel 1"
         )
+    if neuron.hardware_opt == 2:
+        raise UseError("--first_lanes needs one-hot neurons, not --hardware_opt 2")
     # what a lane less takes from the output goes into the output scales
     if not asked.network.pretrained_ann or asked.conversion.conversion != "matched":
         raise UseError("--first_lanes needs --pretrained_ann and --conversion matched")

@@ -213,9 +213,12 @@ class LIFLayer(nn.Module):
         self.constant = constant
 
     def forward(self, x):
-        self.node.reset()  # batches are independent
         x = unfold(x, self.steps, self.constant)
-        return self.node(x).flatten(0, 1)
+        self.node.reset()
+        out = self.node(x).flatten(0, 1)
+        # batches are independent, and a potential would hold their graph
+        self.node.reset()
+        return out
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from . import ReLU, build
 from .activations import unfold
-from .layers import Synapse
+from .layers import Synapse, evaluating, hooked
 from .neuron.backends.dispatch import mlif
 from .published import fit
 from .statistics import percentile
@@ -127,9 +127,10 @@ def affordable(net, images, bytes_per_neuron):
     """
     largest = 0  # neurons of a layer
     x = net.act.encode(images[:1])
-    for stage in net.stages:
-        x = stage(x)
-        largest = max(largest, x[0].numel())
+    with evaluating(net):
+        for stage in net.stages:
+            x = stage(x)
+            largest = max(largest, x[0].numel())
 
     count = int(MEMORY / (largest * bytes_per_neuron))
     return max(1, min(len(images), count))
@@ -161,10 +162,8 @@ def silent_layers(net, images):
         if not (args[0] > 0).any():
             found.append(names[site])
 
-    handles = [site.register_forward_pre_hook(look) for site in net.sites()]
-    net.eval()(images)
-    for handle in handles:
-        handle.remove()
+    with hooked(net, net.sites(), look, before=True):
+        net(images)
     return found
 
 
@@ -184,14 +183,14 @@ def balance_thresholds(
     spike trains are stored packed.
 
     Args:
-        net: SNN in eval mode, directly encoded, whose stages have `firings`.
+        net: SNN, directly encoded, whose stages have `firings`.
         images: [B, C, H, W]. which: 'all', or 'stem' (the leading layers, `net.stem` of them).
         progress: wraps the range of layers (a progress bar).
     Raises:
         ValueError: 'stem' for a network without one, images not directly encoded, or a network that
             cannot be converted.
     """
-    name = net.built["name"]
+    name = (net.built or {}).get("name", type(net).__name__)
     if which == "stem" and not net.stem:
         raise ValueError(f"{name} has no stem: balance 'all'")
     if net.act.encoding != "direct":
@@ -200,7 +199,8 @@ def balance_thresholds(
     count = net.stem if which == "stem" else len(net.sites())
     # The range goes first: when it ends, the last layer has no need to fire.
     balanced = zip(progress(range(count)), _thetas(net, images, steps))
-    thetas = [theta for _, theta in balanced]
+    with evaluating(net):
+        thetas = [theta for _, theta in balanced]
     if len(thetas) < count:
         raise ValueError(f"{name} has activations without `firings`: it cannot be balanced")
     return thetas
@@ -326,7 +326,10 @@ def best_fit(x, act):
     """
     target = torch.relu(x.mean(0))
     whole = _sum(target * target)
-    top = percentile(x, PERCENT) / 2 ** (act.config.levels - 1)
+    reach = percentile(x, PERCENT)
+    # of a layer that fires rarely it is not positive, which would make the neurons switches
+    reach = torch.where(reach > 0, reach, x.amax())
+    top = reach / 2 ** (act.config.levels - 1)
 
     def fit(fraction):
         theta = (top / act.config.gain * fraction).clamp(min=1e-6)
@@ -347,7 +350,7 @@ def match_activations(net, images, progress=iter):
 
     They minimise mean((relu(x) - q * o)^2) over `images`, where x is the layer's current and o its
     output, both averaged over the T steps. theta is one of FRACTIONS of the 99.7 percentile of x
-    over 2^(S-1) times the gain.
+    (of its maximum where that is not positive) over 2^(S-1) times the gain.
 
     Args:
         net: SNN with output scales. images: [B, C, H, W]. progress: wraps the range of layers.
@@ -376,10 +379,8 @@ def match_activations(net, images, progress=iter):
         next(layers)
 
     # Each layer is set before it runs, so that the next one gets the spikes that it will get.
-    handles = [site.register_forward_pre_hook(match) for site in sites]
-    net.eval()(images)
-    for handle in handles:
-        handle.remove()
+    with hooked(net, sites, match, before=True):
+        net(images)
     next(layers, None)  # lets a progress bar finish
     return chosen
 
@@ -389,11 +390,17 @@ def set_levels(net, levels):
     """Give every neuron `levels` = S lanes; the highest ones stay where they are.
 
     theta and the output scale double for each lane less, so that the lowest boundary goes:
-    `scale * o` is what it was wherever the potential reaches the new theta. The network has output
-    scales (`Spiking.scale`).
+    `scale * o` is what it was wherever the potential reaches the new theta. Scaled neurons have
+    their top there, and stay. The network has output scales (`Spiking.scale`).
+
+    Raises:
+        ValueError: its neurons are multi-hot, whose output is another sum with a lane less.
     """
-    factor = 2.0 ** (net.act.neuron.levels - levels)
-    neuron = replace(net.act.neuron, levels=levels)
+    before = net.act.neuron
+    if not before.one_hot:
+        raise ValueError("multi-hot neurons emit other sums with a lane less")
+    factor = 1.0 if before.scaled else 2.0 ** (before.levels - levels)
+    neuron = replace(before, levels=levels)
     net.act = replace(net.act, neuron=neuron)
     for site in net.sites():
         site.config = neuron
@@ -442,6 +449,6 @@ def fold_scales(net, images):
 
 
 def _outputs(net, images):
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(0)  # rate encoding draws the same spikes for both networks
         return net.eval()(images)

@@ -26,7 +26,7 @@ def pixels(images, mean, std):
     mean, std: per channel, of pixels in [0, 1].
     """
     mean, std = (images.new_tensor(values)[:, None, None] for values in (mean, std))
-    return ((images * std + mean) * WHITE).round().to(torch.uint8)
+    return ((images * std + mean) * WHITE).round().clamp(0, WHITE).to(torch.uint8)
 
 
 # Sums of weights. A sum has two forms, equal bit for bit: the first is the definition, the second
@@ -300,7 +300,7 @@ def weight_of(layer):
 def _bias(layer):
     """float64 [O]"""
     bias = layer.bias
-    return torch.zeros(len(layer.weight)).double() if bias is None else bias.double()
+    return layer.weight.new_zeros(len(layer.weight)).double() if bias is None else bias.double()
 
 
 def scale_of(act, *weights):
@@ -465,7 +465,8 @@ def to_integer(net, mean, std):
         ValueError: it has no integer form, or its sums do not fit 32 bits.
     """
     check(net)
-    mean, std = (torch.tensor(values, dtype=torch.float64) for values in (mean, std))
+    exact = {"dtype": torch.float64, "device": net.head.weight.device}
+    mean, std = (torch.tensor(values, **exact) for values in (mean, std))
     spikes = Signal.spikes(net.act.neuron)
     signal = Signal(WHITE)
     stages = []

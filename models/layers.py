@@ -215,6 +215,33 @@ class Residual(nn.Module):
 
 
 @contextmanager
+def evaluating(net):
+    """The network in eval mode; afterwards in the mode that it had."""
+    training = net.training
+    try:
+        yield net.eval()
+    finally:
+        net.train(training)
+
+
+@contextmanager
+def hooked(net, modules, hook, before=False):
+    """The network in eval mode with `hook` after every call of `modules`, or before it."""
+    handles = []
+    try:
+        for module in modules:
+            register = module.register_forward_hook
+            if before:
+                register = module.register_forward_pre_hook
+            handles.append(register(hook))
+        with evaluating(net):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@contextmanager
 def still(stage):
     """Leave the running statistics of a stage's batch norms alone while a batch runs again."""
     norms = [m for m in stage.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]

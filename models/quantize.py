@@ -11,6 +11,7 @@ The gradient is straight-through: the quantiser counts as the identity in the ba
 import torch
 from torch import nn
 
+from .layers import evaluating
 from .statistics import percentile
 
 SCHEMES = ("log", "lvl", "uniform")
@@ -142,16 +143,25 @@ def calibrate(net, batches):
     """Set the range of every quantiser of `net` from an iterable of image batches [B, C, H, W].
 
     The images pass the network in eval mode and unquantised.
+
+    Raises:
+        ValueError: there is no batch.
     """
     quantizers = [m for m in net.modules() if isinstance(m, QuantReLU)]
-    training = net.training
-    net.eval()
-
+    count = 0
     for quantizer in quantizers:
         quantizer.start()
-    for images in batches:
-        net(images)
+    try:
+        with evaluating(net):
+            for images in batches:
+                net(images)
+                count += 1
+    finally:
+        # ranges of some of the images are none
+        for quantizer in quantizers:
+            quantizer.observing = False
+
+    if not count:
+        raise ValueError("ranges need a batch of images, got none")
     for quantizer in quantizers:
         quantizer.stop()
-
-    net.train(training)

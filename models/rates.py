@@ -7,7 +7,7 @@ section 7), so their sum is the energy but for a constant.
 import torch
 import torch.nn.functional as F
 
-from .layers import WEIGHTED, Layer
+from .layers import WEIGHTED, Layer, hooked
 
 
 def weighted(net):
@@ -24,11 +24,10 @@ def macs_of(layer, out):
 
 
 def run_once(net):
-    """Run it on one image of zeros, in eval mode."""
+    """Run it on one image of zeros."""
     side = net.built["image_size"]
-    training = net.training
-    net.eval()(torch.zeros(1, 3, side, side, device=net.head.weight.device))
-    net.train(training)
+    weight = net.head.weight
+    net(torch.zeros(1, 3, side, side, device=weight.device, dtype=weight.dtype))
 
 
 def neuron_counts(net):
@@ -38,10 +37,8 @@ def neuron_counts(net):
     def count(site, args, out):
         found[site] = out[0].numel()
 
-    handles = [site.register_forward_hook(count) for site in net.sites()]
-    run_once(net)
-    for handle in handles:
-        handle.remove()
+    with hooked(net, net.sites(), count):
+        run_once(net)
     return found
 
 
@@ -65,11 +62,8 @@ def sources(net):
             reached = torch.autograd.grad(x.sum(), list(outputs), allow_unused=True)
             (found[module],) = (s for s, g in zip(outputs.values(), reached) if g is not None)
 
-    handles = [site.register_forward_hook(begin) for site in net.sites()]
-    handles += [module.register_forward_pre_hook(end) for module in weighted(net)]
-    run_once(net)
-    for handle in handles:
-        handle.remove()
+    with hooked(net, net.sites(), begin), hooked(net, weighted(net), end, before=True):
+        run_once(net)
     return found
 
 
@@ -120,6 +114,7 @@ class Additions:
     def __init__(self, net):
         self.steps = net.act.steps
         self.paid, self.macs = [], []
+        self.counts = False  # not of what a backward pass runs again
         # of the inputs of layers: output scales, and the share that dropout keeps
         self.scales, self.kept = {}, {}
         kept = {m.act: 1 - m.drop.p for m in net.modules() if isinstance(m, Layer)}
@@ -133,6 +128,7 @@ class Additions:
             module.register_forward_hook(self._count)
 
     def _begin(self, net, args):
+        self.counts = True
         self.paid.clear()
         self.macs.clear()
 
@@ -144,12 +140,14 @@ class Additions:
         fired = _Fired.apply(x, self.scales.get(module))
         rate = fired * (self.steps / self.kept.get(module, 1))
         macs = macs_of(module, out)
-        self.paid.append(rate * macs)
-        self.macs.append(macs)
+        if self.counts:
+            self.paid.append(rate * macs)
+            self.macs.append(macs)
 
     def __call__(self):
         """0-dim float32, of the forward that has just run in training mode; it is read once."""
         share = torch.stack(self.paid).sum() / sum(self.macs)
+        self.counts = False
         # a step that is compiled finds the lists of every step as those of the first
         self.paid.clear()
         self.macs.clear()

@@ -38,10 +38,13 @@ class Rounded(nn.Module):
         net: spiking network that has an integer form. mean, std: as `integer.to_integer` has them.
 
     `net`, the copy, has the weights before rounding, by their names.
+    Raises:
+        ValueError: it has no integer form.
     """
 
     def __init__(self, net, mean, std):
         super().__init__()
+        integer.check(net)
         self.net = copy.deepcopy(net)
         self.act, self.built = net.act, net.built
         for stage in self.net.stages:

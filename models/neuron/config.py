@@ -148,7 +148,7 @@ class NeuronConfig:
 
     @classmethod
     def vggsnn(cls, levels=3, inner_slope="published"):
-        """M-LIF neuron of VGGSNN: leak (`tau`) 0.5, theta 1, hard reset, gamma 1."""
+        """M-LIF neuron of VGGSNN: hard reset, gamma 1 (published with leak 0.5 and theta 1)."""
         return cls(levels=levels, reset="hard", gamma=1.0, inner_slope=inner_slope)
 
     @classmethod

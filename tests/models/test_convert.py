@@ -330,6 +330,37 @@ def test_a_layer_that_never_fires_keeps_its_threshold_and_scale_1():
     assert q == 1 and theta == pytest.approx(0.7)
 
 
+def test_a_layer_that_fires_rarely_gets_no_switches():
+    """Of its currents less than 0.3 % are positive, so that their percentile is not."""
+    act = Spiking(NeuronConfig.vgg(3), scale=True)
+    site = act.layer()
+    x = torch.full((1, 2000), -1.0)
+    x[0, 0] = 2.0
+    theta, q, _ = convert.best_fit(x, site)
+    assert 2 * 0.15 / 4 <= theta <= 2 / 4
+    assert q > 0
+
+
+class Fails(Exception):
+    """A test's own."""
+
+
+def test_a_conversion_that_fails_leaves_the_network_as_it_was():
+    net = spiking("resnet20").train()
+    last = net.sites()[-1]
+
+    def fail(*_):
+        raise Fails
+
+    handle = last.register_forward_pre_hook(fail)
+    for function in (convert.match_activations, convert.silent_layers):
+        with pytest.raises(Fails):
+            function(net, torch.randn(2, 3, 32, 32))
+    handle.remove()
+    assert net.training
+    assert not any(site._forward_pre_hooks for site in net.sites())
+
+
 def test_silent_layers_are_found_by_name():
     net = spiking("resnet20", scale=False)
     nn.init.constant_(net.stages[1].synapse.map.weight, 0)
@@ -353,6 +384,25 @@ def test_fewer_lanes_keep_what_the_upper_ones_emit():
     assert torch.equal(after[fired], before[fired])
     assert before.unique().tolist() == [0.0, 0.25, 0.5, 1.0, 2.0, 4.0]
     assert after.unique().tolist() == [0.0, 0.5, 1.0, 2.0, 4.0]
+
+
+def test_scaled_neurons_keep_their_top_with_a_lane_less():
+    act = Spiking(NeuronConfig(levels=3, scaled=True), scale=True)
+    site = act.layer()
+    net = type("Net", (), {"act": act, "sites": lambda self: [site]})()
+    potentials = torch.linspace(0.01, 3, 400)
+    before = site(potentials)
+    convert.set_levels(net, 2)
+    after = site(potentials)
+    fired = before > before[before > 0].min()
+    assert torch.equal(after[fired], before[fired])
+
+
+def test_multi_hot_neurons_keep_their_lanes():
+    act = Spiking(NeuronConfig.vgg(3, 2), scale=True)
+    net = models.build("vgg16", act, width_mult=1 / 16, bn=False)
+    with pytest.raises(ValueError, match="multi-hot"):
+        convert.set_levels(net, 2)
 
 
 def test_matched_conversion_needs_output_scales():

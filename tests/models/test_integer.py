@@ -250,6 +250,11 @@ def test_a_float_image_has_its_pixels_back():
     assert torch.equal(integer.pixels((images / 255 - shape[0]) / shape[1], mean, std), images)
 
 
+def test_noise_beyond_black_and_white_stays_there():
+    images = torch.tensor([-0.02, 1.02]).view(1, 1, 1, 2)
+    assert integer.pixels(images, (0.0,), (1.0,)).flatten().tolist() == [0, 255]
+
+
 @pytest.mark.parametrize("steps", [1, 2])
 def test_a_channel_without_weights_follows_its_bias(steps):
     net = random("vgg16", steps)

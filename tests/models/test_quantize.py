@@ -81,6 +81,22 @@ def test_an_uncalibrated_quantiser_refuses_to_run():
         models.QuantReLU(2)(torch.zeros(3))
 
 
+def test_ranges_of_no_image_or_some_are_none():
+    net = torch.nn.Sequential(models.QuantReLU(2)).train()
+    with pytest.raises(ValueError, match="a batch of images, got none"):
+        models.calibrate(net, [])
+
+    def interrupted():
+        yield torch.ones(3)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        models.calibrate(net, interrupted())
+    assert net.training
+    with pytest.raises(RuntimeError, match="no range yet"):
+        net(torch.ones(3))
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -1,5 +1,7 @@
 """The MACs that become additions: their measured share, and the gradient of the neurons."""
 
+import copy
+
 import pytest
 import torch
 
@@ -182,3 +184,14 @@ def test_recomputed_stages_count_once():
             (out.square().sum() + additions()).backward()
         gradients.append([p.grad for p in net.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_what_a_backward_pass_runs_again_is_not_kept():
+    """Its tensors would live until the next forward, and no copy of the network could be made."""
+    net = network(2)
+    net.recompute = True
+    additions = Additions(net)
+    out = net.train()(torch.randn(4, 3, 32, 32))
+    (out.square().sum() + additions()).backward()
+    assert not additions.paid
+    copy.deepcopy(net)

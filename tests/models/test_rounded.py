@@ -112,3 +112,8 @@ def test_leaks_are_not_trained():
     rounded = Rounded(random("resnet20", 2), MEAN, STD)
     assert not any(site.leak.requires_grad for site in rounded.sites())
     assert all(site.theta.requires_grad for site in rounded.sites())
+
+
+def test_a_network_without_an_integer_form_is_refused_before_it_is_trained():
+    with pytest.raises(ValueError, match="scales are not folded"):
+        Rounded(random("vgg16", scale=True), MEAN, STD)

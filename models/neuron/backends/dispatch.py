@@ -84,8 +84,8 @@ def mlif(
         (o, v): merged output [T, ...] in x's dtype, and the potential [...] in float32 or wider
         (only if wanted). NaN in gives NaN out; a theta that is not positive makes every output NaN.
     Raises:
-        ValueError: x is not a floating-point [T, ...] tensor, v has another shape than a step of
-            it, or theta, leak or v lie on another device.
+        ValueError: x is not a floating-point [T, ...] tensor, theta or leak is not 0-dim, v has
+            another shape than a step of it, or one of them lies on another device.
         RuntimeError: the named backend cannot run here.
     """
     _check(x, theta, leak, v)
@@ -120,6 +120,9 @@ def _check(x, theta, leak, v):
             "the neuron expects a floating-point current [T, ...] with T >= 1, "
             f"got {x.dtype} {tuple(x.shape)}"
         )
+    for name, one in {"theta": theta, "leak": leak}.items():
+        if one.dim():
+            raise ValueError(f"{name} must be 0-dim, one for all neurons, got {tuple(one.shape)}")
     others = {"theta": theta, "leak": leak, "v": v}
     for name, other in others.items():
         if other is not None and other.device != x.device:

@@ -24,6 +24,7 @@ def mlif(x=X, theta=ONE, leak=ONE, v=None, backend="auto"):
         ({"x": torch.ones(0, 2)}, "with T >= 1, got torch.float32"),
         ({"theta": ONE.to("meta")}, "theta is on meta, the input current on cpu"),
         ({"leak": ONE.to("meta")}, "leak is on meta"),
+        ({"theta": torch.ones(2)}, r"theta must be 0-dim, one for all neurons, got \(2,\)"),
         ({"v": torch.ones(3)}, r"shape of one step \(2,\), got \(3,\): call reset"),
         (
             {"backend": "cuda"},
