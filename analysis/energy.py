@@ -223,7 +223,9 @@ class Counter:
             row.code = 0
             row.dense = row.step_rates  # as published: zeros of the image cost nothing
         if once:
-            row.dense = [1.0] + [0.0] * (self.steps - 1)
+            later = [0.0] * (self.steps - 1)
+            row.dense = [1.0, *later]
+            row.step_rates = [row.rate, *later]
             row.reads = 1
         return row
 

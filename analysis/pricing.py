@@ -239,11 +239,14 @@ class Energy:
 
     @property
     def additions_per_mac(self):
-        """Additions over all steps per MAC, of layers that read spikes; None: there are none."""
+        """Additions over all steps per MAC, of layers that read spikes; None: there are none.
+
+        Both at every place of a kernel, in the frame, too, as `paper` counts and the literature.
+        """
         spiking = [row for row in self.layers if row.dense is None]
         if not spiking:
             return None
-        return sum(sum(row.additions) for row in spiking) / sum(row.macs for row in spiking)
+        return sum(row.rate * row.macs for row in spiking) / sum(row.macs for row in spiking)
 
     def of_spikes(self):
         """(uJ of the first layer, uJ of all others if each of their MACs were an addition).

@@ -85,10 +85,12 @@ def collect(question, chains):
         found = []
         for seed, chain in chains.items():
             stage = chain.stages[name]
-            if stage.summary is None:
+            if stage.summary is None or stage.record is None:
                 continue
-            # what is only reported was not checked on the way
-            stage.check(recipe=stage.recipe)
+            # what is only reported was not checked on the way, nor the ANN that it began with
+            for made in chain.stages.values():
+                if made.record:
+                    made.check(recipe=made.recipe)
             data[f"{variant}, seed {seed}"] = stage.data
             found.append(_of_run(stage, seed))
         # pairs need every seed

@@ -128,10 +128,16 @@ def main(argv=None):
     else:
         if what.results and len(names) > 1:
             raise UseError("--results is the folder of one chain: name one, or leave it out")
+        made = []
         for name in names:
             if name not in known:
                 raise UseError(f"there is no chain {name!r}: {', '.join(known)}")
-            folder, chain = make(asked, name, known[name])
+            made.append((name, *make(asked, name, known[name])))
+        # a wrong option of the last chain ends the command before the first one is trained
+        for *_, chain in made:
+            for stage in chain.stages.values():
+                stage.parsed()
+        for name, folder, chain in made:
             write(what.results or f"results/{folder}", run(chain, known[name]))
 
 

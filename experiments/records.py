@@ -205,16 +205,22 @@ def size(asked):
     return f"{asked.network.architecture} x{asked.network.width_mult:g}"
 
 
-def check_free(asked, path):
+def check_free(asked, path, replaced):
     """Refuse a log whose records are of another network or other epochs than those asked for.
 
-    path: of a record.
+    path: of a record. replaced: whether it is run again.
     Raises:
-        UseError: it is of others.
+        UseError: it is of others, or of seeds that would be lost.
     """
     if not path.is_file():
         return
     old = read_json(path)
+    seeds = [run["seed"] for run in old.get("runs", [])]
+    if replaced and not set(seeds) <= set(asked.experiment.seeds):
+        raise UseError(
+            f"{path} is a record of the seeds {' '.join(map(str, seeds))}: give --seeds with all "
+            "of them, or another --results"
+        )
     before, now = (old.get("network"), old.get("epochs")), (size(asked), asked.training.epochs)
     if before != now:
         raise UseError(
@@ -241,7 +247,8 @@ def main(argv=None):
     if not what.report:
         # all of a log are compared, the ones that are not asked for, too
         for name in content["records"]:
-            check_free(asked, folder / f"{name}.json")
+            replaced = name in names or names == ("all",)
+            check_free(asked, folder / f"{name}.json", replaced)
     # the oldest first, since the others are compared with it
     for name in reversed(content["records"]):
         if not what.report and (name in names or names == ("all",)):

@@ -85,7 +85,7 @@ def effort(result):
     last = [epoch["images_per_s"] for epoch in trained[-1]["log"]]
     machines = {stage["machine"]: None for stage in trained if "machine" in stage}
     parts = [
-        f"{hours:.2g} h",
+        f"{float(f'{hours:.2g}'):g} h",
         f"{statistics.median(last):,.0f} images/s",
         *machines,
     ]

@@ -74,6 +74,7 @@ def test_the_image_is_read_once_or_at_every_step():
     image = IMAGE * torch.tensor([[1.0, 0.0], [1.0, 1.0]])
     once = measure(net, [image]).layers[0]
     assert (once.dense, once.reads, once.rate) == ([1, 0, 0, 0], 1, 0.75)
+    assert once.step_rates == [0.75, 0, 0, 0]
     net.each_step = True
     always = measure(net, [image]).layers[0]
     assert (always.dense, always.reads, always.rate) == ([0.75] * 4, 4, 3)

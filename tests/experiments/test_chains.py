@@ -197,6 +197,17 @@ def test_an_unknown_chain_is_told(fails):
     fails(chains.main, "cifar11", "there is no chain 'cifar11'", "cifar10_resnet20, cifar10_sdt")
 
 
+@pytest.mark.parametrize(
+    "words, told",
+    [("cifar10_resnet20 cifar11", "no chain"), ("cifar10_resnet20 cifar10_sdt --width_mult 2", "")],
+)
+def test_what_is_wrong_with_a_chain_is_told_before_another_is_trained(
+    words, told, fails, monkeypatch
+):
+    monkeypatch.setattr(chains, "run", None)
+    fails(chains.main, words, told)
+
+
 def test_a_run_folder_is_measured_as_its_best_checkpoint(run, tmp_path, fails):
     energy.main([run, "--device", "cpu", "--output", f"{tmp_path}/"])
     measured = json.loads((tmp_path / "best_energy.json").read_text())

@@ -118,6 +118,13 @@ def test_the_records_are_listed(capsys):
     assert "steep        learning rate 0.1" in capsys.readouterr().out
 
 
+def test_a_record_does_not_lose_seeds(tmp_path, fails):
+    content = {"network": "RESNET20 x0.25", "epochs": 20, "runs": [{"seed": 0}, {"seed": 1}]}
+    write_json(tmp_path / "base.json", content)
+    words = f"base --seeds 0 --epochs 20 --results {tmp_path}"
+    fails(records.main, words, "is a record of the seeds 0 1: give --seeds", keep=tmp_path)
+
+
 def test_a_log_is_of_one_network_and_its_epochs(tmp_path, fails):
     write_json(tmp_path / "base.json", {"network": "RESNET20 x0.25", "epochs": 20})
     words = f"steep --epochs 2 --results {tmp_path}"

@@ -125,6 +125,9 @@ def test_cost_by_hand():
     ann, mlif = rows.find("cifar10-resnet20-ann"), rows.find("cifar10-resnet20-mlif")
     assert rows.operations(ann) == 6 * 215_699_456 * 50_000 * 300
     assert tables.cost(mlif) == "300 + 150 epochs, 29 PFLOP"
+    # the printed command's neuron, of one lane and three steps, is trained beside the table's
+    printed = rows.find("cifar10-vgg16-mlif")
+    assert rows.trainings(printed) == [(1200, 1), (500, 3), (500, 1)]
     events = rows.find("dvscifar10-vggsnn-s4-q10")
     assert rows.operations(events) == 6 * 660_943_872 * 10 * 9_000 * 300
     large = rows.find("imagenet-transformer-t1")
