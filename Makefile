@@ -56,10 +56,10 @@ lint: $(READY)
 	$(PY) -m pylint --score=n $(ROOMS) $(SCRIPTS)
 
 test: lint $(EXTRAS)
-	$(PY) -m pytest -n 2 --dist worksteal
+	CUDA_VISIBLE_DEVICES= $(PY) -m pytest -n 2 --dist worksteal
 
 test-long: $(EXTRAS)
-	$(PY) -m pytest -m long
+	CUDA_VISIBLE_DEVICES= $(PY) -m pytest -m long
 	MLIF_SOAK_MINUTES=5 MLIF_SOAK_SEED=$(SEED) $(PY) -m pytest -m soak
 
 # the same requirements, but for two; the tests left out hold to numbers that torch 2.11 draws otherwise
@@ -70,8 +70,8 @@ test-oldest:
 	$(BASE_PYTHON) -m venv $(OLDEST)
 	cat requirements.txt requirements-export.txt | grep -v '^torch' > $(OLDEST)/requirements.txt
 	$(OLDEST)/bin/python -m pip install -q torch==2.11.0 torchvision==0.26.0 -r $(OLDEST)/requirements.txt
-	$(OLDEST)/bin/python -m pytest -n 2 --dist worksteal $(DRAWN)
-	$(OLDEST)/bin/python -m pytest -m long tests/engine/test_compiled_steps.py
+	CUDA_VISIBLE_DEVICES= $(OLDEST)/bin/python -m pytest -n 2 --dist worksteal $(DRAWN)
+	CUDA_VISIBLE_DEVICES= $(OLDEST)/bin/python -m pytest -m long tests/engine/test_compiled_steps.py
 
 # what other tests import need not be there
 test-gpu: $(READY)

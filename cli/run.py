@@ -490,15 +490,33 @@ def _run_folder(asked, stable, world):
     # rank 0 decides, the others are told
     folder = [None]
     if world.main and not asked.run.dont_save:
-        if stable.is_file() and not asked.run.resume:
-            world.say(
-                f"note: {stable} will be replaced; what is in it stays as best.pth in its own "
-                "run folder"
-            )
         folder = [asked.run.resume or str(log.new_folder(stable.with_suffix("")))]
+        if stable.is_file() and not asked.run.resume:
+            world.say(_kept(stable, Path(folder[0])))
     if world.size > 1:
         torch.distributed.broadcast_object_list(folder)
     return folder[0] and Path(folder[0])
+
+
+def _kept(stable, folder):
+    """A note of what becomes of the result that is there, which a new run will replace.
+
+    Files that were put there by hand have no run folder, and get another name. folder: of the new
+    run.
+    """
+    note = f"note: {stable} will be replaced; what is in it stays as "
+    try:
+        weights = checkpoint.load(stable)["model"]
+    except UseError:
+        # it is no checkpoint, or half of one
+        weights = {}
+    # the newest first
+    for best in sorted(stable.parent.glob(f"{stable.stem}_2*/best.pth"), reverse=True):
+        if checkpoint.holds(best, weights):
+            return f"{note}{best}"
+    kept = folder.with_name(f"{folder.name}_before.pth")
+    stable.rename(kept)
+    return f"{note}{kept}"
 
 
 def price_rule(price, keep):

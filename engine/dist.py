@@ -1,8 +1,9 @@
 """Processes: plain, torchrun, SLURM, or spawned here; one place decides.
 
-What several of them compute is what one computes, but for rounding, for dropout masks and for the
-statistics of batch norm. Rounding may flip a spike, after which float32 weights go apart: equal
-weights are promised, and tested, in double precision.
+What several of them compute is what one computes, but for rounding, for dropout masks, for the
+statistics of batch norm and for timm's mixing, which pairs the images of a process. Rounding may
+flip a spike, after which float32 weights go apart: equal weights are promised, and tested, in
+double precision.
 """
 
 import atexit

@@ -19,6 +19,8 @@ from engine.errors import UseError, reason
 from .left_out import kind, note
 
 IN_MEMORY = 64  # image sides up to this are held in memory, pixels
+# larger ones are scaled to this multiple of their side in evaluation, before the middle is cut out
+MARGIN = 256 / 224
 PIXELS = 8192**2  # of a picture at most; ImageNet's largest has 61 million
 # torchvision's
 SUFFIXES = {".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp"}

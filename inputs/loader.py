@@ -16,7 +16,7 @@ from PIL import Image
 from engine.errors import UseError
 from engine.settings import machine_option, natural, number, option, positive_int
 
-from .images import Memory, decode
+from .images import MARGIN, Memory, decode
 
 # which of the generators of a (seed, ...) is meant
 AUGMENTATION, DECODING, FLIPS, SQUARES = 1, 2, 3, 4
@@ -38,7 +38,7 @@ class BatchOptions:
     workers: int = machine_option(
         4,
         "image-decoding processes per training process (sets up to 64 pixels are held in memory "
-        "and need none)",
+        "and need none, unless timm augments images)",
         natural,
         spellings=("-j",),
     )
@@ -274,7 +274,7 @@ def published_transform(data, training):
     if training:
         shape = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
     else:
-        shape = [v2.Resize(round(size * 256 / 224), antialias=True), v2.CenterCrop(size)]
+        shape = [v2.Resize(round(size * MARGIN), antialias=True), v2.CenterCrop(size)]
     scaled = v2.ToDtype(torch.float32, scale=True)
     return v2.Compose([*shape, scaled, v2.Normalize(data.mean, data.std)])
 

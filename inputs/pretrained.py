@@ -10,6 +10,7 @@ import torch
 from engine import checkpoint
 from engine.errors import MALFORMED, UseError, reason
 
+from .images import IN_MEMORY, MARGIN
 from .table import TABLE
 
 
@@ -17,19 +18,26 @@ from .table import TABLE
 class Transform:
     """A picture, PIL's in RGB or uint8 [H, W, 3], as a normalised image float32 [3, side, side].
 
-    The shorter side is scaled to `side` pixels and the middle cut out. mean, std: per channel, of
-    pixels in [0, 1].
+    The shorter side is scaled and the middle cut out. mean, std: per channel, of pixels in [0, 1].
+    shorter: pixels of the scaled side, None: `side`. interpolation: one of torchvision's.
     """
 
     side: int
     mean: tuple
     std: tuple
+    shorter: int | None = None
+    interpolation: str = "bilinear"
 
     def __call__(self, picture):
-        from torchvision.transforms.v2 import functional
+        from torchvision.transforms.v2 import InterpolationMode, functional
 
         image = functional.to_image(np.array(picture))
-        image = functional.resize(image, self.side, antialias=True)
+        image = functional.resize(
+            image,
+            self.shorter or self.side,
+            InterpolationMode(self.interpolation),
+            antialias=True,
+        )
         image = functional.center_crop(image, self.side)
         image = functional.to_dtype(image, torch.float32, scale=True)
         return functional.normalize(image, self.mean, self.std).as_subclass(torch.Tensor)
@@ -60,8 +68,32 @@ def from_pretrained(name):
             f"{name} does not say how its images are normalised, which was measured on its "
             "training images: python -m experiments.zoo add stores it"
         )
-    net.transform = Transform(content["data"]["image_size"], net.mean, net.std)
+    with _told(name):
+        net.transform = Transform(
+            content["data"]["image_size"],
+            net.mean,
+            net.std,
+            **_resizing(content),
+        )
     return net
+
+
+def _resizing(content):
+    """What else of `Transform` the evaluation of a checkpoint's network does.
+
+    Raises:
+        `MALFORMED`: its settings cannot be those.
+    """
+    side = content["data"]["image_size"]
+    if side <= IN_MEMORY:
+        return {}
+    if content["kind"] != "sdt":
+        return {"shorter": round(side * MARGIN)}
+    settings = content["settings"]
+    # timm's own where the training named none
+    share = float(settings.get("crop_pct") or 0.875)
+    kind = settings.get("interpolation") or "bicubic"
+    return {"shorter": math.floor(side / share), "interpolation": kind}
 
 
 @contextmanager

@@ -452,3 +452,30 @@ def test_another_number_of_steps_than_a_published_file_s_is_told(tmp_path, capsy
         act = models.Spiking(models.NeuronConfig.vgg(3), steps=steps, theta=0.3)
         run.note_activation(content, act, "x.pth", World())
     assert capsys.readouterr().out == "note: x.pth was trained with steps 1, here 20\n"
+
+
+def test_a_result_without_a_run_folder_gets_another_name(tmp_path):
+    """Whoever put it there would lose it to the first epoch of a new run."""
+    stable = tmp_path / "ann_x.pth"
+    net = models.build("resnet20", models.ReLU(), width_mult=1 / 16)
+    content = checkpoint.content(net, "ann", {}, {})
+    checkpoint.save(stable, content)
+    own = tmp_path / "ann_x_20260101-000000" / "best.pth"
+    checkpoint.save(own, content)
+    new = tmp_path / "ann_x_20260102-000000"
+    assert str(own) in run._kept(stable, new)
+    assert stable.is_file()
+
+    own.unlink()
+    before = stable.read_bytes()
+    kept = tmp_path / f"{new.name}_before.pth"
+    assert str(kept) in run._kept(stable, new)
+    assert kept.read_bytes() == before
+    assert not stable.exists()
+
+
+def test_half_a_result_gets_another_name_too(tmp_path):
+    stable = tmp_path / "ann_x.pth"
+    stable.write_bytes(b"half")
+    run._kept(stable, tmp_path / "ann_x_20260102-000000")
+    assert (tmp_path / "ann_x_20260102-000000_before.pth").read_bytes() == b"half"

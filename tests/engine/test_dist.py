@@ -114,6 +114,25 @@ def test_two_processes_give_the_weights_of_one(launcher, batch, tmp_path):
     assert got["test_loss"] == pytest.approx(want["test_loss"], rel=1e-5)
 
 
+def test_two_processes_pay_the_price_and_count_the_energy_of_one(tmp_path):
+    """Of batches that 2 does not divide; shares are float32 sums."""
+    (tmp_path / "doubles.py").write_text(textwrap.dedent(DOUBLES))
+    line = f"doubles.py {SNN} --dropout 0 --learning_rate 0.02 --batch_size 13 --rate_penalty 1 "
+    line += "--energy --limit_eval_batches 3 --output_dir "
+    two(LAUNCH, f"{line} two", tmp_path, **OWN)
+    read([*line.split(), "one"], tmp_path, **OWN)
+    assert distance(tmp_path / "two" / SNN_FILE, tmp_path / "one" / SNN_FILE) < 1e-5
+    got, want = last_line(tmp_path / "two"), last_line(tmp_path / "one")
+    for name in ("train_loss", "batch_energy_uj"):
+        assert got[name] == pytest.approx(want[name], rel=1e-5), name
+    summaries = []
+    for name in ("two", "one"):
+        (path,) = (tmp_path / name).rglob("summary.json")
+        summaries.append(json.loads(path.read_text()))
+    for name in ("energy_uj", "test_images", "lane_rates"):
+        assert summaries[0][name] == pytest.approx(summaries[1][name], rel=1e-5), name
+
+
 def test_two_nodes_evaluate_what_is_stored(scripts, tmp_path, monkeypatch):
     """Both evaluate with the running statistics that rank 0 stores, on a disk that the other node
     does not see; of 5 test images the last batch has one.

@@ -8,7 +8,8 @@ from PIL import Image
 import models
 from engine import checkpoint
 from engine.errors import UseError
-from inputs.images import decode
+from inputs.images import Data, decode
+from inputs.loader import published_transform
 from inputs.pretrained import Transform, from_pretrained, normalisation
 from inputs.table import TABLE
 from models import NeuronConfig, Spiking, transformer
@@ -91,6 +92,34 @@ def test_the_shorter_side_fits_and_the_middle_is_taken(size):
     assert found.shape == (3, 32, 32)
     assert rows[0] < 0.1 and rows[31] < 0.1 and rows[16] > 0.9
     assert torch.allclose(rows, rows.flip(0), atol=0.02)
+
+
+@pytest.mark.parametrize("side", [32, 128])
+def test_a_picture_is_scaled_as_in_the_evaluation(side, tmp_path):
+    """Of images that are not held in memory a margin is cut off."""
+    image = torch.randint(0, 256, (200, 300, 3), dtype=torch.uint8)
+    about = {"name": "FOLDER", "num_classes": 3, "image_size": side, "classes": ["a", "b", "c"]}
+    about |= {"source": "own", "mean": MEAN, "std": STD}
+    net = models.build("vgg16", models.ReLU(), num_classes=3, image_size=side, width_mult=1 / 16)
+    checkpoint.save(tmp_path / "x.pth", checkpoint.content(net, "ann", about, {}))
+    found = from_pretrained(tmp_path / "x.pth").transform(image.numpy())
+    if side > 64:
+        data = Data(None, None, about, MEAN, STD, 0, False)
+        expected = published_transform(data, training=False)(image.permute(2, 0, 1))
+    else:
+        expected = Transform(side, MEAN, STD, shorter=side)(image.numpy())
+    assert torch.equal(found, expected)
+
+
+def test_a_transformer_s_picture_is_scaled_as_its_settings_say(tmp_path):
+    act = transformer.activation("mlif", 3, 1)
+    net = models.build("sdt", act, img_size=128, num_classes=10, dim=16, depth=1)
+    about = CIFAR | {"image_size": 128}
+    settings = {"crop_pct": 0.95, "interpolation": "bilinear"}
+    for given, wanted in ((settings, (134, "bilinear")), ({}, (146, "bicubic"))):
+        checkpoint.save(tmp_path / "x.pth", checkpoint.content(net, "sdt", about, given))
+        transform = from_pretrained(tmp_path / "x.pth").transform
+        assert (transform.shorter, transform.interpolation) == wanted
 
 
 EVENTS = {"name": "DVSCIFAR10", "num_classes": 10, "image_size": 48}
