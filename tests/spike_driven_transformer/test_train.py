@@ -166,7 +166,14 @@ def test_the_page_shows_the_published_commands():
     assert len(PUBLISHED) == 8
 
 
-@pytest.mark.parametrize("line", PUBLISHED[:6])
+@pytest.mark.parametrize(
+    "line",
+    # both data sets; the others differ in steps alone
+    [
+        pytest.param(line, marks=[pytest.mark.long] * (i % 3 > 0))
+        for i, line in enumerate(PUBLISHED[:6])
+    ],
+)
 def test_cifar_commands(line, scripts, cifar):
     """As written, in the dashed folder; one epoch of two batches at a small width."""
     if "cifar100" in line:
