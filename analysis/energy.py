@@ -15,7 +15,7 @@ from torch import nn
 
 from engine.dist import World
 from models import LIFLayer, ReLU, SpikingLayer, build, lanes
-from models.layers import WEIGHTED
+from models.layers import WEIGHTED, evaluating
 from models.rates import macs_of
 
 from .pricing import Energy, NeuronCounts, Row
@@ -297,12 +297,9 @@ def of_ann(name, **arguments):
 @torch.no_grad()
 def measure(net, batches):
     """`Energy` of `net` in eval mode over an iterable of image batches [B, C, H, W]."""
-    training = net.training
-    net.eval()
-    with Counter(net) as counter:
+    with evaluating(net), Counter(net) as counter:
         for images in batches:
             net(images)
-    net.train(training)
     return counter.energy()
 
 

@@ -293,6 +293,7 @@ def trained_data(content, data, given, path):
     }
     # a published network that was fused has no settings, but says which images it takes
     images = content["data"].get("name")
+    # a list, since a damaged file's name may be what no dictionary takes
     if "dataset" not in {*given, *stored} and images in list(TABLE):
         stored["dataset"] = images
     check_stored(path, settings.options(CNNSettings), stored)

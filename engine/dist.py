@@ -457,10 +457,11 @@ def launch(work, options, amp="none", debug=False):
     if launched is None and options.multiprocessing_distributed:
         node, nodes = _node(options)
         if _gpus(options) == 0:
-            absent = options.device in ("auto", "cuda")
-            why = "no GPU here" if absent else f"--device {options.device}"
+            why = f"--device {options.device}"
             if options.gpu is not None:
                 why = f"--gpu {options.gpu}"
+            elif options.device in ("auto", "cuda"):
+                why = "no GPU here"
             print(f"--multiprocessing_distributed: {why}, one process per node", flush=True)
         if max(_gpus(options), 1) * nodes > 1:
             return _spawn(node, nodes, work, options, amp, debug)

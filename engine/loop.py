@@ -592,7 +592,8 @@ class Trainer:
     def _stored(self):
         """(the best network, the file that is named as the result).
 
-        The network is read back from its file, so that the figures are those of the file.
+        The network is read back from its file, so that the figures are those of the file, its epoch
+        and that epoch's accuracy included (`best_epoch`, `best`).
         """
         if self.record.folder is None:
             return self.kept, None

@@ -81,16 +81,17 @@ def collect(question, chains):
     """
     runs = {}
     data = {}
+    # what is only reported was not checked on the way, nor the ANN that it began with
+    for chain in chains.values():
+        for stage in chain.stages.values():
+            if stage.record:
+                stage.check(recipe=stage.recipe)
     for variant, name in question.stages.items():
         found = []
         for seed, chain in chains.items():
             stage = chain.stages[name]
             if stage.summary is None or stage.record is None:
                 continue
-            # what is only reported was not checked on the way, nor the ANN that it began with
-            for made in chain.stages.values():
-                if made.record:
-                    made.check(recipe=made.recipe)
             data[f"{variant}, seed {seed}"] = stage.data
             found.append(_of_run(stage, seed))
         # pairs need every seed
