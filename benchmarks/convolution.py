@@ -1,11 +1,11 @@
 """Convolutions on few pixels: one product of matrices against torch's convolution.
 
-python -m benchmarks.convolution    this CPU, bf16, half a minute (part of `make bench`)
+python -m benchmarks.convolution    this CPU, bf16, a minute (part of `make bench`)
 
-The 3x3 convolutions of VGG16's last stages, forward and backward, and a whole training step of its
-ANN with the product and without. Networks take the product where the processor has AMX, on maps of
-up to `models.layers.FEW_PIXELS` pixels: the table says whether that is right here. Writes
-<out>.json.
+The 3x3 convolutions of VGG16's and ResNet20's last stages, forward and backward, and whole training
+steps of their ANNs with the product and without. Networks take the product where the processor has
+AMX, for maps of up to `models.layers.FEW_PIXELS` pixels: the table says whether that is right here.
+Writes <out>.json.
 """
 
 import argparse
@@ -21,39 +21,46 @@ from .common import alternate, machine, milliseconds, ratio, write
 from .step import step_of
 
 CPU = torch.device("cpu")
-LAYERS = (  # channels, side of the map
-    (512, 2),
-    (512, 4),
-    (256, 8),
+LAYERS = (  # input channels, output channels, side of the output, stride
+    (512, 512, 2, 1),
+    (512, 512, 4, 1),
+    (256, 256, 8, 1),
+    (256, 512, 2, 2),
+    (128, 256, 4, 2),
+    (64, 128, 8, 2),
 )
+NETWORKS = {"vgg16": "VGG16", "resnet20": "ResNet20"}
 
 
-def layer_runs(channels, side, batch):
+def layer_runs(inputs, outputs, side, stride, batch):
     """{name: a forward and backward} of a convolution, as the library and as the product do it."""
-    last = {"memory_format": torch.channels_last}
-    shape = (batch, channels, side, side)
-    x = torch.randn(shape, dtype=torch.bfloat16).to(**last).requires_grad_()
-    upstream = torch.randn(shape, dtype=torch.bfloat16).to(**last)
-    weight = torch.randn(channels, channels, 3, 3)
-    weight = weight.to(**last).requires_grad_()
-    bias = torch.zeros(channels, requires_grad=True)
+
+    def pixels(channels, side):
+        made = torch.randn(batch, channels, side, side, dtype=torch.bfloat16)
+        return made.to(memory_format=torch.channels_last)
+
+    x = pixels(inputs, side * stride).requires_grad_()
+    upstream = pixels(outputs, side)
+    weight = torch.randn(outputs, inputs, 3, 3)
+    weight = weight.to(memory_format=torch.channels_last).requires_grad_()
+    bias = torch.zeros(outputs, requires_grad=True)
 
     def library():
         with torch.autocast("cpu", torch.bfloat16):
-            out = F.conv2d(x, weight, bias, padding=1)
+            out = F.conv2d(x, weight, bias, stride, padding=1)
         out.backward(upstream)
 
     def product():
         with torch.autocast("cpu", torch.bfloat16):
-            out = layers.convolve_by_product(x, weight, bias)
+            out = layers.convolve_by_product(x, weight, bias, stride)
         out.backward(upstream)
 
     return {"library": library, "product": product}
 
 
-def network_runs(width, batch):
-    """{name: a training step} of VGG16's ANN with torch's convolutions, and with products."""
-    step = step_of("ann", "vgg16", batch, width, "cpu", amp="bf16")
+def network_runs(name, width, batch):
+    """{name: a training step} of a network's ANN with torch's convolutions, and with products."""
+    step = step_of("ann", name, batch, width, "cpu", amp="bf16")
 
     def with_pixels(count):
         def run():
@@ -102,12 +109,14 @@ def main(argv=None):
     }
     print(f"{where['machine']}, torch {where['torch']}, AMX: {'yes' if where['amx'] else 'no'}")
     rows = []
-    for full, side in LAYERS:
-        channels = layers.scaled_width(full, args.width)
-        runs = layer_runs(channels, side, args.batch)
-        rows.append(measure(f"{channels} channels, {side}x{side}", runs, args.repeats))
-    runs = network_runs(args.width, args.batch)
-    rows.append(measure("training step of VGG16's ANN", runs, args.repeats))
+    for inputs, outputs, side, stride in LAYERS:
+        inputs, outputs = (layers.scaled_width(full, args.width) for full in (inputs, outputs))
+        runs = layer_runs(inputs, outputs, side, stride, args.batch)
+        what = f"{inputs} to {outputs} channels, {side}x{side}, stride {stride}"
+        rows.append(measure(what, runs, args.repeats))
+    for name, shown in NETWORKS.items():
+        runs = network_runs(name, args.width, args.batch)
+        rows.append(measure(f"training step of {shown}'s ANN", runs, args.repeats))
     write(f"{args.out}.json", where, rows)
     print(f"written: {args.out}.json")
 

@@ -10,7 +10,7 @@ from torch.utils.checkpoint import checkpoint
 WEIGHTED = (nn.Conv2d, nn.Linear)  # the layers whose MACs are counted
 # whether the processor multiplies bfloat16 matrices in tiles; to torch.compile it is a constant
 AMX = bool(torch.cpu.get_capabilities().get("amx_bf16"))
-FEW_PIXELS = 16  # a map of so many is convolved by one product, where there is AMX
+FEW_PIXELS = 16  # a map of so many is made by one product, where there is AMX
 
 
 def scaled_width(width, factor):
@@ -89,11 +89,11 @@ class StridedPointwise(nn.Conv2d):
         return F.conv2d(F.avg_pool2d(x, 1, self.stride), self.weight, self.bias)
 
 
-def convolve_by_product(x, weight, bias=None):
+def convolve_by_product(x, weight, bias=None, stride=1):
     """`F.conv2d` with the padding that keeps the resolution, as one product of matrices.
 
-    x [n, inputs, h, w]; weight [outputs, inputs, k, k], k odd. Returns [n, outputs, h, w] in
-    channels_last.
+    x [n, inputs, h, w]; weight [outputs, inputs, k, k], k odd. Returns [n, outputs, h', w'] in
+    channels_last; h' is h / stride, rounded up.
     """
     high, wide = x.shape[-2:]
     size = weight.shape[-1]
@@ -101,21 +101,26 @@ def convolve_by_product(x, weight, bias=None):
     pixels = x.permute(0, 2, 3, 1)  # channels last
     padded = F.pad(pixels, (0, 0, reach, reach, reach, reach))
     shifted = [
-        padded[:, row : row + high, column : column + wide]
+        padded[:, row : row + high : stride, column : column + wide : stride]
         for row in range(size)
         for column in range(size)
     ]
     # all that the output of a pixel sees
-    seen = torch.stack(shifted, 3).flatten(3)  # [n, h, w, k * k * inputs]
+    seen = torch.stack(shifted, 3).flatten(3)  # [n, h', w', k * k * inputs]
     rows = weight.permute(0, 2, 3, 1).flatten(1)  # in the same order
     return F.linear(seen, rows, bias).permute(0, 3, 1, 2)
 
 
 class Convolution(nn.Conv2d):
-    """A 3x3 convolution that keeps the resolution: `nn.Conv2d`, faster on maps of few pixels."""
+    """A 3x3 convolution that keeps the resolution, but for its stride.
+
+    It is `nn.Conv2d`, faster where its output has few pixels.
+    """
 
     def forward(self, x):
-        few = AMX and x.is_cpu and x.shape[-2:].numel() <= FEW_PIXELS
+        stride, _ = self.stride
+        pixels = x[0, 0, ::stride, ::stride].numel()
+        few = AMX and x.is_cpu and pixels <= FEW_PIXELS
         few = few and self.padding == (1, 1)
         # autocast leaves double precision alone
         narrow = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
@@ -124,7 +129,7 @@ class Convolution(nn.Conv2d):
         # oneDNN 3.12 leaves AMX idle on few pixels, above all in the weight gradient: see
         # benchmarks/convolution.py
         x = x.to(torch.get_autocast_dtype("cpu"))
-        return convolve_by_product(x, self.weight, self.bias)
+        return convolve_by_product(x, self.weight, self.bias, stride)
 
 
 def convolution(
@@ -138,7 +143,7 @@ def convolution(
     """Synapse of a convolution that keeps the resolution, but for its stride."""
     padding = size // 2
     kind = nn.Conv2d
-    if stride == 1 and size == 3:
+    if size == 3:
         kind = Convolution
     elif stride > 1 and size == 1:
         kind = StridedPointwise

@@ -182,7 +182,8 @@ def test_convolutions(tmp_path, monkeypatch, capsys):
     words = f"--width 0.05 --batch 2 --repeats 2 --out {tmp_path}/c"
     run(convolution, words, monkeypatch)
     rows = json.loads((tmp_path / "c.json").read_text())["rows"]
-    layer_names = ["26 channels, 2x2", "26 channels, 4x4", "13 channels, 8x8"]
-    assert [row["what"] for row in rows] == [*layer_names, "training step of VGG16's ANN"]
+    shown = [row["what"] for row in rows]
+    assert shown[2:4] == ["13 to 13 channels, 8x8, stride 1", "13 to 26 channels, 2x2, stride 2"]
+    assert shown[6:] == ["training step of VGG16's ANN", "training step of ResNet20's ANN"]
     assert all(row["ratio"][0] > 0 for row in rows)
     assert "AMX: yes" in capsys.readouterr().out

@@ -45,10 +45,11 @@ def test_a_strided_pointwise_convolution_is_a_convolution():
 @pytest.mark.parametrize("side", [(1, 1), (2, 2), (4, 4), (5, 3)])
 @pytest.mark.parametrize("size", [3, 5])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_convolution_by_one_product_is_a_convolution(side, size, bias):
-    conv = nn.Conv2d(5, 7, size, padding=size // 2, bias=bias).double()
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_convolution_by_one_product_is_a_convolution(side, size, bias, stride):
+    conv = nn.Conv2d(5, 7, size, stride, padding=size // 2, bias=bias).double()
     x = torch.randn(2, 5, *side, dtype=torch.float64, requires_grad=True)
-    outs = conv(x), layers.convolve_by_product(x, conv.weight, conv.bias)
+    outs = conv(x), layers.convolve_by_product(x, conv.weight, conv.bias, stride)
     found = [
         (out, *torch.autograd.grad(out.square().sum(), (x, *conv.parameters()))) for out in outs
     ]
@@ -56,12 +57,14 @@ def test_a_convolution_by_one_product_is_a_convolution(side, size, bias):
 
 
 @pytest.mark.parametrize(
-    ("amx", "amp", "side", "used"),
+    ("amx", "amp", "side", "stride", "used"),
     [
-        (True, torch.bfloat16, 4, True),
-        (True, torch.bfloat16, 8, False),
-        (True, None, 4, False),
-        (False, torch.bfloat16, 4, False),
+        (True, torch.bfloat16, 4, 1, True),
+        (True, torch.bfloat16, 8, 1, False),
+        (True, torch.bfloat16, 8, 2, True),
+        (True, torch.bfloat16, 9, 2, False),
+        (True, None, 4, 1, False),
+        (False, torch.bfloat16, 4, 1, False),
     ],
 )
 def test_few_pixels_are_convolved_by_one_product_where_that_is_faster(
@@ -69,6 +72,7 @@ def test_few_pixels_are_convolved_by_one_product_where_that_is_faster(
     amx,
     amp,
     side,
+    stride,
     used,
 ):
     calls = []
@@ -80,12 +84,12 @@ def test_few_pixels_are_convolved_by_one_product_where_that_is_faster(
     by_product = layers.convolve_by_product
     monkeypatch.setattr(layers, "AMX", amx)
     monkeypatch.setattr(layers, "convolve_by_product", product)
-    conv = Convolution(6, 9, 3, padding=1)
+    conv = Convolution(6, 9, 3, stride, padding=1)
     x = torch.randn(3, 6, side, side)
     with torch.autocast("cpu", amp, enabled=amp is not None):
         out = conv(x)
     assert bool(calls) == used
-    expected = F.conv2d(x, conv.weight, conv.bias, padding=1)
+    expected = F.conv2d(x, conv.weight, conv.bias, stride, padding=1)
     torch.testing.assert_close(out.float(), expected, atol=0.02 if amp else 1e-6, rtol=0)
     assert out.dtype == (amp or torch.float32)
 
