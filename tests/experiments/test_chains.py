@@ -44,7 +44,7 @@ def test_the_chains_are_listed(capsys):
     chains.main([])
     lines = capsys.readouterr().out.splitlines()
     names = [line.split()[0] for line in lines]
-    assert names == ["cifar10_resnet20", "cifar10_sdt", "resnet20_norm"]
+    assert names == ["cifar10_resnet20", "cifar10_sdt", "resnet20_norm", "resnet20_norm_75"]
 
 
 @pytest.mark.parametrize("name", KNOWN)
