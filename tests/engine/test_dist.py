@@ -111,9 +111,11 @@ def test_two_processes_give_the_weights_of_one(launcher, words, near, tmp_path):
     line += "--limit_eval_batches 3 --output_dir "
     two(launcher, f"{line} two", tmp_path, **OWN)
     read([*line.split(), "one"], tmp_path, **OWN)
-    read([*line.split(), "still", "--learning_rate", "0"], tmp_path, **OWN)
-    assert distance(tmp_path / "still" / SNN_FILE, tmp_path / "one" / SNN_FILE) > 1e-3
     assert distance(tmp_path / "two" / SNN_FILE, tmp_path / "one" / SNN_FILE) < near
+    # which tells nothing of weights that did not move
+    if launcher == TORCHRUN:
+        read([*line.split(), "still", "--learning_rate", "0"], tmp_path, **OWN)
+        assert distance(tmp_path / "still" / SNN_FILE, tmp_path / "one" / SNN_FILE) > 1e-3
     got, want = last_line(tmp_path / "two"), last_line(tmp_path / "one")
     for name in ("train_accuracy", "test_accuracy"):
         assert got[name] == want[name], name
@@ -219,13 +221,13 @@ THREADS = """
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="lists threads by /proc")
-@pytest.mark.parametrize("fails", [False, True], ids=["succeeds", "fails"])
+@pytest.mark.parametrize("fails", ["", pytest.param("fails", marks=pytest.mark.long)])
 def test_no_thread_of_the_process_group_is_left(fails, tmp_path):
     """One that frees a tensor while Python ends would abort the process (signal 6)."""
     (tmp_path / "threads.py").write_text(textwrap.dedent(THREADS))
-    argv = ["threads.py", *f"{SMALL} --bn --batch_size 8".split()] + ["fails"] * fails
+    argv = ["threads.py", *f"{SMALL} --bn --batch_size 8 {fails}".split()]
     for status, output, _ in pair(argv, tmp_path, **OWN):
-        assert status >= 0 and bool(status) == fails
+        assert status >= 0 and bool(status) == bool(fails)
         assert "threads:" in output
         assert "gloo" not in output
 
@@ -325,7 +327,7 @@ DIES = """
 """
 
 
-@pytest.mark.parametrize("dies", [0, 1])
+@pytest.mark.parametrize("dies", [0, pytest.param(1, marks=pytest.mark.long)])
 def test_a_process_that_is_killed_ends_all_with_one_line(dies, tmp_path):
     """Nothing that was stored is lost, and another number of processes goes on."""
     (tmp_path / "dies.py").write_text(textwrap.dedent(DIES))
