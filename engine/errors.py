@@ -4,6 +4,7 @@ import _thread
 import re
 import sys
 import threading
+from textwrap import shorten
 
 # what Python, NumPy and torch raise on content that is not what it should be
 MALFORMED = (
@@ -17,6 +18,7 @@ MALFORMED = (
 )
 # what torch has no types of its own for: words of its RuntimeErrors
 LACK = re.compile("out of memory|allocate memory|not enough memory")
+OWN = re.compile("this process has [0-9.]+ [A-Za-z]+ memory in use")  # of a GPU's
 WORKER = re.compile(r"DataLoader worker \(pid|shared memory|Too many open files")
 SOON = 0.1  # seconds
 PEER = re.compile("Connection (?:closed|reset) by peer|Broken pipe|NCCL [^,.]*|Timed out waiting")
@@ -36,8 +38,7 @@ class RunError(Exception):
 
 def reason(error):
     """What a decoder says of a damaged file, in one short line; some say nothing."""
-    words = " ".join(str(error).split())
-    return words[:120] or type(error).__name__
+    return shorten(str(error), 120, placeholder=" ...") or type(error).__name__
 
 
 def _end(error):
@@ -58,9 +59,11 @@ def _of_machine(error):
             "(ulimit -n); what was written before is whole"
         )
     if isinstance(error, MemoryError) or LACK.search(text):
+        own = OWN.search(text)
+        said = f"{reason(error)}; {own[0]}" if own else reason(error)
         return (
-            f"out of memory ({reason(error)}): lower --batch_size, in evaluation --val_batch_size, "
-            "or --width_mult"
+            f"out of memory ({said}): lower --batch_size, in evaluation --val_batch_size, or "
+            "--width_mult"
         )
     if WORKER.search(text):
         return (

@@ -57,6 +57,20 @@ def test_a_lack_of_memory_is_one_line(main, capsys):
     assert "lower --batch_size" in line
 
 
+def test_a_full_gpu_says_what_this_process_has_of_it(capsys):
+    """Others may have the rest."""
+    said = (
+        "CUDA out of memory. Tried to allocate 128.00 MiB. GPU 0 has a total capacity of 139.80 GiB "
+        "of which 26.25 MiB is free. Process 7 has 99.90 GiB memory in use. Including non-PyTorch "
+        "memory, this process has 39.80 GiB memory in use. Of the allocated memory 2.00 GiB is"
+    )
+    with pytest.raises(SystemExit):
+        guard(raising(torch.OutOfMemoryError(said)), [])
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "Tried to allocate 128.00 MiB." in line
+    assert " ...; this process has 39.80 GiB memory in use): lower --batch_size" in line
+
+
 @pytest.mark.parametrize("code", [errno.EMFILE, errno.ENOSPC, errno.EROFS, errno.EIO])
 def test_a_fault_of_the_machine_is_one_line(code, capsys):
     with pytest.raises(SystemExit) as ended:
