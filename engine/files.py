@@ -55,6 +55,25 @@ def write_text(path, text):
 
 
 @contextmanager
+def in_turn(folder):
+    """Processes that come here with the same `folder`, which is made if it is not there, wait for
+    one another.
+
+    Raises:
+        OSError: the folder cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        # some file systems of clusters have no locks
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
 def locked(folder, otherwise):
     """Only one process works in `folder`, which is made if it is not there.
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from engine.errors import UseError
+from engine.files import in_turn
 
 from .images import Found, Memory, find_files, read_folder
 
@@ -44,7 +45,7 @@ def read_cifar(entry, options, side, world):
     files, binary = root / entry.files, root / BINARY[entry.name].folder
     copies = {kind: root / f"{name}-{kind.lower()}" for kind in COPIES}
     others = [binary, *copies.values()]
-    # another process may be downloading `files`: whoever finds none else waits for it
+    # another process of this run may be downloading `files`: whoever finds none else waits for it
     if files.exists() or not any(other.exists() for other in others):
         return _read_torchvision(entry, root, files, others, world)
     if binary.exists():
@@ -60,12 +61,13 @@ def _read_torchvision(entry, root, files, others, world):
     kind = getattr(datasets, entry.name)
 
     def download():
-        if files.exists():
-            return
         wanted = ", ".join(f"{folder.name}/" for folder in (files, *others))
-        world.say(f"{entry.name}: none of {wanted} is there, downloading to {root}")
         try:
-            kind(root, download=True)
+            # another run may be downloading, and have unpacked some of the files
+            with in_turn(root):
+                if not files.exists():
+                    world.say(f"{entry.name}: none of {wanted} is there, downloading to {root}")
+                    kind(root, download=True)
         except (OSError, RuntimeError) as error:
             raise UseError(
                 f"no {entry.name} under {root}: expected one of {wanted} there, and the download "

@@ -60,9 +60,9 @@ def test_a_lack_of_memory_is_one_line(main, capsys):
 def test_a_full_gpu_says_what_this_process_has_of_it(capsys):
     """Others may have the rest."""
     said = (
-        "CUDA out of memory. Tried to allocate 128.00 MiB. GPU 0 has a total capacity of 139.80 GiB "
-        "of which 26.25 MiB is free. Process 7 has 99.90 GiB memory in use. Including non-PyTorch "
-        "memory, this process has 39.80 GiB memory in use. Of the allocated memory 2.00 GiB is"
+        "CUDA out of memory. Tried to allocate 128.00 MiB. GPU 0 has a total capacity of 139.80 "
+        "GiB of which 26.25 MiB is free. Process 7 has 99.90 GiB memory in use. Including non-"
+        "PyTorch memory, this process has 39.80 GiB memory in use. Of the allocated memory 2.00 GiB"
     )
     with pytest.raises(SystemExit):
         guard(raising(torch.OutOfMemoryError(said)), [])

@@ -2,6 +2,10 @@
 
 import hashlib
 import pickle
+import shutil
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from urllib.error import URLError
 
@@ -80,6 +84,30 @@ def test_a_download_that_fails_says_what_was_expected(tmp_path, monkeypatch, cap
     with pytest.raises(UseError, match=WANTED):
         cifar10(tmp_path)
     assert f"downloading to {tmp_path}" in capsys.readouterr().out
+
+
+def test_a_second_run_waits_for_the_download_of_the_first(torchvision_cifar10, monkeypatch):
+    from torchvision.datasets import CIFAR10
+
+    whole = torchvision_cifar10 / CIFAR10.base_folder
+    empty = torchvision_cifar10 / "empty"
+    unpacking = threading.Event()
+    downloads = []
+
+    def download(self):
+        downloads.append(self.root)
+        (empty / CIFAR10.base_folder).mkdir()
+        unpacking.set()
+        time.sleep(0.3)
+        shutil.copytree(whole, empty / CIFAR10.base_folder, dirs_exist_ok=True)
+
+    monkeypatch.setattr(CIFAR10, "download", download)
+    with ThreadPoolExecutor() as threads:
+        first = threads.submit(cifar10, empty)
+        assert unpacking.wait(10)
+        second = cifar10(empty)
+    assert torch.equal(first.result().train.images, second.train.images)
+    assert len(downloads) == 1
 
 
 # ---- the official binary files
