@@ -45,6 +45,8 @@ def kept(stage):
     found = of_any_machine(stage.summary)
     found["script"] = stage.script
     found["recipe"] = stage.recipe
+    # of when it began; that of a result is of when it was written
+    found["commit"] = stage.record["commit"]
     # fusing sees no data
     if stage.trains:
         data = stage.data

@@ -145,8 +145,10 @@ def test_a_killed_row_goes_on_to_its_verdict(killed):
 
 def test_a_killed_row_goes_on_at_its_epoch(killed):
     stored = json.loads((killed.folder / "out" / RESULT).read_text())
-    log = stored["runs"]["0"]["stages"]["ann"]["log"]
-    assert [line["epoch"] for line in log] == [1, 2, 3]
+    ann = stored["runs"]["0"]["stages"]["ann"]
+    assert [line["epoch"] for line in ann["log"]] == [1, 2, 3]
+    begun = json.loads((killed.folder / "runs" / CHAIN / "ann/stage.json").read_text())
+    assert ann["commit"] == begun["commit"]
     # resumed, not begun anew
     assert len(list((killed.folder / "runs" / CHAIN).glob("ann/ann/*/last.pth"))) == 1
 
