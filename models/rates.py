@@ -127,6 +127,11 @@ class Additions:
         for module in weighted(net):
             module.register_forward_hook(self._count)
 
+    def __deepcopy__(self, memo):
+        # The copy of a module would take along all modules, by the keys of the dicts, in a cycle
+        # that waits for the garbage collector, which knows nothing of a GPU's memory.
+        return self
+
     def _begin(self, net, args):
         self.counts = True
         self.paid.clear()

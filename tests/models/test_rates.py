@@ -1,6 +1,8 @@
 """The MACs that become additions: their measured share, and the gradient of the neurons."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -184,6 +186,19 @@ def test_recomputed_stages_count_once():
             (out.square().sum() + additions()).backward()
         gradients.append([p.grad for p in net.parameters()])
     assert all(torch.equal(a, b) for a, b in zip(*gradients, strict=True))
+
+
+def test_copies_of_what_is_watched_go_at_once():
+    """The garbage collector, which they would wait for, knows nothing of a GPU's memory."""
+    net = network(scale=True)
+    Additions(net)
+    gc.disable()
+    try:
+        for whole in (net, net.head):
+            left = weakref.ref(copy.deepcopy(whole))
+            assert left() is None
+    finally:
+        gc.enable()
 
 
 def test_what_a_backward_pass_runs_again_is_not_kept():
