@@ -62,7 +62,7 @@ class Price:
     The weight rises linearly from 0 over `penalty_warm_up` epochs. With a target it is 0 while the
     energy E of the batch is under what is aimed at, then grows to `MOST` at once (a penalty that is
     exact, so that E ends at the target, and no higher price is paid than that takes). The aim goes
-    in a line from the first batch's energy to the target over those epochs.
+    in a line from the first batch's energy down to the target over those epochs.
 
     Args:
         options: `PriceOptions`. net: the network, watched from now on. epochs: of the training.
@@ -98,7 +98,8 @@ class Price:
 
         if self.first is None:
             self.first = self.energy
-        aim = self.first + risen * (self.target - self.first)
+        # one that begins below the target pays when it comes to exceed it
+        aim = (self.first + risen * (self.target - self.first)).clamp(min=self.target)
         excess = self.energy / aim - 1
         self.weight = MOST * (excess / BAND).clamp(0, 1)
         return self.weight * share

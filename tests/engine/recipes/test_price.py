@@ -88,6 +88,14 @@ def test_the_energy_is_asked_for_in_small_steps():
     assert between(made) == [0, MOST]
 
 
+def test_a_network_below_the_target_may_take_more():
+    """It has 2 uJ at first, and may have 5."""
+    made = price(0.1, energy_target=5.0)
+    made(1.0)
+    made.additions = lambda: torch.tensor(0.4)
+    assert made(1.1).item() == 0
+
+
 def test_a_resumed_price_goes_on():
     one, two = (price(0.3, energy_target=2.0) for _ in range(2))
     one(1.0)
