@@ -118,7 +118,8 @@ def load(path):
         raise UseError(f"{path} is not a checkpoint: {error}") from None
     _check_weights(path, state)
     accuracy = content.get("accuracy")
-    known = isinstance(accuracy, (Real, torch.Tensor))
+    # some have several, of the first and the first five classes
+    known = isinstance(accuracy, Real) or (torch.is_tensor(accuracy) and accuracy.numel() == 1)
     steps = content.get("timesteps")
     return {
         "format": PUBLISHED,

@@ -8,6 +8,7 @@ its first layer has inside), `data`, `source` (the checkpoint that it was made o
 import json
 import zipfile
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -70,7 +71,8 @@ def load(path):
         if header["format"] != FORMAT:
             raise ValueError(f"format {header['format']}")
         built = dict(header["network"])
-        act = models.from_description(header["activation"])
+        # where there are several steps, the leaks of an integer network have come to be 1
+        act = replace(models.from_description(header["activation"]), leak=1.0)
         name = built.pop("name")
         # at first without memory, since its sizes may be anything; all weights are in the file
         with torch.device("meta"):

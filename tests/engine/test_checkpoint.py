@@ -119,6 +119,13 @@ def test_the_accuracy_is_a_plain_number(accuracy, read):
     assert (found, type(found)) == (0.75, float)
 
 
+def test_several_accuracies_are_none(read):
+    """Of the first and of the first five classes, as some published files have."""
+    assert (
+        read({"accuracy": torch.tensor([0.7, 0.9]), "state_dict": recorded()})["accuracy"] is None
+    )
+
+
 def carriers(content):
     """Places in which a file may hold an object."""
     yield content

@@ -41,6 +41,18 @@ def test_round_trip(steps, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["net.npz"]
 
 
+def test_leaks_that_were_learned_up_to_1_are_stored(tmp_path):
+    act = Spiking(NeuronConfig.vgg(3), 2, leak=0.9)
+    net = models.build("resnet20", act, width_mult=1 / 16, bn=False)
+    for site in net.sites():
+        site.leak.data.fill_(1.0)
+    whole = integer.to_integer(net, MEAN, STD)
+    integer_file.save(tmp_path / "net.npz", whole, net, MEAN, STD)
+    images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
+    again, _ = integer_file.load(tmp_path / "net.npz")
+    assert torch.equal(again(images), whole(images))
+
+
 def test_anyone_can_read_it(stored):
     """Arrays of integers and a text, without a pickle."""
     with np.load(stored, allow_pickle=False) as file:
