@@ -249,10 +249,13 @@ def check_stored(path, options, values):
 
 def suffix(network, data):
     """Name parts that the published names do not have: own image folder, width."""
-    folder = ""
-    if data.dataset == "FOLDER":
-        folder = f"_{Path(data.dataset_dir).resolve().name.lower()}"
+    folder = folder_suffix(data.dataset, data.dataset_dir)
     return folder + width_suffix(network.width_mult)
+
+
+def folder_suffix(dataset, folder):
+    """Name part of an own image folder."""
+    return f"_{Path(folder).resolve().name.lower()}" if dataset == "FOLDER" else ""
 
 
 def width_suffix(width_mult):

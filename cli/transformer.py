@@ -111,9 +111,11 @@ class TransformerSettings(TrainingSettings):
     # one folder for all data sets, see `load_data`
     data: DataOptions = group(
         hidden=("dataset_dir",),
+        # no path by default: a checkpoint would keep that of a project that has moved since
         data_root={
-            "default": str(DATA),
-            "help": "folder of the data set, to which CIFAR10 and CIFAR100 are downloaded",
+            "default": "",
+            "help": "folder of the data set, to which CIFAR10 and CIFAR100 are downloaded; "
+            "default: data/ of this project",
         },
     )
     augment: AugmentOptions = group()
@@ -166,10 +168,16 @@ def sized(asked):
     return replace(asked, network=replace(network, **SIZES[model]))
 
 
+def folder_of(data):
+    """The folder of the data set that `DataOptions` name."""
+    return data.data_root or str(DATA)
+
+
 def load_data(asked, world):
     """The data set with the recipe's augmentation: (`Data`, (training, choosing, test) loaders)."""
     options, batches = asked.data, asked.batches
-    data = load(replace(options, dataset_dir=options.data_root), world)
+    folder = folder_of(options)
+    data = load(replace(options, data_root=folder, dataset_dir=folder), world)
     side = data.about["image_size"]
     # configurations say the side of every data set, though only FOLDER has a free one
     if options.image_size not in (None, side):

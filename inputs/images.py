@@ -44,14 +44,16 @@ class Memory:
 
 @dataclass(frozen=True)
 class Files:
-    """Image files and labels int64 [N]."""
+    """Image files and labels int64 [N]; upright: see `decode`."""
 
     paths: list
     labels: torch.Tensor
+    upright: bool = False
 
     def subset(self, index):
         """The part's files at `index` [n]."""
-        return Files([self.paths[i] for i in index.tolist()], self.labels[index])
+        paths = [self.paths[i] for i in index.tolist()]
+        return Files(paths, self.labels[index], self.upright)
 
     def content(self):
         """Bytes by which the files are told from others: class and name of each, wherever the
@@ -156,7 +158,7 @@ def decode(path, size=None, upright=False):
             if image.format == "EPS":
                 raise ValueError("it is PostScript")
             if upright:
-                image = ImageOps.exif_transpose(image)
+                ImageOps.exif_transpose(image, in_place=True)
             image = _to_rgb(image)
     except UseError:
         raise
@@ -252,11 +254,13 @@ def _few(names):
     return ", ".join(names[:5]) + (" ..." if len(names) > 5 else "")
 
 
-def read_folder(paths, labels, size, exact=False):
-    """Decode image files into `Memory`; `exact`: demand size x size pixels instead of resizing."""
+def read_folder(paths, labels, size, exact=False, upright=False):
+    """Decode image files into `Memory`; `exact`: demand size x size pixels instead of resizing;
+    upright: see `decode`.
+    """
 
     def read(path):
-        image = decode(path, None if exact else size)
+        image = decode(path, None if exact else size, upright)
         height, width = image.shape[:2]
         if (height, width) != (size, size):
             raise UseError(f"{path} is {width}x{height} pixels, expected {size}x{size}")
@@ -270,11 +274,15 @@ def read_folder(paths, labels, size, exact=False):
     return Memory(torch.from_numpy(images), labels)
 
 
-def read_parts(train, test, size):
-    """Both parts from (paths, labels), in memory up to `IN_MEMORY` pixels."""
+def read_parts(train, test, size, upright=False):
+    """Both parts from (paths, labels), in memory up to `IN_MEMORY` pixels.
+
+    upright: see `decode`.
+    """
+    parts = train, test
     if size <= IN_MEMORY:
-        return read_folder(*train, size), read_folder(*test, size)
-    return Files(*train), Files(*test)
+        return [read_folder(*part, size, upright=upright) for part in parts]
+    return [Files(*part, upright) for part in parts]
 
 
 # ---- readers: (entry of the table, `DataOptions`, side in pixels, world) -> `Found` ----
@@ -301,6 +309,11 @@ def read_image_folder(entry, options, side, world):
     """<dataset_dir>/train/<class>/* and val/ or test/."""
     root = Path(options.dataset_dir)
     paths, labels, classes = find_files(root / "train", world)
+    if len(classes) < 2:
+        raise UseError(
+            f"{root}/train holds one class, {classes[0]!r}, of which there is nothing to tell it: "
+            f"expected a folder for each class, {root}/train/<class>/*.jpg"
+        )
     if entry.classes and len(classes) > entry.classes:
         raise UseError(
             f"{root}/train holds {len(classes)} classes, {entry.title} has {entry.classes}: "
@@ -311,13 +324,16 @@ def read_image_folder(entry, options, side, world):
     if len(held) > 1:
         world.say(f"note: {held[0]} is the test part, {held[1]} is left out")
     test_paths, test_labels, _ = find_files([*held, root / "val"][0], world, classes)
-    train, test = read_parts((paths, labels), (test_paths, test_labels), side)
+    # the published code takes ImageNet's pictures as they are stored
+    upright = not entry.classes
+    train, test = read_parts((paths, labels), (test_paths, test_labels), side, upright)
     source = f"{entry.name} ({root})"
     # a part of ImageNet is good for a trial of its commands
     if entry.classes and len(classes) != entry.classes:
         world.say(
             f"warning: {root}/train holds {len(classes)} classes, {entry.title} has "
-            f"{entry.classes}; the network keeps {entry.classes} outputs"
+            f"{entry.classes}; the network keeps {entry.classes} outputs, of which these are the "
+            "first: a network that was trained on other folders cannot be measured here"
         )
         source = f"{entry.name} stand-in of {len(classes)} classes ({root})"
     return Found(train, test, source, str(root), classes)

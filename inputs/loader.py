@@ -247,7 +247,7 @@ class _Decoded(torch.utils.data.Dataset):
         """uint8 [H, W, 3]"""
         if isinstance(self.part, Memory):
             return self.part.images[index].numpy()
-        return decode(self.part.paths[index])
+        return decode(self.part.paths[index], upright=self.part.upright)
 
     def __getitem__(self, key):
         index, epoch, place = key

@@ -112,6 +112,9 @@ def load(asked, path, world):
             f"{path} has {classes} classes, {about['source']} has {about['num_classes']}: "
             "check --dataset"
         )
+    # published weights do not say more
+    if not published:
+        run.check_shape(content, about, path)
     return net, data, loaders[2]
 
 

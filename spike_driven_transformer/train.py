@@ -12,7 +12,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from cli import run
-from cli.transformer import TransformerParser, TransformerSettings, build, load_data
+from cli.transformer import TransformerParser, TransformerSettings, build, folder_of, load_data
 from engine import checkpoint
 from engine.errors import UseError, guard
 from engine.loop import seed_all
@@ -28,10 +28,11 @@ def get_parser():
 
 def result(asked):
     """File of the trained network."""
-    network = asked.network
+    network, data = asked.network, asked.data
     name = asked.experiment.experiment
     if not name:
-        name = f"sdt_{network.layer}_{network.dim}_{asked.data.dataset.lower()}"
+        name = f"sdt_{network.layer}_{network.dim}_{data.dataset.lower()}"
+        name += run.folder_suffix(data.dataset, folder_of(data))
         name += f"_t{network.time_steps}_{network.spike_mode}"
         if network.multi_level:
             name += f"_c{network.mlif_channels}"
@@ -42,7 +43,14 @@ def image_rules(asked):
     """Options of the images that do nothing for what is asked."""
     data, augment = asked.data, asked.augment
     large = data.dataset == "IMAGENET" or (data.image_size or 0) > IN_MEMORY
+    on_device = augment.device_side and not large
     return [
+        (
+            ["scale", "ratio", "hflip", "vflip", "color_jitter", "aa", "reprob"],
+            not augment.no_aug,
+            "--no_aug trains on the plain images",
+        ),
+        (["train_interpolation"], not on_device, "these images are not resized"),
         (["remode", "recount"], augment.reprob, "give --reprob"),
         (["color_jitter"], not augment.aa, "--aa takes its place"),
         (
@@ -52,9 +60,9 @@ def image_rules(asked):
         ),
         (
             ["pad_crop"],
-            augment.device_side and not augment.no_aug,
-            "it needs --scale 1 1 --ratio 1 1 --color_jitter 0 and neither --aa, --reprob, "
-            "--vflip nor --no_aug",
+            on_device and not augment.no_aug,
+            f"it needs images up to {IN_MEMORY} pixels, --scale 1 1 --ratio 1 1 --color_jitter 0 "
+            "and neither --aa, --reprob, --vflip nor --no_aug",
         ),
         (
             ["mixup_mode", "mixup_prob", "mixup_switch_prob", "mixup_off_epoch"],

@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from engine.errors import RunError, UseError
-from engine.log import progress
+from engine.log import progress, read_json
 from engine.settings import option
 from inputs.left_out import kind, note
 
@@ -313,7 +313,9 @@ def prepare(options, target, processes):
     task = _task(source, split, options.skip_bad)
     # a command that was given twice must not take hours again
     if is_finished(output, task):
-        print(f"{output} is prepared already, from these recordings")
+        skipped = len(read_json(output / "manifest.json")["skipped"])
+        more = f"; {skipped} were skipped: remove it to try them again" if skipped else ""
+        print(f"{output} is prepared already, from these recordings{more}")
         return None
 
     start = time.monotonic()

@@ -156,6 +156,7 @@ def record(image, options, rng):
     start = rng.uniform(-0.5, 0.5, PIXELS).astype(np.float32) * threshold
     level = seen[0] + start
     parts, total, step = [], 0, 0
+    before_round = 0  # events
     while total < options.events:
         before, now = seen[step % STEPS], seen[(step + 1) % STEPS]
         caused = crossings(level, before, now, threshold)
@@ -163,10 +164,15 @@ def record(image, options, rng):
             parts.append((step + share, pixel, on))
             total += len(pixel)
         step += 1
-        if step == 2 * STEPS and not total:
+        if step % STEPS:
+            continue
+        # in the first round pixels may fire by where they started, and never again
+        if step > STEPS and total == before_round:
             raise UseError(
-                f"no events in two rounds at --threshold {threshold}: lower it, or give --noise"
+                f"{total} events, and no more by further rounds, at --threshold {threshold}: lower "
+                "it, or give more --noise"
             )
+        before_round = total
 
     at, pixel, on = map(np.concatenate, zip(*parts))
     t = (at * STEP).astype(np.int64)

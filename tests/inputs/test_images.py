@@ -293,7 +293,7 @@ def test_class_names_are_compared_in_one_unicode_form(tmp_path, trained):
 
 def test_a_part_beside_the_test_part_is_named(tmp_path, capsys):
     for part in ("train", "val", "test"):
-        image_folder(tmp_path / part, 1, 1)
+        image_folder(tmp_path / part, 2, 2)
     files(tmp_path, 32)
     assert (
         f"{tmp_path}/val is the test part, {tmp_path}/test is left out" in capsys.readouterr().out

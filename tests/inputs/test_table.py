@@ -1,11 +1,15 @@
 """What is known of every data set, and the data set that the options name."""
 
+import itertools
+
 import pytest
 import torch
+from PIL import Image
 
 from engine.dist import World
 from engine.errors import UseError
 from inputs.images import Files, Memory
+from inputs.loader import BatchOptions, loaders
 from inputs.table import IMAGENET, TABLE, DataOptions, data_rules, data_set_name, load
 from tests.helpers import image_folder
 from tests.inputs.noise import files
@@ -119,12 +123,43 @@ def test_small_images_are_normalised_by_their_own_statistics(dataset, folder):
 
 
 def test_a_constant_channel_is_not_divided_by_zero(tmp_path):
-    from PIL import Image
-
-    for part in ("train", "val"):
-        (tmp_path / part / "a").mkdir(parents=True)
-        Image.new("RGB", (32, 32), (255, 0, 128)).save(tmp_path / part / "a" / "0.png")
+    for part, kind in itertools.product(("train", "val"), "ab"):
+        (tmp_path / part / kind).mkdir(parents=True)
+        Image.new("RGB", (32, 32), (255, 0, 128)).save(tmp_path / part / kind / "0.png")
     assert files(tmp_path, 32).std == (1e-3, 1e-3, 1e-3)
+
+
+def test_one_class_alone_is_refused(tmp_path):
+    """As of folders that lie one too deep: nothing could be learnt."""
+    for part in ("train", "val"):
+        image_folder(tmp_path / part / "images", 2, 4)
+    words = "train holds one class, 'images', .*: expected a folder for each class"
+    with pytest.raises(UseError, match=words):
+        files(tmp_path, 32)
+
+
+@pytest.mark.parametrize(
+    "dataset, side, turned",
+    [
+        ("FOLDER", 16, True),  # in memory
+        ("FOLDER", 80, True),  # read again in every epoch
+        ("IMAGENET", None, False),  # as the published code does
+    ],
+)
+def test_own_pictures_are_turned_as_the_camera_says(dataset, side, turned, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    picture = Image.new("RGB", (80, 80))
+    picture.paste((255, 255, 255), (0, 0, 80, 40))  # the upper half, in the file
+    for part, kind in itertools.product(("train", "val"), "ab"):
+        (tmp_path / part / kind).mkdir(parents=True)
+        picture.save(tmp_path / part / kind / "0.png", exif=exif)
+    options = DataOptions(dataset=dataset, dataset_dir=str(tmp_path), image_size=side)
+    data = load(options, World())
+    images, _ = next(iter(loaders(data, BatchOptions(batch_size=2), 0, World())[2].epoch(1)))[:2]
+    top, _ = images[0, 0].chunk(2)
+    _, right = images[0, 0].chunk(2, dim=1)
+    assert (right.min() > 0) == turned and (top.min() > 0) != turned
 
 
 def test_digits_are_not_mirrored():

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from cli import run
-from cli.transformer import TransformerSettings, build
+from cli.transformer import TransformerSettings, build, folder_of
 from engine import settings
 from engine.errors import UseError
 from spike_driven_transformer import train
@@ -125,7 +125,8 @@ def test_old_names_of_stored_settings_are_known():
 def test_defaults_are_the_published_ones():
     asked = parsed("")
     assert asked.data.dataset == "CIFAR10"
-    assert asked.data.data_root == str(ROOT / "data")
+    assert folder_of(asked.data) == str(ROOT / "data")
+    assert asked.data.data_root == ""  # as a checkpoint keeps it
     assert asked.run.output_dir == "./output"
     assert (asked.batches.batch_size, asked.batches.val_batch_size) == (32, 64)
     assert (asked.training.epochs, asked.training.learning_rate) == (200, 0.01)

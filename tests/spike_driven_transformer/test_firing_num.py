@@ -10,7 +10,7 @@ from cli.transformer import TransformerSettings
 from engine import settings
 from engine.errors import UseError
 from spike_driven_transformer import firing_num, train
-from tests.helpers import GOLDEN
+from tests.helpers import GOLDEN, image_folder
 
 NUMBERS = np.load(GOLDEN / "B3_sdt_dim64_L1.npz")
 STATE = {k[2:]: torch.from_numpy(NUMBERS[k]) for k in NUMBERS.files if k.startswith("w/")}
@@ -149,6 +149,20 @@ def test_mistakes(published, trained, tmp_path, fails):
     content = torch.load(trained["checkpoint"], weights_only=True)
     torch.save(content | {"kind": "snn"}, tmp_path / "snn.pth")
     fails(main, f"--resume {tmp_path}/snn.pth", "holds no transformer: use energy.py")
+
+
+def test_other_classes_and_sizes_are_refused(tmp_path, fails):
+    for name, classes in (("pets", ["cat", "dog"]), ("fruit", ["apple", "pear"])):
+        for part in ("train", "val"):
+            image_folder(tmp_path / name / part, 2, 8, (16, 16))
+            for i, kind in enumerate(classes):
+                (tmp_path / name / part / f"n{i:04}").rename(tmp_path / name / part / kind)
+    more = f"-d folder --data_dir {tmp_path}/pets --img_size 16 -b 4 --epochs 1 --warmup_epochs 0"
+    more += f" --limit_train_batches 1 --output {tmp_path}"
+    path = train.main([*WORDS, *QUICK, *shlex.split(more)])["checkpoint"]
+    words = f"--resume {path} --device cpu --data_dir {tmp_path}"
+    fails(firing_num.main, f"{words}/fruit", "was trained on the classes ['cat', 'dog']")
+    fails(firing_num.main, f"{words}/pets --img_size 32", "16 pixels", "32 pixels")
 
 
 def test_another_class_count_is_named(trained, cifar, fails):

@@ -94,6 +94,14 @@ def test_command_line_mistakes(words, expected, tmp_path, fails):
         ("--crop_pct 0.9", "crop_pct", "64 pixels"),
         ("--interpolation box", "interpolation", "64 pixels"),
         ("--pad_crop 2 --no_aug", "pad_crop", "--no_aug"),
+        ("--aa rand-m9 --no_aug", "aa", "plain images"),
+        ("--scale 0.5 1 --no_aug", "scale", "plain images"),
+        ("--train_interpolation box --no_aug", "train_interpolation", "not resized"),
+        (
+            "--dataset folder --img_size 128 --scale 1 1 --ratio 1 1 --color_jitter 0 --pad_crop 8",
+            "pad_crop",
+            "up to 64 pixels",
+        ),
         ("--pad_crop 4 --aa rand-m9", "pad_crop", "--aa"),
     ],
 )
@@ -120,6 +128,7 @@ def test_one_folder_serves_every_data_set(tmp_path):
     data, _ = load_data(asked, World())
     assert data.about["where"] == str(tmp_path)
     assert data.about["image_size"] == 16
+    assert train.result(asked).name == f"sdt_4_512_folder_{tmp_path.name}_t4_lif.pth"
 
 
 # ---- training

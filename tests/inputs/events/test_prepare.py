@@ -231,7 +231,7 @@ def test_the_rows_of_the_others(spoiled, tmp_path):
 def test_finished_data_stays_where_the_next_run_fails(spoiled, fails, tmp_path, capsys):
     source, truncated, _ = spoiled
     output = tmp_path / "out"
-    for said in ("2 skipped", "prepared already"):
+    for said in ("2 skipped", "prepared already, from these recordings; 2 were skipped: remove it"):
         prepare(source, output, "--skip_bad")
         assert said in capsys.readouterr().out
     before = content(output)

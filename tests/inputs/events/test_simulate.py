@@ -72,8 +72,16 @@ BLANK = np.full((8, 8, 3), 90, np.uint8)
 
 
 def test_a_blank_image_without_noise_is_refused():
-    with pytest.raises(UseError, match="no events in two rounds"):
+    with pytest.raises(UseError, match=r"^0 events, and no more by further rounds"):
         record(BLANK, events=100, noise=0.0)
+
+
+def test_a_picture_that_falls_silent_is_refused():
+    """Its square is too faint for the threshold; where a pixel starts may be near enough."""
+    faint = BLANK.copy()
+    faint[2:6, 2:6] += 20
+    with pytest.raises(UseError, match=r"^\d\d+ events, and no more by further rounds"):
+        record(faint, events=100_000, noise=0.0, threshold=0.15)
 
 
 def test_a_blank_image_gives_noise_alone():
