@@ -50,8 +50,8 @@ def _remove_left(path):
 
 
 def write_text(path, text):
-    """Write a text file as `write_atomic` does."""
-    write_atomic(path, lambda temporary: temporary.write_text(text))
+    """Write a text file, in UTF-8 whatever the locale, as `write_atomic` does."""
+    write_atomic(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 @contextmanager

@@ -112,6 +112,7 @@ def _of_run(stage, seed):
         "ann_accuracy": ann.summary[final(ann.recipe)],
         "recipe": stage.recipe,
         "commit": stage.record["commit"],
+        "versions": stage.versions,
     }
 
 
@@ -232,7 +233,7 @@ def check_free(asked, question, runs):
     path = Path(f"{target}.md")
     if not path.is_file():
         return
-    other = f"{command(asked, question)}\n```" not in path.read_text()
+    other = f"{command(asked, question)}\n```" not in path.read_text(encoding="utf-8")
     if runs and not other:
         old = read_json(f"{target}.json").get("runs", {})
         # of which data they are, the runs alone know

@@ -85,9 +85,13 @@ def make(asked, name, own):
     return folder, Chain(Path(asked.run.output_dir) / folder, stages, name)
 
 
-def run(chain, own):
-    """Run what is missing; returns [(label, run folder)] of the stages that have a label."""
-    chain.all()
+def place(what, folder):
+    """The results folder of a chain; what: `ExperimentOptions`."""
+    return Path(what.results or f"results/{folder}")
+
+
+def labelled(chain, own):
+    """[(label, run folder or None)] of the stages that have a label."""
     found = []
     for stage, about in zip(chain.stages.values(), own["stages"].values()):
         # a fused network is measured as the ANN that it comes from
@@ -100,6 +104,8 @@ def finished(asked):
     """[(label, run folder)] of --report."""
     if not asked.experiment.results:
         raise UseError("--report writes a results folder: name it by --results")
+    if not asked.chain.names:
+        raise UseError("--report takes LABEL=RUN of finished runs, here is none")
     runs = []
     for pair in asked.chain.names:
         label, _, folder = pair.partition("=")
@@ -120,7 +126,7 @@ def main(argv=None):
     known = read(FILE)
     what = asked.experiment
     names = asked.chain.names
-    if what.list or not names:
+    if what.list or not (names or what.report):
         for name, own in known.items():
             print(f"{name:<18} {own['about']}; {own['cost']}")
     elif what.report:
@@ -133,12 +139,14 @@ def main(argv=None):
             if name not in known:
                 raise UseError(f"there is no chain {name!r}: {', '.join(known)}")
             made.append((name, *make(asked, name, known[name])))
-        # a wrong option of the last chain ends the command before the first one is trained
-        for *_, chain in made:
+        # what is wrong with the last chain ends the command before the first one is trained
+        for name, folder, chain in made:
             for stage in chain.stages.values():
                 stage.parsed()
+            report.check_free(place(what, folder), labelled(chain, known[name]))
         for name, folder, chain in made:
-            write(what.results or f"results/{folder}", run(chain, known[name]))
+            chain.all()
+            write(place(what, folder), labelled(chain, known[name]))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ import shlex
 from pathlib import Path
 
 from engine.dist import fast_amp
+from engine.files import locked
 from engine.settings import flat
 
 from . import declared
@@ -21,18 +22,25 @@ def run(name, asked):
     values["amp"] = fast_amp()
     done = {}
     steps = declared.read(FILE)[name]
-    for step, about in steps.items():
-        script = about["script"]
-        shown = _words(about["command"], values)
-        _, _, file = script.rpartition(".")
-        print(f"\n== {about['title']}: python3 {file}.py {shlex.join(shown)}", flush=True)
-        hidden = _words(about.get("hidden", ""), values)
-        # in this process, which has imported torch already
-        done[step] = importlib.import_module(script).main(shown + hidden)
-        # what prepares data returns nothing
-        if done[step]:
-            values[step] = done[step].get("checkpoint")
+    # a step reads what the one before wrote
+    with locked(Path(values["output_dir"]), "give another --output_dir"):
+        for step, about in steps.items():
+            done[step] = _step(about, values)
+            # what prepares data returns nothing
+            if done[step]:
+                values[step] = done[step].get("checkpoint")
     return done
+
+
+def _step(about, values):
+    """Run the script of a step; returns what its `main` does."""
+    script = about["script"]
+    shown = _words(about["command"], values)
+    _, _, file = script.rpartition(".")
+    print(f"\n== {about['title']}: python3 {file}.py {shlex.join(shown)}", flush=True)
+    hidden = _words(about.get("hidden", ""), values)
+    # in this process, which has imported torch already
+    return importlib.import_module(script).main(shown + hidden)
 
 
 def _words(command, values):

@@ -1,5 +1,6 @@
 """Options of the commands that run chains of the public scripts."""
 
+import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,6 +17,12 @@ SCHEDULES = ("published", "fast", "smoke")  # from the most telling to the least
 def seed_list(text):
     """Type of comma-separated seeds."""
     return tuple(map(seed, text.split(",")))
+
+
+def command_line(text):
+    """Type of a command line, with its quotes balanced."""
+    shlex.split(text)
+    return text
 
 
 def output(default):
@@ -57,6 +64,7 @@ class RowOptions:
     launcher: str = option(
         "",
         "what starts the training scripts instead of python, such as 'torchrun --nproc_per_node=4'",
+        command_line,
     )
 
 

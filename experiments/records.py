@@ -9,7 +9,6 @@ first, with all logs in results/records/. records.yml declares the records.
 
 import statistics
 from dataclasses import dataclass
-from datetime import date
 from pathlib import Path
 
 from scipy import stats
@@ -105,12 +104,13 @@ def make_chain(asked, content, name, seed):
 def measure(asked, content, name):
     """Run what is missing of a record; returns what is kept of it."""
     own = content["records"][name]
-    runs, data = [], {}
+    runs, data, days = [], {}, []
     for seed in asked.experiment.seeds:
         chain = make_chain(asked, content, name, seed)
         done = chain.all()
         *_, last = chain.stages.values()
         data[f"seed {seed}"] = last.data
+        days.append(last.ended)
         seconds = [done[stage.name]["seconds"] for stage in chain.stages.values() if stage.trains]
         runs.append(
             {
@@ -120,13 +120,14 @@ def measure(asked, content, name):
                 "recipes": chain.recipes,
                 "log": last.log,
                 "commit": last.record["commit"],
+                "versions": last.versions,
             }
         )
     same_data(data)
     return {
         "record": name,
         "change": own["change"],
-        "date": date.today().isoformat(),
+        "date": max(days),
         "network": size(asked),
         "epochs": asked.training.epochs,
         "versions": versions(),
@@ -229,6 +230,28 @@ def check_free(asked, path, replaced):
         )
 
 
+def check_alike(folder, result):
+    """Refuse a record on other data, or of other autocast, than those of its log.
+
+    Raises:
+        UseError: it would be compared with them.
+    """
+
+    def made(record):
+        run = record["runs"][0]
+        *_, recipe = run["recipes"].values()
+        return run["data"], f"--amp {recipe['amp']}"
+
+    for path in sorted(folder.glob("*.json")):
+        other = read_json(path)
+        if made(other) != made(result):
+            here, there = " ".join(made(result)), " ".join(made(other))
+            raise UseError(
+                f"{result['record']} was measured by {here}, {path} by {there}: results never "
+                "mix, give another --results"
+            )
+
+
 def main(argv=None):
     """Run the command line argv (None: this process's)."""
     asked = get_parser().parse(argv)
@@ -252,7 +275,9 @@ def main(argv=None):
     # the oldest first, since the others are compared with it
     for name in reversed(content["records"]):
         if not what.report and (name in names or names == ("all",)):
-            write_json(folder / f"{name}.json", measure(asked, content, name))
+            result = measure(asked, content, name)
+            check_alike(folder, result)
+            write_json(folder / f"{name}.json", result)
             write_text(log, page(content, folder))
     write_text(log, page(content, folder))
 

@@ -83,12 +83,30 @@ def title_of(summary):
     return f"{network['name']}, {size}, {summary['data']}"
 
 
+def check_free(folder, runs):
+    """Refuse a results folder that holds other runs; runs: [(label, run folder or None)].
+
+    Raises:
+        UseError: it does.
+    """
+    # their names end with date and time
+    names = {Path(run).name for _, run in runs if run}
+    for path in sorted(folder.glob("*.json")):
+        held = Path(read_json(path)["summary"]["run"]).name
+        if held not in names:
+            raise UseError(
+                f"{path} is of another run, {held}: give another --results, or remove {folder}"
+            )
+
+
 def write(folder, runs):
     """Write the results folder of [(label, run folder)], the ANN first; returns its table.
 
     Raises:
-        UseError: a run is not finished or not measured, or they are of different data.
+        UseError: a run is not finished or not measured, or they are of different data; or the
+            folder holds other runs.
     """
+    check_free(folder, runs)
     results = {}
     stages = []  # as the figure takes them
     for label, run in runs:

@@ -49,6 +49,7 @@ def kept(stage):
     found["commit"] = stage.record["commit"]
     # fusing sees no data
     if stage.trains:
+        found["versions"] = stage.versions
         data = stage.data
         found["data_parts"] = {part: data[part] for part in PARTS}
         found["log"] = stage.log

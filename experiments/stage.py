@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 from dataclasses import dataclass
+from datetime import date
 from functools import cache
 from pathlib import Path
 
@@ -206,6 +207,17 @@ class Stage:
     def data(self):
         """What the data of a finished stage are: {"train": {"images", "sha256"}, "test", ...}."""
         return read_json(self.run_folder / "config.json")["data"]
+
+    @property
+    def versions(self):
+        """Versions of the packages by which a finished stage was trained."""
+        return read_json(self.run_folder / "config.json")["versions"]
+
+    @property
+    def ended(self):
+        """Day on which a finished stage ended, as "2026-11-26"."""
+        written = (self.run_folder / "summary.json").stat().st_mtime
+        return date.fromtimestamp(written).isoformat()
 
     @property
     def record(self):

@@ -131,11 +131,13 @@ def prices(path):
 
 def report(folder, readme):
     """Write the table between its lines in the README, and the figure; returns the table."""
-    text = readme.read_text()
+    text = readme.read_text(encoding="utf-8")
     if START not in text or END not in text:
         raise UseError(f"{readme} has no place for the table: it needs the lines {START} and {END}")
     before, _, rest = text.partition(START)
     _, _, after = rest.partition(END)
+    if not any(results_of(row, folder) for row in rows.table().values()):
+        raise UseError(f"{folder} holds no result of a row: give the folder of --results")
     shown = table(folder)
     write_text(readme, f"{before}{START}\n{shown}\n{END}{after}")
 

@@ -240,7 +240,7 @@ def differences(entry, asked):
     if abs(summary["energy_uj"] - energy) > SHARE * energy:
         yield f"{entry.name}: {summary['energy_uj']:.4g} uJ, its card says {energy:.4g}"
     about = path.with_suffix(".md")
-    text = about.read_text() if about.is_file() else ""
+    text = about.read_text(encoding="utf-8") if about.is_file() else ""
     said = entry.sha256, entry.energy_uj, f"{accuracy:.2%}"
     if not all(word in text for word in said):
         yield f"{about} is not the card of this file"

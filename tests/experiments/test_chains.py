@@ -95,7 +95,7 @@ def test_the_transformer_refuses_a_width(fails, tmp_path):
     fails(chains.main, words, "unrecognized arguments: --width_mult")
 
 
-def test_a_chain_runs_and_writes_its_results(cifar, tmp_path, monkeypatch, capsys):
+def test_a_chain_runs_and_writes_its_results(cifar, tmp_path, monkeypatch, capsys, fails):
     small = {"width_mult": "0.03", "data_root": str(cifar), "device": "cpu"}
     own = json.loads(json.dumps(KNOWN["cifar10_resnet20"]))
     for name in ("lq", "published"):
@@ -114,6 +114,11 @@ def test_a_chain_runs_and_writes_its_results(cifar, tmp_path, monkeypatch, capsy
     assert table in capsys.readouterr().out
     chains.main(argv)
     assert capsys.readouterr().out.count("done before") == 3
+    # those of other runs stay, and nothing is trained for what could not be written
+    argv[argv.index(str(tmp_path))] = str(tmp_path / "other")
+    words = "ann.json is of another run, ann_resnet20_cifar10_w0.03_2"
+    fails(chains.main, argv, words, "--results", keep=tmp_path / "out")
+    assert not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize("text", BROKEN)
@@ -189,6 +194,11 @@ def test_runs_of_before_are_read(tmp_path, monkeypatch):
     assert report.write(tmp_path, runs) == (recorded / "table.md").read_text()
 
 
+def test_a_report_of_nothing_is_refused(tmp_path, fails):
+    """As of a pattern of file names that fits none."""
+    fails(chains.main, f"--report --results {tmp_path}/out", "here is none")
+
+
 def test_a_report_needs_its_folder(run, fails):
     fails(chains.main, ["--report", f"A={run}"], "name it by --results")
 
@@ -204,7 +214,7 @@ def test_an_unknown_chain_is_told(fails):
 def test_what_is_wrong_with_a_chain_is_told_before_another_is_trained(
     words, told, fails, monkeypatch
 ):
-    monkeypatch.setattr(chains, "run", None)
+    monkeypatch.setattr(chain_module.Chain, "all", None)
     fails(chains.main, words, told)
 
 

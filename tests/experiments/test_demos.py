@@ -6,17 +6,19 @@ import pytest
 
 import ann_ddp
 import demo as digits
+from engine.files import locked
 from experiments import declared, demo
 from neuromorphic_tasks import dvs
 
 
 @pytest.fixture
-def noted(monkeypatch, capsys):
+def noted(monkeypatch, capsys, tmp_path):
     """(what the steps return, the lines that are printed) of scripts that note their words."""
 
     def main(words):
         return {"words": words, "checkpoint": "a b.pth"}
 
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ann_ddp, "main", main)
     monkeypatch.setattr(dvs, "main", lambda words: print("drawn", words))
     steps = {
@@ -48,6 +50,12 @@ def test_a_step_takes_the_checkpoint_of_an_earlier_one(noted):
     done, lines = noted
     assert lines[3:] == ["== 2. draw: python3 dvs.py 'a b.pth'", "drawn ['a b.pth']"]
     assert done["drawn"] is None
+
+
+def test_a_demo_has_its_folder_to_itself(tmp_path, fails):
+    """Its steps read what those before wrote."""
+    with locked(tmp_path, "wait"):
+        fails(digits.main, f"--output_dir {tmp_path}", "is in use by process", "--output_dir")
 
 
 @pytest.mark.parametrize("name", ["digits", "events"])

@@ -107,6 +107,7 @@ class Finished:
         self.log = [{"test_accuracy": 0.1}, {"test_accuracy": accuracy}]
         self.recipe = recipe or {"num_channels": "3", "timesteps": "1"}
         self.record = {"commit": "abc"}
+        self.versions = {"torch": "2.11.0"}
         self.data = {part: {"images": 1, "sha256": "a"} for part in ("train", "test")}
         self.checked = None
 
@@ -162,7 +163,7 @@ def test_what_is_kept_of_a_run():
     (run,) = answers.collect(QUESTION, seeds_of((0.5, None)))["base"]
     assert run["curve"] == [0.1, 0.5]
     assert run["ann_accuracy"] == 0.9
-    assert run["commit"] == "abc"
+    assert (run["commit"], run["versions"]) == ("abc", {"torch": "2.11.0"})
     assert "run" not in run
 
 

@@ -125,6 +125,24 @@ def test_a_record_does_not_lose_seeds(tmp_path, fails):
     fails(records.main, words, "is a record of the seeds 0 1: give --seeds", keep=tmp_path)
 
 
+@pytest.mark.parametrize(
+    "data, amp, told",
+    [
+        ("CIFAR-10 (JPEG copy)", "bf16", r"CIFAR-10 --amp bf16, .*base\.json by CIFAR-10 \(JPEG"),
+        ("CIFAR-10", "none", r"base\.json by CIFAR-10 --amp none"),
+    ],
+)
+def test_a_log_is_of_one_data_set_and_autocast(data, amp, told, tmp_path):
+    old, new = result("base", (0.8,)), result("steep", (0.9,))
+    for record, kind in ((old, amp), (new, "bf16")):
+        record["runs"][0]["recipes"] = {"ann": {"amp": kind}}
+    old["runs"][0]["data"] = data
+    write_json(tmp_path / "base.json", old)
+    with pytest.raises(UseError, match=told):
+        records.check_alike(tmp_path, new)
+    records.check_alike(tmp_path, old)
+
+
 def test_a_log_is_of_one_network_and_its_epochs(tmp_path, fails):
     write_json(tmp_path / "base.json", {"network": "RESNET20 x0.25", "epochs": 20})
     words = f"steep --epochs 2 --results {tmp_path}"

@@ -17,6 +17,7 @@ import pytest
 import torch
 
 import reproduce
+from engine import log
 from engine.dist import fast_amp
 from engine.errors import UseError, guard
 from experiments import results, rows, stage
@@ -149,6 +150,7 @@ def test_a_killed_row_goes_on_at_its_epoch(killed):
     assert [line["epoch"] for line in ann["log"]] == [1, 2, 3]
     begun = json.loads((killed.folder / "runs" / CHAIN / "ann/stage.json").read_text())
     assert ann["commit"] == begun["commit"]
+    assert ann["versions"] == log.versions()
     # resumed, not begun anew
     assert len(list((killed.folder / "runs" / CHAIN).glob("ann/ann/*/last.pth"))) == 1
 
@@ -254,6 +256,7 @@ def test_a_damaged_summary_is_told(argv, finished, fails):
         ("cifar10-resnet20-ann --seeds 0,x", ["--seeds"]),
         ("cifar10-resnet20-ann --seeds 0,0", ["names a seed twice"]),
         ("cifar10-resnet20-ann --launcher nosuch", ["--launcher", "no program 'nosuch'"]),
+        ("cifar10-resnet20-ann --launcher 'x", ["--launcher", "No closing quotation"]),
     ],
 )
 def test_bad_input(argv, words, fails, tmp_path):

@@ -148,6 +148,15 @@ def test_what_a_price_buys_is_a_line_of_the_figure(tmp_path):
     assert tables.prices(path) == {line: [(6.5, pytest.approx(83.5)), (5.0, 82.0)]}
 
 
+def test_a_report_of_nothing_is_refused(tmp_path, fails):
+    """It would say of every row that nothing was measured."""
+    readme = tmp_path / "README.md"
+    readme.write_text(f"{tables.START}\nold\n{tables.END}\n")
+    (tmp_path / "none").mkdir()
+    words = "none holds no result of a row"
+    fails(lambda _: tables.report(tmp_path / "none", readme), "", words, keep=tmp_path)
+
+
 def test_the_report_needs_its_place(tmp_path, fails):
     (tmp_path / "README.md").write_text("nothing\n")
     fails(

@@ -118,3 +118,10 @@ def test_images_are_normalised_as_in_the_training(tmp_path, monkeypatch):
     monkeypatch.setattr(energy, "make_loader", noted)
     run(energy, f"{trained['checkpoint']} --dataset_dir two --device cpu")
     assert list(seen[0].mean) == data["mean"] != seen[0].about["mean"]
+
+
+def test_the_energy_of_a_network_without_a_checkpoint_has_a_name(tmp_path, capsys):
+    energy.main(["--architecture", "RESNET20", "--output", f"{tmp_path}/"])
+    names = ["resnet20_cifar10_energy.csv", "resnet20_cifar10_energy.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+    assert f"written: {tmp_path}/{names[1]}" in capsys.readouterr().out
