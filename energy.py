@@ -77,7 +77,7 @@ def shape_only(asked):
     joules = energy.uj(how.energy_model)
     print(f"{name} for {entry.name} as an ANN: {joules:.3E} uJ per image")
     if how.output:
-        stem = checkpoint.beside(f"{name}_{entry.name}".lower(), "_energy", how.output)
+        stem = checkpoint.placed(f"{name}_{entry.name}_energy".lower(), how.output)
         energy.write(stem)
         print(f"written: {stem}.json, {stem}.csv")
     return energy

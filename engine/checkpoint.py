@@ -70,7 +70,11 @@ def beside(path, suffix, output=""):
 
     It lies beside the checkpoint, in the folder `output`, or where `output` says.
     """
-    stem = bare(named(path)) + suffix
+    return placed(bare(named(path)) + suffix, output)
+
+
+def placed(stem, output):
+    """The path `stem`, in the folder `output`, or where `output` says."""
     if output.endswith("/") or Path(output or "-").is_dir():
         return str(Path(output) / Path(stem).name)
     return output or stem
