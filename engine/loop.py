@@ -634,6 +634,7 @@ class Trainer:
             "epochs": self.recipe.epochs,
             "seconds": self.seconds,
             "machine": machine(self.world.device),
+            "processes": self.world.size,
             "checkpoint": folder and str(weights),
             "run": folder and str(folder),
             **record.extra,

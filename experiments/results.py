@@ -116,6 +116,26 @@ def check_free(path, about, data=None):
             )
 
 
+def same_processes(runs):
+    """Refuse trainings of the same recipe by different numbers of processes, {seed: its run}.
+
+    Batch norm sees the images of a process alone, and the transformer's batches are of each.
+    """
+    counts = {}
+    for seed, run in runs.items():
+        for name, stage in run["stages"].items():
+            # that of older ones is unknown
+            if "processes" in stage:
+                counts.setdefault(name, {})[stage["processes"]] = seed
+    for name, found in counts.items():
+        if len(found) > 1:
+            told = ", ".join(f"seed {seed} by {count}" for count, seed in found.items())
+            raise UseError(
+                f"{name} was trained by different numbers of processes, {told}: results never "
+                "mix, give the same --launcher and another --output_dir"
+            )
+
+
 def run(row, asked, path):
     """Run what is missing of a row for all seeds and write its result to `path`; returns it."""
     seeds = asked.experiment.seeds
@@ -140,6 +160,7 @@ def run(row, asked, path):
         runs[seed] = {"stages": stages, "result": last}
         data[seed] = stages[last]["data_parts"]
     same_data({f"seed {seed}": parts for seed, parts in data.items()})
+    same_processes(runs)
     # another process may have written it meanwhile
     if not asked.files.replace:
         check_free(path, about, data)

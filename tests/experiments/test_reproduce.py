@@ -242,6 +242,15 @@ def test_a_damaged_summary_is_told(argv, finished, fails):
     fails(reproduce.main, [*argv, "--replace"], "summary.json is missing or damaged")
 
 
+def test_seeds_of_different_numbers_of_processes_never_mix():
+    def one(processes):
+        return {"stages": {"ann": {"processes": processes}, "ann_fused": {}}}
+
+    results.same_processes({"0": one(2), "1": one(2), "2": {"stages": {"ann": {}}}})
+    with pytest.raises(UseError, match=r"ann was trained .*, seed 0 by 4, seed 1 by 1: .*launcher"):
+        results.same_processes({"0": one(4), "1": one(1)})
+
+
 # ---- bad input ----
 
 
