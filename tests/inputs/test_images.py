@@ -128,9 +128,10 @@ def write_picture(path, content):
     return path
 
 
+@pytest.mark.parametrize("upright", [False, True])
 @pytest.mark.parametrize("name", PICTURES)
-def test_the_grey_of_every_mode_is_that_of_8_bits(tmp_path, name):
-    image = decode(write_picture(tmp_path / name, PICTURES[name]))
+def test_the_grey_of_every_mode_is_that_of_8_bits(tmp_path, name, upright):
+    image = decode(write_picture(tmp_path / name, PICTURES[name]), upright=upright)
     expected = np.repeat(RAMP[:, :, None], 3, 2)
     # the way to other colours and back is rounded
     allowed = 2 if name in ("LAB.tif", "YCbCr.tif") else 0
