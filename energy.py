@@ -77,7 +77,8 @@ def shape_only(asked):
     joules = energy.uj(how.energy_model)
     print(f"{name} for {entry.name} as an ANN: {joules:.3E} uJ per image")
     if how.output:
-        stem = checkpoint.placed(f"{name}_{entry.name}_energy".lower(), how.output)
+        width = run.width_suffix(asked.network.width_mult)
+        stem = checkpoint.placed(f"{name}_{entry.name}{width}_energy".lower(), how.output)
         energy.write(stem)
         print(f"written: {stem}.json, {stem}.csv")
     return energy

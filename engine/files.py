@@ -55,10 +55,11 @@ def write_text(path, text):
 
 
 @contextmanager
-def in_turn(folder):
+def in_turn(folder, notice):
     """Processes that come here with the same `folder`, which is made if it is not there, wait for
     one another.
 
+    notice: called where another one is there already.
     Raises:
         OSError: the folder cannot be made.
     """
@@ -67,7 +68,11 @@ def in_turn(folder):
     try:
         # some file systems of clusters have no locks
         with suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                notice()
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:
         os.close(descriptor)

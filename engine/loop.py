@@ -257,6 +257,7 @@ class Trainer:
         self.rate = 0.0  # of the last step
         self.accuracy = None  # after the last epoch, None in the middle of one
         self.kept = None  # the best network, where no folder holds it
+        self.processes = [world.size]  # all numbers of them that have trained it
         # loss, correct, images of this epoch and process
         self.sums = torch.zeros(3, dtype=torch.float64, device=world.device)
 
@@ -310,6 +311,7 @@ class Trainer:
             "scaler": self.scaler.state_dict(),
             "recipe": self.recipe.state_dict(),
             "price": self.price and self.price.state_dict(),
+            "processes": self.processes,
             "rng": states,
             "batch_size": self.train_loader.batch_size,
         }
@@ -383,6 +385,9 @@ class Trainer:
         # nor had they a price with a state
         if self.price and state.get("price"):
             self.price.load_state_dict(state["price"])
+        # files of earlier versions have the number of the last ones alone
+        before = state.get("processes", [len(state["rng"])])
+        self.processes = sorted({*before, self.world.size})
         for name in PROGRESS:
             kind = type(getattr(self, name))
             if not isinstance(state[name], kind):
@@ -634,7 +639,7 @@ class Trainer:
             "epochs": self.recipe.epochs,
             "seconds": self.seconds,
             "machine": machine(self.world.device),
-            "processes": self.world.size,
+            "processes": self.processes,
             "checkpoint": folder and str(weights),
             "run": folder and str(folder),
             **record.extra,

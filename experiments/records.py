@@ -15,7 +15,7 @@ from scipy import stats
 
 from cli.options import NetworkOptions
 from cli.parser import Parser
-from engine.errors import UseError, guard
+from engine.errors import MALFORMED, UseError, guard
 from engine.files import write_text
 from engine.log import read_json, versions, write_json
 from engine.loop import RunOptions
@@ -207,7 +207,8 @@ def size(asked):
 
 
 def check_free(asked, path, replaced):
-    """Refuse a log whose records are of another network or other epochs than those asked for.
+    """Refuse a log whose records are of another network, other epochs or other autocast than those
+    asked for.
 
     path: of a record. replaced: whether it is run again.
     Raises:
@@ -216,40 +217,42 @@ def check_free(asked, path, replaced):
     if not path.is_file():
         return
     old = read_json(path)
-    seeds = [run["seed"] for run in old.get("runs", [])]
+    try:
+        seeds = [run["seed"] for run in old["runs"]]
+        before = f"{old['network']}, {old['epochs']} epochs, --amp {autocast(old)}"
+    except MALFORMED:
+        raise UseError(f"{path} is no record: remove it, or give another --results") from None
     if replaced and not set(seeds) <= set(asked.experiment.seeds):
         raise UseError(
             f"{path} is a record of the seeds {' '.join(map(str, seeds))}: give --seeds with all "
             "of them, or another --results"
         )
-    before, now = (old.get("network"), old.get("epochs")), (size(asked), asked.training.epochs)
+    now = f"{size(asked)}, {asked.training.epochs} epochs, --amp {asked.compute.amp}"
     if before != now:
+        raise UseError(f"{path} is a record of {before}, not of {now}: give another --results")
+
+
+def autocast(record):
+    """The autocast type by which a record was trained."""
+    *_, recipe = record["runs"][0]["recipes"].values()
+    return recipe["amp"]
+
+
+def check_data(result, path):
+    """Refuse a record on other data than those of another one of its log.
+
+    path: of that one, if it was measured.
+    Raises:
+        UseError: they would be compared.
+    """
+    if not path.is_file():
+        return
+    here, there = (record["runs"][0]["data"] for record in (result, read_json(path)))
+    if here != there:
         raise UseError(
-            f"{path} is a record of {before[0]}, {before[1]} epochs, not of {now[0]}, {now[1]}: "
+            f"{result['record']} was measured on {here}, {path} on {there}: results never mix, "
             "give another --results"
         )
-
-
-def check_alike(folder, result):
-    """Refuse a record on other data, or of other autocast, than those of its log.
-
-    Raises:
-        UseError: it would be compared with them.
-    """
-
-    def made(record):
-        run = record["runs"][0]
-        *_, recipe = run["recipes"].values()
-        return run["data"], f"--amp {recipe['amp']}"
-
-    for path in sorted(folder.glob("*.json")):
-        other = read_json(path)
-        if made(other) != made(result):
-            here, there = " ".join(made(result)), " ".join(made(other))
-            raise UseError(
-                f"{result['record']} was measured by {here}, {path} by {there}: results never "
-                "mix, give another --results"
-            )
 
 
 def main(argv=None):
@@ -267,16 +270,19 @@ def main(argv=None):
             raise UseError(f"there is no record {name!r}: all, {', '.join(content['records'])}")
     folder = Path(what.results)
     log = folder.with_name(f"{folder.name}.md")
+    wanted = list(content["records"]) if names == ("all",) else names
+    left = set(content["records"]) - set(wanted)
     if not what.report:
         # all of a log are compared, the ones that are not asked for, too
         for name in content["records"]:
-            replaced = name in names or names == ("all",)
-            check_free(asked, folder / f"{name}.json", replaced)
-    # the oldest first, since the others are compared with it
-    for name in reversed(content["records"]):
-        if not what.report and (name in names or names == ("all",)):
+            check_free(asked, folder / f"{name}.json", name in wanted)
+        # the oldest first, since the others are compared with it
+        for name in reversed(content["records"]):
+            if name not in wanted:
+                continue
             result = measure(asked, content, name)
-            check_alike(folder, result)
+            for other in sorted(left):
+                check_data(result, folder / f"{other}.json")
             write_json(folder / f"{name}.json", result)
             write_text(log, page(content, folder))
     write_text(log, page(content, folder))

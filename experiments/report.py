@@ -89,13 +89,22 @@ def check_free(folder, runs):
     Raises:
         UseError: it does.
     """
-    # their names end with date and time
-    names = {Path(run).name for _, run in runs if run}
+    # two that began in the same second have one name
+    logs = []
+    for _, run in runs:
+        # one that was killed in its first epoch has no log
+        log = Path(run or "") / "log.jsonl"
+        if run and log.is_file():
+            logs.append((log.parent.name, read_lines(log)))
     for path in sorted(folder.glob("*.json")):
-        held = Path(read_json(path)["summary"]["run"]).name
-        if held not in names:
+        held = read_json(path)
+        # other commands may have their results there
+        if not isinstance(held, dict) or not {"stage", "summary", "log"} <= set(held):
+            continue
+        name = Path(held["summary"]["run"]).name
+        if (name, held["log"]) not in logs:
             raise UseError(
-                f"{path} is of another run, {held}: give another --results, or remove {folder}"
+                f"{path} is of another run, {name}: give another --results, or remove that file"
             )
 
 

@@ -45,7 +45,7 @@ def kept(stage):
     found = of_any_machine(stage.summary)
     found["script"] = stage.script
     found["recipe"] = stage.recipe
-    # of when it began; that of a result is of when it was written
+    # as it began; those of a result are of when it was written
     found["commit"] = stage.record["commit"]
     # fusing sees no data
     if stage.trains:
@@ -126,7 +126,9 @@ def same_processes(runs):
         for name, stage in run["stages"].items():
             # that of older ones is unknown
             if "processes" in stage:
-                counts.setdefault(name, {})[stage["processes"]] = seed
+                # several, of a training that was resumed by another number
+                told = " and ".join(map(str, stage["processes"]))
+                counts.setdefault(name, {})[told] = seed
     for name, found in counts.items():
         if len(found) > 1:
             told = ", ".join(f"seed {seed} by {count}" for count, seed in found.items())

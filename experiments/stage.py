@@ -210,7 +210,7 @@ class Stage:
 
     @property
     def versions(self):
-        """Versions of the packages by which a finished stage was trained."""
+        """Versions of the packages by which a finished stage began."""
         return read_json(self.run_folder / "config.json")["versions"]
 
     @property

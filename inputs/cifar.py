@@ -60,11 +60,14 @@ def _read_torchvision(entry, root, files, others, world):
 
     kind = getattr(datasets, entry.name)
 
+    def notice():
+        world.say(f"another run is downloading to {root}: waiting for it")
+
     def download():
         wanted = ", ".join(f"{folder.name}/" for folder in (files, *others))
         try:
             # another run may be downloading, and have unpacked some of the files
-            with in_turn(root):
+            with in_turn(root, notice):
                 if not files.exists():
                     world.say(f"{entry.name}: none of {wanted} is there, downloading to {root}")
                     kind(root, download=True)

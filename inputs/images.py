@@ -311,8 +311,8 @@ def read_image_folder(entry, options, side, world):
     paths, labels, classes = find_files(root / "train", world)
     if len(classes) < 2:
         raise UseError(
-            f"{root}/train holds one class, {classes[0]!r}, of which there is nothing to tell it: "
-            f"expected a folder for each class, {root}/train/<class>/*.jpg"
+            f"{root}/train holds a single class, {classes[0]!r}, and there is nothing to tell it "
+            f"from: expected a folder for each class, {root}/train/<class>/*.jpg"
         )
     if entry.classes and len(classes) > entry.classes:
         raise UseError(

@@ -344,6 +344,7 @@ def test_a_process_that_is_killed_ends_all_with_one_line(dies, tmp_path):
     assert checkpoint.load(last)["epoch"] == 1
     read([ROOT / "snn_ddp.py", "--resume", last.parent], tmp_path)
     assert last_line(tmp_path)["epoch"] == 2
+    assert json.loads((last.parent / "summary.json").read_text())["processes"] == [1, 2]
 
 
 def test_the_interface_is_that_which_leads_to_the_others():

@@ -7,7 +7,7 @@ import shlex
 import pytest
 
 from engine.errors import UseError
-from engine.log import write_json
+from engine.log import read_json, write_json
 from experiments import records
 from experiments.options import settled
 from experiments.stage import portable
@@ -42,6 +42,13 @@ def result(name, accuracies, date="2026-01-02"):
     ]
     about = {"change": f"change of {name}", "network": "RESNET20 x0.25", "epochs": 20}
     return {"record": name, "date": date, "runs": runs, **about}
+
+
+def record(name, amp="bf16", data="CIFAR-10"):
+    """A record of one seed that was trained by `amp`."""
+    made = result(name, (0.8,))
+    made["runs"][0] |= {"data": data, "recipes": {"ann": {"amp": amp}}}
+    return made
 
 
 @pytest.mark.parametrize("text", BROKEN)
@@ -119,31 +126,41 @@ def test_the_records_are_listed(capsys):
 
 
 def test_a_record_does_not_lose_seeds(tmp_path, fails):
-    content = {"network": "RESNET20 x0.25", "epochs": 20, "runs": [{"seed": 0}, {"seed": 1}]}
+    content = record("base")
+    content["runs"].append(content["runs"][0] | {"seed": 1})
     write_json(tmp_path / "base.json", content)
     words = f"base --seeds 0 --epochs 20 --results {tmp_path}"
     fails(records.main, words, "is a record of the seeds 0 1: give --seeds", keep=tmp_path)
 
 
-@pytest.mark.parametrize(
-    "data, amp, told",
-    [
-        ("CIFAR-10 (JPEG copy)", "bf16", r"CIFAR-10 --amp bf16, .*base\.json by CIFAR-10 \(JPEG"),
-        ("CIFAR-10", "none", r"base\.json by CIFAR-10 --amp none"),
-    ],
-)
-def test_a_log_is_of_one_data_set_and_autocast(data, amp, told, tmp_path):
-    old, new = result("base", (0.8,)), result("steep", (0.9,))
-    for record, kind in ((old, amp), (new, "bf16")):
-        record["runs"][0]["recipes"] = {"ann": {"amp": kind}}
-    old["runs"][0]["data"] = data
-    write_json(tmp_path / "base.json", old)
-    with pytest.raises(UseError, match=told):
-        records.check_alike(tmp_path, new)
-    records.check_alike(tmp_path, old)
+def test_a_log_is_of_one_autocast(tmp_path, fails):
+    """Which is told before anything is trained."""
+    write_json(tmp_path / "base.json", record("base", "none"))
+    words = f"steep --seeds 0 --epochs 20 --amp bf16 --results {tmp_path}"
+    fails(records.main, words, "20 epochs, --amp none, not of", "--amp bf16", keep=tmp_path)
+
+
+def test_a_log_is_of_one_data_set(tmp_path, monkeypatch, fails):
+    write_json(tmp_path / "base.json", record("base", data="CIFAR-10 (JPEG copy)"))
+    (tmp_path / "notes.json").write_text("{}")
+    monkeypatch.setattr(records, "measure", lambda asked, content, name: record(name))
+    words = f"steep --seeds 0 --epochs 20 --amp bf16 --results {tmp_path}"
+    told = r"base.json on CIFAR-10 (JPEG copy): results never mix"
+    fails(records.main, words, "steep was measured on CIFAR-10, ", told, keep=tmp_path)
+    # all of it anew
+    for path in tmp_path.glob("*.json"):
+        path.unlink()
+    write_json(tmp_path / "base.json", record("base", data="CIFAR-10 (JPEG copy)"))
+    records.main(shlex.split(words.replace("steep", "steep base")))
+    assert read_json(tmp_path / "base.json")["runs"][0]["data"] == "CIFAR-10"
 
 
 def test_a_log_is_of_one_network_and_its_epochs(tmp_path, fails):
-    write_json(tmp_path / "base.json", {"network": "RESNET20 x0.25", "epochs": 20})
+    write_json(tmp_path / "base.json", record("base"))
     words = f"steep --epochs 2 --results {tmp_path}"
     fails(records.main, words, "is a record of RESNET20 x0.25, 20 epochs", keep=tmp_path)
+
+
+def test_what_is_no_record_is_refused(tmp_path, fails):
+    (tmp_path / "base.json").write_text("{}")
+    fails(records.main, f"steep --results {tmp_path}", "base.json is no record", keep=tmp_path)

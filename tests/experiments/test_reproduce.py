@@ -150,7 +150,7 @@ def test_a_killed_row_goes_on_at_its_epoch(killed):
     assert [line["epoch"] for line in ann["log"]] == [1, 2, 3]
     begun = json.loads((killed.folder / "runs" / CHAIN / "ann/stage.json").read_text())
     assert ann["commit"] == begun["commit"]
-    assert ann["versions"] == log.versions()
+    assert (ann["versions"], ann["processes"]) == (log.versions(), [1])
     # resumed, not begun anew
     assert len(list((killed.folder / "runs" / CHAIN).glob("ann/ann/*/last.pth"))) == 1
 
@@ -243,12 +243,13 @@ def test_a_damaged_summary_is_told(argv, finished, fails):
 
 
 def test_seeds_of_different_numbers_of_processes_never_mix():
-    def one(processes):
+    def one(*processes):
         return {"stages": {"ann": {"processes": processes}, "ann_fused": {}}}
 
     results.same_processes({"0": one(2), "1": one(2), "2": {"stages": {"ann": {}}}})
-    with pytest.raises(UseError, match=r"ann was trained .*, seed 0 by 4, seed 1 by 1: .*launcher"):
-        results.same_processes({"0": one(4), "1": one(1)})
+    words = r"ann was trained .*, seed 0 by 1 and 4, seed 1 by 1: .*launcher"
+    with pytest.raises(UseError, match=words):
+        results.same_processes({"0": one(1, 4), "1": one(1)})
 
 
 # ---- bad input ----

@@ -133,7 +133,7 @@ def test_one_class_alone_is_refused(tmp_path):
     """As of folders that lie one too deep: nothing could be learnt."""
     for part in ("train", "val"):
         image_folder(tmp_path / part / "images", 2, 4)
-    words = "train holds one class, 'images', .*: expected a folder for each class"
+    words = "train holds a single class, 'images', .*: expected a folder for each class"
     with pytest.raises(UseError, match=words):
         files(tmp_path, 32)
 

@@ -121,7 +121,8 @@ def test_images_are_normalised_as_in_the_training(tmp_path, monkeypatch):
 
 
 def test_the_energy_of_a_network_without_a_checkpoint_has_a_name(tmp_path, capsys):
-    energy.main(["--architecture", "RESNET20", "--output", f"{tmp_path}/"])
-    names = ["resnet20_cifar10_energy.csv", "resnet20_cifar10_energy.json"]
+    words = ["--architecture", "RESNET20", "--width_mult", "0.5", "--output", f"{tmp_path}/"]
+    energy.main(words)
+    names = ["resnet20_cifar10_w0.5_energy.csv", "resnet20_cifar10_w0.5_energy.json"]
     assert sorted(path.name for path in tmp_path.iterdir()) == names
     assert f"written: {tmp_path}/{names[1]}" in capsys.readouterr().out
