@@ -91,7 +91,7 @@ def data(root):
     """Image folders, good and bad."""
     for part, count in (("train", 6), ("val", 3)):
         image_folder(root / "three" / part, 3, count)
-    for folder in ("hollow/train/a", "no_val/train/a", "no_run"):
+    for folder in ("hollow/train/a", "no_val/train/a", "no_val/train/b", "no_run"):
         (root / folder).mkdir(parents=True)
     shutil.copy(root / "three/train/n0000/0.png", root / "no_val/train/a/0.png")
     image_folder(root / "thousand/train", 1001, 1)

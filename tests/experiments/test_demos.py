@@ -75,8 +75,13 @@ def test_the_table_of_a_demo(capsys):
     assert capsys.readouterr().out.splitlines()[2] == "S=3        100.00%        10.000"
 
 
-def test_the_demo_of_the_digits(tmp_path, capsys):
-    """Its first command of the README, an epoch each."""
+def test_the_demo_of_the_digits(tmp_path, capsys, monkeypatch):
+    """Its first command of the README, an epoch each, at a quarter of its width."""
+    steps = demo.FILE.read_text()
+    assert "--architecture RESNET20 --width_mult 0.25" in steps
+    narrow = tmp_path / "demos.yml"
+    narrow.write_text(steps.replace("--width_mult 0.25", "--width_mult 0.0625"))
+    monkeypatch.setattr(demo, "FILE", narrow)
     digits.main(["--epochs", "1", "1", "1", "--output_dir", str(tmp_path)])
     said = capsys.readouterr().out
     assert [line.split("  ")[0] for line in said.splitlines()[-9:]].count("SNN") == 1

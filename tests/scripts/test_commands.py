@@ -191,11 +191,10 @@ def here(scripts):
     return scripts
 
 
-@pytest.mark.parametrize("dataset, architecture", [("CIFAR10", "VGG16"), ("CIFAR100", "RESNET20")])
-def test_cifar_commands(dataset, architecture, here):
-    """Each network and each data set, at an eighth of the width; `make test-long` runs all."""
-    lines = chain(dataset, architecture)
-    run_chain([narrow(line, dataset, architecture) for line in lines], here)
+def test_cifar_commands(here):
+    """At an eighth of the width; `make test-long` runs all, as printed."""
+    network = ("CIFAR100", "VGG16")
+    run_chain([narrow(line, *network) for line in chain(*network)], here)
 
 
 @pytest.mark.long
