@@ -18,7 +18,7 @@ SCRIPTS := $(wildcard *.py)
 help:
 	@echo "make demo       digits: ANN, LQ-ANN, fused, SNN, with a table and a figure (a minute or two on 2 cores)"
 	@echo "make demo-dvs   simulated event recordings: prepare, train VGGSNN with 3 lanes and with 1 (under 5 minutes on 2 cores)"
-	@echo "make test       lint and the test suite (5 to 11 minutes on 2 cores)"
+	@echo "make test       lint and the test suite (5 to 10 minutes on 2 cores)"
 	@echo "make test-long  the checks that take longer: the published commands at full width, every neuron on every backend,"
 	@echo "                10,000 damaged inputs (MLIF_TEST_INPUTS), five minutes of kills and faults"
 	@echo "make test-oldest  the test suite and compiled training steps with torch 2.11, the oldest that is supported, in .venv-oldest"
