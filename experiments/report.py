@@ -91,11 +91,10 @@ def check_free(folder, runs):
     """
     # two that began in the same second have one name
     logs = []
-    for _, run in runs:
+    for run in [Path(run) for _, run in runs if run]:
         # one that was killed in its first epoch has no log
-        log = Path(run or "") / "log.jsonl"
-        if run and log.is_file():
-            logs.append((log.parent.name, read_lines(log)))
+        if (run / "log.jsonl").is_file():
+            logs.append((run.name, read_lines(run / "log.jsonl")))
     for path in sorted(folder.glob("*.json")):
         held = read_json(path)
         # other commands may have their results there

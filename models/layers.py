@@ -119,8 +119,8 @@ class Convolution(nn.Conv2d):
 
     def forward(self, x):
         stride, _ = self.stride
-        pixels = x[..., ::stride, ::stride].shape[-2:].numel()
-        few = AMX and x.is_cpu and pixels <= FEW_PIXELS
+        high, wide = (-(-side // stride) for side in x.shape[-2:])  # of the output, rounded up
+        few = AMX and x.is_cpu and high * wide <= FEW_PIXELS
         few = few and self.padding == (1, 1)
         # autocast leaves double precision alone
         narrow = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
