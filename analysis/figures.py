@@ -130,14 +130,14 @@ def curves(run):
     return epochs, [100 * line[name] for line in lines], name
 
 
-def chain(title, stages, lanes, path, steps=1):
+def chain(title, stages, lanes, path, steps=1, spiking="SNN"):
     """One picture of a chain: accuracy and energy per stage, training curves, firing rates.
 
     Args:
         stages: list of dictionaries with `stage`, `accuracy` (fraction), `energy_uj` and, if it was
             trained, `run` (folder).
         lanes: {layer: [rate of lane 0, 1, ..., a sum over the steps]} of the spiking network.
-        steps: its T.
+        steps: its T. spiking: the stage that it is of.
     """
     figure, axes = canvas(2, 2, 12, 8.5)
     figure.suptitle(title)
@@ -167,7 +167,7 @@ def chain(title, stages, lanes, path, steps=1):
     below.grid(alpha=0.3)
 
     stacked_lanes(bottom, lanes, steps)
-    bottom.set_xlabel("spiking layer")
+    bottom.set_xlabel(f"spiking layer ({spiking})")
     bottom.set_ylabel("firing rate (share of neurons)")
     bottom.set_xticks(
         range(len(lanes)),

@@ -136,16 +136,18 @@ def write(folder, runs):
     same_data({result["stage"]: result["data"] for result in results.values()})
 
     shown = {"-": [0.0]}
+    spiking = "none"
     # the figure has room for one network: the first one that spikes
     steps = 1
     for result in reversed(results.values()):
         rates = result["energy"]["lane_rates_per_layer"]
         if rates:
             shown = rates
+            spiking = result["stage"]
             steps = len(next(iter(result["energy"]["lane_rates_per_step"].values())))
     first = next(iter(results.values()))["summary"]
     title = title_of(first)
-    figures.chain(title, stages, shown, folder / "chain.png", steps)
+    figures.chain(title, stages, shown, folder / "chain.png", steps, spiking)
     lines = [_line(result, first) for result in results.values()]
     text = "\n".join([title, "", HEAD, *lines, ""])
     for name, result in results.items():

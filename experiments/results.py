@@ -161,8 +161,9 @@ def run(row, asked, path):
         *_, last = stages
         runs[seed] = {"stages": stages, "result": last}
         data[seed] = stages[last]["data_parts"]
-    same_data({f"seed {seed}": parts for seed, parts in data.items()})
-    same_processes(runs)
+        # before the next seed is trained
+        same_data({f"seed {seed}": parts for seed, parts in data.items()})
+        same_processes(runs)
     # another process may have written it meanwhile
     if not asked.files.replace:
         check_free(path, about, data)

@@ -172,6 +172,8 @@ def values(row, asked, seed):
         "folder": folder,
         "data_root": None if large else folder,
         "dataset_dir": folder if large else None,
+        # an epoch of ImageNet takes hours
+        "few": 2 if large else None,
     }
 
 

@@ -89,6 +89,8 @@ def test_chain(drawn, tmp_path):
     floors = [[bar.get_y() for bar in bars] for bars in bottom.containers]
     assert np.allclose(floors, [[0, 0], [0.1, 0.3], [0.3, 0.7]])
     assert tick_labels(bottom) == ["1", "2"] and legend(bottom) == ["1", "2", "4"]
+    # Of several networks that spike one is shown.
+    assert bottom.get_xlabel() == "spiking layer (SNN)"
 
 
 def test_firing(drawn):

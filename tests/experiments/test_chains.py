@@ -161,8 +161,8 @@ def test_the_figure_shows_the_lanes_of_the_first_spiking_network(run, tmp_path, 
     monkeypatch.setattr(report, "read", read)
     report.write(tmp_path, [(label, run) for label in energies])
     report.write(tmp_path, [("A", run)])
-    assert [lanes for _, _, lanes, _, _ in drawn] == [{"act": [0.1]}, {"-": [0.0]}]
-    assert [steps for *_, steps in drawn] == [2, 1]
+    assert [lanes for _, _, lanes, *_ in drawn] == [{"act": [0.1]}, {"-": [0.0]}]
+    assert [given[4:] for given in drawn] == [(2, "B"), (1, "none")]
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,15 @@ def test_a_transformer_s_row_is_taken_from_any_folder(name, tmp_path, monkeypatc
     assert stage.parsed().training.epochs == 1
 
 
+@pytest.mark.parametrize("name, few", [("imagenet-vgg16-mlif", 2), ("cifar10-vgg16-mlif", 0)])
+def test_a_smoke_takes_minutes(name, few, tmp_path):
+    """So it takes a few batches of ImageNet, of which an epoch takes hours."""
+    stages = chain_of(name, f"--schedule smoke --output_dir {tmp_path}").stages
+    for stage in stages["ann"], stages["snn"]:
+        batches = stage.parsed().batches
+        assert batches.limit_train_batches == batches.limit_eval_batches == few
+
+
 def test_a_line_is_a_row(tmp_path):
     (tmp_path / "rows.csv").write_text(HEAD + GOOD)
     (row,) = rows.read(tmp_path / "rows.csv").values()
