@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from engine.dist import World
-from models import LIFLayer, ReLU, SpikingLayer, build, lanes
+from models import LIFLayer, ReLU, SpikingLayer, build
 from models.layers import WEIGHTED, evaluating
 from models.rates import macs_of
 
@@ -166,11 +166,7 @@ class Counter:
         self.counts[name] += both.expand(-1, self.steps, -1) / repeats
 
     def _count_spikes(self, name, module, args, out):
-        o = out
-        if hasattr(module, "scale"):
-            o = (o / module.scale).round()  # matched conversion scales the spikes: undo it
-        o = o.detach().reshape(self.steps, -1)
-        fired = lanes(o, module.config)  # [T, S, B * neurons]
+        fired = module.lanes(out.reshape(self.steps, -1))  # [T, S, B * neurons]
         self.spikes[name] += fired.sum(2, dtype=torch.float64)
         self.neurons[name] = out[0].numel()
         self.behind[name] = self.last

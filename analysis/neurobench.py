@@ -14,7 +14,7 @@ from engine.errors import RunError, UseError
 from engine.extras import need
 from engine.settings import option
 from inputs.loader import drawn_from
-from models import SpikingLayer, lanes
+from models import SpikingLayer
 from models.rates import weighted
 
 from .energy import marks, measure
@@ -72,7 +72,7 @@ class Fired(nn.Module):
 
     def forward(self, x):
         o = self.neurons(x)
-        self.lanes(lanes(o, self.neurons.config))
+        self.lanes(self.neurons.lanes(o))
         return o
 
 

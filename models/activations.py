@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 from torch import nn
 
-from .neuron import MLIF, NeuronConfig
+from .neuron import MLIF, NeuronConfig, lanes
 from .neuron.backends import exported
 from .quantize import QuantReLU
 
@@ -219,6 +219,10 @@ class LIFLayer(nn.Module):
         # batches are independent, and a potential would hold their graph
         self.node.reset()
         return out
+
+    def lanes(self, o):
+        """As `SpikingLayer.lanes`: one lane, the spikes."""
+        return lanes(o, self.config)
 
 
 @dataclass(frozen=True)

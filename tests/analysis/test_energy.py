@@ -119,6 +119,16 @@ def test_analog_values_have_no_digits():
     assert energy.lane_rates_per_layer["stages.0.act"] == [1 / 4, 1 / 4]  # the scale is undone
 
 
+def test_scaled_neurons_with_a_scale_fire_in_their_lanes():
+    """u = 0.5, 1.5, 2.5, 0.6 give 0, 1, 1, 0.5, whatever scale follows."""
+    act = Spiking(NeuronConfig(levels=2, scaled=True), 1, scale=True)
+    net = chain(act)
+    net.stages[0].act.scale.data.fill_(0.3)
+    with Counter(net) as counter:
+        net(IMAGE)
+    assert counter.energy().lane_rates_per_layer["stages.0.act"] == [1 / 4, 2 / 4]
+
+
 def test_digits_of_spikes():
     """S = 3: digits from 1/64 to 16, as a gated spike; negative, large and fractional values have
     none.
