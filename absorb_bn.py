@@ -30,9 +30,9 @@ class FuseSettings(Settings):
     """Options of absorb_bn.py."""
 
     network: NetworkOptions = group(
-        hidden=("pretrained_snn",),
+        hidden=("pretrained_snn", "new_head"),
         dropout={"help": "kept as a setting; does not change the result"},
-        bn={"help": "the ANN has batch norm (required)"},
+        bn={"help": "accepted as published, the checkpoint says whether there is one"},
         pretrained_ann={"help": "checkpoint of ann_ddp.py, or of the published code"},
     )
     data: DataOptions = group(only=("dataset",), dataset={"help": "what the ANN was trained on"})

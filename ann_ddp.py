@@ -1,7 +1,7 @@
 """Train an ANN, or with --quant_act a log-quantised ANN (LQ-ANN).
 
-python ann_ddp.py --dataset CIFAR10 --architecture RESNET20 --bn --bias --epochs 300 --learning_rate
-0.01
+python ann_ddp.py --dataset CIFAR10 --architecture RESNET20 --bn --bias --epochs 300 \
+    --learning_rate 0.01
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,6 @@ import models
 from cli import run
 from cli.options import CNNSettings, NetworkOptions, QuantOptions
 from cli.parser import Parser
-from engine import checkpoint
 from engine.dist import World
 from engine.errors import guard
 from engine.loop import ComputeOptions
@@ -53,7 +52,11 @@ def rules(asked):
     """Options that do nothing for what is asked."""
     names = ["act_bits", "quant_id", "quant_scale_max", "quant_num_batches"]
     reason = "it belongs to the quantiser, give --quant_act"
-    return [*run.cnn_rules(asked), (names, asked.quant.quant_act, reason)]
+    return [
+        *run.cnn_rules(asked),
+        run.head_rule(asked),
+        (names, asked.quant.quant_act, reason),
+    ]
 
 
 def activation(quant):
@@ -82,10 +85,9 @@ def build(task):
     # a resumed run's weights are in its own last.pth
     path = network.pretrained_ann
     if path and not task.saved:
-        weights = checkpoint.load(path)
         # an ANN has no ranges, an LQ-ANN's may start an ANN
-        checkpoint.load_into(net, weights, path, new=("lo", "hi"), dropped=("lo", "hi"))
-        task.world.say(checkpoint.told(weights, path))
+        ranges = ("lo", "hi")
+        weights = run.load_weights(net, path, task, new=ranges, dropped=ranges)
         if task.asked.run.test_only:
             run.note_activation(weights, act, path, task.world)
     return task.world.place(net)

@@ -1,7 +1,7 @@
 """Train a multi-level LIF spiking network from a fused ANN.
 
-python snn_ddp.py --dataset CIFAR10 --architecture RESNET20 --bias -num_channels 3 -multi_channel 1
---timesteps 1 \
+python snn_ddp.py --dataset CIFAR10 --architecture RESNET20 --bias --timesteps 1 \
+    -num_channels 3 -multi_channel 1 \
     --pretrained_ann trained_models/ann/ann_resnet20_cifar10_bn_fused.pth
 """
 
@@ -13,7 +13,6 @@ import models
 from cli import run
 from cli.options import CNNSettings, ConversionOptions, NetworkOptions, NeuronOptions
 from cli.parser import Parser
-from engine import checkpoint
 from engine.errors import UseError, guard
 from engine.log import progress
 from engine.loop import evaluate
@@ -70,7 +69,11 @@ def result(asked):
 
 
 def rules(asked):
-    """Options that do nothing for what is asked."""
+    """Options that do nothing for what is asked.
+
+    Raises:
+        UseError: two options exclude each other.
+    """
     network, neuron, training = asked.network, asked.neuron, asked.training
     if network.pretrained_ann and network.pretrained_snn:
         raise UseError(
@@ -115,6 +118,7 @@ def rules(asked):
             "--pretrained_snn holds thresholds and leaks",
         ),
         (["bn"], not network.pretrained_snn, "a stored spiking network has no batch norm"),
+        run.head_rule(asked),
         (["conversion"], from_ann, "there is no --pretrained_ann to convert"),
         (
             ["scaling_factor", "balance", "balance_steps"],
@@ -206,12 +210,8 @@ def convert_ann(net, task):
     Rank 0 computes, all processes use its thresholds.
     """
     asked, world = task.asked, task.world
-    # an ANN has neither; an LQ-ANN's ranges are left behind
     path = asked.network.pretrained_ann
-    new = ("theta", "leak", "scale")
-    weights = checkpoint.load(path)
-    checkpoint.load_into(net, weights, path, new=new, dropped=("lo", "hi"))
-    world.say(checkpoint.told(weights, path))
+    run.load_weights(net, path, task, new=convert.NEW, dropped=convert.LEFT)
     net = world.place(net).eval()
     done = {"conversion": asked.conversion.conversion, "pretrained_ann": path}
     if world.main:
@@ -237,9 +237,7 @@ def start_weights(net, act, task):
     # an SNN's thresholds and leaks come with its weights
     path = network.pretrained_snn
     if path:
-        weights = checkpoint.load(path)
-        checkpoint.load_into(net, weights, path, new=("scale",))
-        task.world.say(checkpoint.told(weights, path))
+        weights = run.load_weights(net, path, task, new=("scale",))
         run.note_activation(weights, act, path, task.world)
     elif network.pretrained_ann:
         return {"converted": convert_ann(net, task)}

@@ -47,6 +47,10 @@ class NetworkOptions:
     bias: bool = option(False, "biases in the convolutions (the linear layers have none)")
     pretrained_ann: str = option("", "checkpoint to start from (ANN)")
     pretrained_snn: str = option("", "SNN checkpoint to start from")
+    new_head: bool = option(
+        False,
+        "start with a last layer of new weights, for other classes than those of the checkpoint",
+    )
 
 
 @dataclass(frozen=True)

@@ -85,7 +85,7 @@ def cnn_rules(asked):
     """Options that do nothing with this network, data set or optimizer; asked: `CNNSettings`."""
     training = asked.training
     return [
-        *data_rules(asked.data),
+        *data_rules(asked.data, asked.crop),
         (
             ["kernel_size"],
             asked.network.architecture == "VGG16",
@@ -115,6 +115,14 @@ def cnn_rules(asked):
     ]
 
 
+def head_rule(asked):
+    """--new_head does nothing without weights to start a training from."""
+    network = asked.network
+    starts = network.pretrained_ann or network.pretrained_snn
+    trains = not asked.run.test_only
+    return (["new_head"], starts and trains, "it goes with the weights that a training starts from")
+
+
 def backend_rule(asked, reason):
     """--neuron_backend does nothing where torch.compile traces the neuron."""
     traced = asked.compute.compile != "none"
@@ -132,6 +140,23 @@ def note_unused(asked, world):
             f"note: --dataset_dir is not used by {data.dataset}, which is looked for under "
             f"--data_root {data.data_root}"
         )
+
+
+def load_weights(net, path, task, new, dropped=()):
+    """Start `net` with the weights of the file `path`, and say so; returns the file's content.
+
+    new, dropped: see `checkpoint.load_into`.
+    """
+    asked, world = task.asked, task.world
+    content = checkpoint.load(path)
+    checkpoint.load_into(net, content, path, new, dropped, asked.network.new_head)
+    world.say(checkpoint.told(content, path))
+    # a published file does not say which images it saw; --test_only tells of it at its end
+    if content["format"] != checkpoint.PUBLISHED and not asked.run.test_only:
+        other = _other_meaning(content, task.about, path)
+        if other:
+            world.say(f"note: {other}")
+    return content
 
 
 def note_activation(content, act, path, world):
@@ -343,8 +368,8 @@ def as_trained(data, content, path):
     return replace(data, mean=mean, std=std)
 
 
-def check_compile(compute, world):
-    """Refuse a --compile of `ComputeOptions` that cannot run here."""
+def prepare_compile(compute, world):
+    """Refuse a --compile of `ComputeOptions` that cannot run here, else make torch ready for it."""
     mode = compute.compile
     if mode == "none":
         return
@@ -373,7 +398,7 @@ def say_backend(backend, world, compile="none"):
 def start(asked, saved, world):
     """Seed everything and read the data: the `Task` of a CNN's training command."""
     note_unused(asked, world)
-    check_compile(asked.compute, world)
+    prepare_compile(asked.compute, world)
     seed_all(asked.compute.seed)
     data = augmented(load(asked.data, world), asked.crop)
     loaders = make_loaders(data, asked.batches, asked.compute.seed, world)
@@ -491,36 +516,38 @@ def check_shares(net, loader):
 
 def _run_folder(asked, stable, world):
     """The run folder of all processes: that of --resume, else a new one; None with --dont_save."""
-    # rank 0 decides, the others are told
-    folder = [None]
-    if world.main and not asked.run.dont_save:
-        folder = [asked.run.resume or str(log.new_folder(stable.with_suffix("")))]
-        if stable.is_file() and not asked.run.resume:
-            world.say(_kept(stable, Path(folder[0])))
-    if world.size > 1:
-        torch.distributed.broadcast_object_list(folder)
-    return folder[0] and Path(folder[0])
+    if asked.run.dont_save:
+        return None
+    if asked.run.resume:
+        return Path(asked.run.resume)
+
+    def make():
+        folder = log.new_folder(stable.with_suffix(""))
+        if stable.is_file():
+            kept = _keep_former(stable, folder)
+            world.say(f"note: {stable} will be replaced; what is in it stays as {kept}")
+        return str(folder)
+
+    return Path(world.read(make))
 
 
-def _kept(stable, folder):
-    """A note of what becomes of the result that is there, which a new run will replace.
+def _keep_former(stable, folder):
+    """Where the result that a new run will replace is kept; returns that file.
 
-    Files that were put there by hand have no run folder, and get another name. folder: of the new
-    run.
+    It is in its own run folder. What was put there by hand has none, and is renamed. folder: of the
+    new run.
     """
-    note = f"note: {stable} will be replaced; what is in it stays as "
     try:
         weights = checkpoint.load(stable)["model"]
     except UseError:
         # it is no checkpoint, or half of one
         weights = {}
     # the newest first
-    for best in sorted(stable.parent.glob(f"{stable.stem}_2*/best.pth"), reverse=True):
+    for former in reversed(log.run_folders(stable.with_suffix(""), "best.pth")):
+        best = former / "best.pth"
         if checkpoint.holds(best, weights):
-            return f"{note}{best}"
-    kept = folder.with_name(f"{folder.name}_before.pth")
-    stable.rename(kept)
-    return f"{note}{kept}"
+            return best
+    return stable.rename(folder.with_name(f"{folder.name}_before.pth"))
 
 
 def price_rule(price, keep):
@@ -552,20 +579,25 @@ def make_price(options, net, epochs, task):
     """
     if not options.on:
         return None
-    world = task.world
-    bill = torch.zeros(2, dtype=torch.float64, device=world.device)
-    if world.main:
+
+    def bill():
         images, *_ = next(task.test.epoch(0))
-        bill = bill.new_tensor(energy.measure(net, [images]).of_spikes())
-    world.share([bill])
-    fixed, full = bill.tolist()
+        return energy.measure(net, [images]).of_spikes()
+
+    fixed, full = task.world.read(bill)
     target = options.energy_target
     if target and target <= fixed:
         raise UseError(
             f"--energy_target {target:g} uJ: the first layer alone takes {fixed:.3g} uJ, whatever "
             "fires; give more"
         )
-    return Price(options, net, epochs, fixed, full, world)
+    return Price(options, net, epochs, fixed, full, task.world)
+
+
+def _beside(folder):
+    """The folder in which a run folder lies now: it may have been moved, or be named by a link."""
+    home = folder.resolve().parent
+    return home if folder.is_absolute() else Path(os.path.relpath(home))
 
 
 def train(net, recipe, kind, stable, task, extra=None, price=None):
@@ -580,16 +612,15 @@ def train(net, recipe, kind, stable, task, extra=None, price=None):
     if not finite(net):
         raise UseError("the weights to start from are not finite numbers: give others")
     check_shares(net, task.loaders[0])
-    price = price and make_price(price, net, recipe.epochs, task)
+    billed = make_price(price, net, recipe.epochs, task) if price else None
     # from here on, where weights and data are the same, each process draws its own dropout masks
     seed_all(asked.compute.seed + world.rank)
     folder = _run_folder(asked, stable, world)
     if folder:
         world.say(f"run folder {folder}: what is interrupted goes on with --resume {folder}")
     if task.saved:
-        # its settings name the folder of then, and a run may have been moved, or be named by a link
-        home = folder.resolve().parent
-        stable = (home if folder.is_absolute() else Path(os.path.relpath(home))) / stable.name
+        # its settings name the folder of then
+        stable = _beside(folder) / stable.name
     record = Record(kind, task.about, settings.flat(asked), stable, folder, extra or {})
     with ExitStack() as held:
         if folder:
@@ -603,7 +634,7 @@ def train(net, recipe, kind, stable, task, extra=None, price=None):
             compute=asked.compute,
             world=world,
             measure=_measure(task),
-            price=price,
+            price=billed,
         )
         if task.saved:
             trainer.restore(task.saved)

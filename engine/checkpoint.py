@@ -1,4 +1,4 @@
-"""Checkpoints that rebuild themselves; written to a temporary name and renamed, never a pickle.
+"""Checkpoints that rebuild themselves: tensors and plain values alone, written whole or not at all.
 
 A checkpoint holds `format`, `kind` ('ann', 'lq', 'snn', 'sdt', 'vggsnn'), `fused`, `network` and
 `activation` (how to build it), `data`, `settings`, `accuracy` (fraction), `epoch`, `model` (the
@@ -36,6 +36,8 @@ FIELDS = {
     "settings": dict,
     "model": dict,
 }
+# arguments of a network on which the sizes of its weights depend, and what sets them
+SIZES = {"width_mult": "--width_mult", "image_size": "--image_size", "num_classes": "the data set"}
 # of data that a file says nothing of
 UNKNOWN = {"name": "unknown", "source": "unknown", "num_classes": None, "image_size": None}
 
@@ -75,7 +77,7 @@ def beside(path, suffix, output=""):
 
 def placed(stem, output):
     """The path `stem`, in the folder `output`, or where `output` says."""
-    if output.endswith("/") or Path(output or "-").is_dir():
+    if output.endswith("/") or (output and Path(output).is_dir()):
         return str(Path(output) / Path(stem).name)
     return output or stem
 
@@ -370,12 +372,14 @@ def load_into(
     path,
     new=(),
     dropped=(),
+    new_head=False,
 ):
     """Copy the weights of a checkpoint into the CNN `net`, strictly.
 
     Args:
         checkpoint: what `load(path)` returned.
         new, dropped: what only the network, or only the file, may have, see `published.fit`.
+        new_head: leave the last layer as it is, so that the file may have other classes.
     Raises:
         UseError: another network, width, class count, or fused against unfused weights.
     """
@@ -388,10 +392,18 @@ def load_into(
         _check_network(net, checkpoint, path, spiking)
 
     _check_norm(net, state, path)
+    if new_head:
+        own = {name: value for name, value in net.state_dict().items() if _of_head(name)}
+        state = {name: value for name, value in state.items() if not _of_head(name)} | own
     try:
         published.fit(net, state, new, dropped)
     except published.Misfit as misfit:
-        raise UseError(f"{path} {_explained(net, misfit)}") from None
+        held = checkpoint.get("network", {})
+        raise UseError(f"{path} {_explained(net, misfit, held)}") from None
+
+
+def _of_head(name):
+    return name.startswith("head.")
 
 
 def load_named(net, path):
@@ -469,15 +481,25 @@ def _check_norm(net, state, path):
         )
 
 
-def _explained(net, misfit):
-    """What is wrong with weights that do not fit, and the option that may be the cause."""
+def _explained(net, misfit, held):
+    """What is wrong with weights that do not fit, and the option that may be the cause.
+
+    held: how the file's network was built, as far as it says so.
+    """
     # sizes first: with another width, some tensors are missing or surplus as well
     wrong = misfit.resized
-    differ = f"({len(wrong)} of {len(net.state_dict())} tensors differ"
-    if wrong and wrong[0].startswith("head."):
-        return f"is of another class count or width: {wrong[-1]} {differ})"
+    differ = f"{len(wrong)} of {len(net.state_dict())} tensors differ"
+    # only the CNNs' commands have it
+    start = "; --new_head trains it for others" if net.built["name"] in models.CNNS else ""
+    for name, option in SIZES.items():
+        here, there = net.built.get(name), held.get(name)
+        if wrong and None not in (here, there) and here != there:
+            way = start if name == "num_classes" else ""
+            return f"was built with {name} {there}, here {here} ({differ}): check {option}{way}"
+    if wrong and _of_head(wrong[0]):
+        return f"is of another class count or width: {wrong[-1]} ({differ}){start}"
     if wrong:
-        return f"is of another size: {wrong[0]} {differ}; check --width_mult)"
+        return f"is of another size: {wrong[0]} ({differ}; check --width_mult)"
 
     names = misfit.missing + misfit.unknown
     option = "--bias" if all(name.endswith("bias") for name in names) else "--architecture"

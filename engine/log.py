@@ -1,5 +1,6 @@
 """The run folder: configuration, one JSON line per epoch, TensorBoard; and the progress bar."""
 
+import glob
 import json
 import os
 import platform
@@ -177,3 +178,10 @@ def new_folder(base):
                 f"cannot create the run folder {folder} ({error}): check --output_dir"
             ) from None
     raise UseError(f"no free run folder beside {base}")
+
+
+def run_folders(base, file):
+    """The run folders of `new_folder(base)` that hold `file`, oldest first."""
+    # the date begins with the millennium
+    found = base.parent.glob(f"{glob.escape(base.name)}_2*/{file}")
+    return sorted(path.parent for path in found)

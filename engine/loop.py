@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from models import MLIF
+from models import set_backend
+from models.layers import evaluating
 
 from . import checkpoint
 from .dist import machine
@@ -169,18 +170,16 @@ def evaluate(net, loader, world, amp="none", label="test", advice="give other we
     # outputs need not show it: a quantiser takes NaN for 0, and so does a neuron of SpikingJelly
     if not finite(net):
         raise RunError(f"the network has weights that are not finite numbers: {advice}")
-    training = net.training
-    net.eval()
     # loss, correct, images: summed on the device in float64, read once at the end
     sums = torch.zeros(3, dtype=torch.float64, device=world.device)
-    with progress(loader.epoch(0), world, total=len(loader), desc=label) as bar:
+    bar = progress(loader.epoch(0), world, total=len(loader), desc=label)
+    with evaluating(net), bar:
         for images, labels, _ in bar:
             with autocast(world.device, amp):
                 out = mean_readout(net(images).float())  # [B, classes]
             loss = F.cross_entropy(out, labels, reduction="sum")
             correct = (out.argmax(1) == labels).sum()
             sums += torch.stack([loss, correct, out.new_full((), len(labels))]).double()
-    net.train(training)
     loss, correct, count = world.sum(sums).tolist()
     if not np.isfinite(loss):
         raise RunError(
@@ -240,15 +239,15 @@ class Trainer:
         self.optimizer = recipe.optimizer(net)
         self.scaler = torch.amp.GradScaler(world.device.type, enabled=compute.amp == "fp16")
 
-        # what a training step calls: the network, shared by the processes, compiled
+        # what a training step calls: the network, shared by the processes, compiled; evaluation,
+        # counters and checkpoints see the plain one
         self.model = net
         if world.size > 1:
             ids = [world.device.index] if world.device.type == "cuda" else None
             self.model = torch.nn.parallel.DistributedDataParallel(net, device_ids=ids)
-        # evaluation, counters and checkpoints see the plain network
-        self.fast = None
+        self.compiled = None
         if compute.compile != "none":
-            self.fast = torch.compile(self.model, mode=compute.compile, dynamic=False)
+            self.compiled = torch.compile(self.model, mode=compute.compile, dynamic=False)
 
         self.epoch, self.step = 1, 0  # the epoch that is being trained, steps of it that are done
         self.best, self.best_epoch = -1.0, 0
@@ -280,10 +279,11 @@ class Trainer:
 
     def _gather_rng(self):
         """States of the random generators of every process."""
-        states = [rng_state(self.world.device)]
-        if self.world.size > 1:
-            own, states = states[0], [None] * self.world.size
-            torch.distributed.all_gather_object(states, own)
+        own = rng_state(self.world.device)
+        if self.world.size == 1:
+            return [own]
+        states = [None] * self.world.size
+        torch.distributed.all_gather_object(states, own)
         return states
 
     def _content(self, net, epoch, **more):
@@ -409,13 +409,14 @@ class Trainer:
 
     # ---- training ----
 
-    def _check(self):
+    def _check(self, sums):
         """Mean loss and accuracy of the epoch so far, read from the device.
 
+        sums: those of this process, or of all.
         Raises:
             RunError: the loss is not finite.
         """
-        loss, correct, count = self.sums.tolist()
+        loss, correct, count = sums.tolist()
         if not np.isfinite(loss):
             folder = self.record.folder
             hint = f"; {folder}/last.pth holds the state before" if folder else ""
@@ -436,13 +437,13 @@ class Trainer:
                 self._train_step(images, labels, whole_batch)
                 # reading the sums makes the host wait for the device, so not at every step
                 if self.step % self.run.print_freq == 0:
-                    loss, accuracy = self._check()
+                    loss, accuracy = self._check(self.sums)
                     shown = {"loss": f"{loss:.3f}", "accuracy": f"{accuracy:.2%}"}
                     # the bar knows when it is due
                     bar.set_postfix(shown, refresh=False)
                 every = self.run.save_freq
                 if every and self.step % every == 0 and self.step < total:
-                    self._check()
+                    self._check(self.sums)
                     # weights that are not finite are not stored: the next loss ends the run
                     if finite(self.net):
                         self._count_time()
@@ -458,7 +459,7 @@ class Trainer:
         self.rate = recipe.set_rate(self.optimizer, now)
         # a smaller last batch is not worth compiling for
         full = whole_batch == min(loader.batch_size, loader.images)
-        model = self.fast if self.fast is not None and full else self.model
+        model = self.compiled if self.compiled is not None and full else self.model
         with autocast(self.world.device, self.compute.amp):
             images, targets = recipe.targets(images, labels, self.epoch)
             out = model(images)
@@ -551,9 +552,7 @@ class Trainer:
         # the steps before a resumption were not of this process
         images = self.train_loader.images - first * self.train_loader.batch_size
         speed = images / (time.perf_counter() - start)
-        # from here on the sums are those of all processes
-        self.world.sum(self.sums)
-        trained = self._check()
+        trained = self._check(self.world.sum(self.sums.clone()))
 
         chosen = self._evaluate()
         self._count_time()
@@ -594,11 +593,10 @@ class Trainer:
             f"lr {self.rate:.3g}  {speed:.0f} images/s"
         )
 
-    def _stored(self):
-        """(the best network, the file that is named as the result).
+    def _take_best(self):
+        """(the best network, the file that is named as the result); `best` and `best_epoch` follow.
 
-        The network is read back from its file, so that the figures are those of the file, its epoch
-        and that epoch's accuracy included (`best_epoch`, `best`).
+        All is read back from its file, so that the figures are those of the file.
         """
         if self.record.folder is None:
             return self.kept, None
@@ -612,9 +610,7 @@ class Trainer:
         self.best, self.best_epoch = content["accuracy"], content["epoch"]
         best = checkpoint.rebuild(content, path)
         # the neurons' backend belongs to the machine: no file has it
-        for site in best.sites():
-            if isinstance(site, MLIF):
-                site.backend = self.net.act.backend
+        set_backend(best, self.net.act.backend)
         # a run folder that was moved alone has left the stable file behind, and a later run of the
         # same name has its own there
         if self.writes and checkpoint.holds(self.record.stable, content["model"]):
@@ -628,7 +624,7 @@ class Trainer:
         here the file is measured as every other script reads it.
         """
         record, folder = self.record, self.record.folder
-        best, weights = self._stored()
+        best, weights = self._take_best()
         summary = {
             "kind": record.kind,
             "network": self.net.built,

@@ -14,7 +14,7 @@ from pathlib import Path
 from cli.parser import refuse_idle
 from engine import checkpoint, settings
 from engine.errors import RunError, UseError
-from engine.log import read_json, read_lines, write_json
+from engine.log import read_json, read_lines, run_folders, write_json
 
 from .arithmetic import ARITHMETIC, ROOT, commit, version
 
@@ -66,7 +66,7 @@ def slug(label):
 
 
 @cache
-def of_machine(script):
+def machine_spellings(script):
     """Every spelling of the script's options that belong to a machine."""
     kind = importlib.import_module(script).get_parser().kind
     found = set()
@@ -79,7 +79,7 @@ def of_machine(script):
 
 def portable(script, given):
     """{option: value} of those of a script that do not belong to a machine."""
-    machine = of_machine(script)
+    machine = machine_spellings(script)
     return {name: given[name] for name in given if name not in machine}
 
 
@@ -89,13 +89,13 @@ def digest_weights(path):
 
 
 def first_difference(old, new):
-    """The first key in which two dictionaries differ, and both values."""
+    """What two dictionaries differ in first, as text: `epochs 3 for 2`; of long values the key."""
     differing = [key for key in old | new if old.get(key) != new.get(key)]
     name = min(differing)
-    before = old.get(name)
-    if len(str(before)) >= SHORT:
+    before, after = old.get(name), new.get(name)
+    if max(len(str(before)), len(str(after))) >= SHORT:
         return name
-    return f"{name} {before} for {new.get(name)}"
+    return f"{name} {before} for {after}"
 
 
 @dataclass
@@ -181,10 +181,8 @@ class Stage:
     @property
     def run_folder(self):
         """Newest run folder of the stage that can be resumed, or None."""
-        base = self.checkpoint.with_suffix("")
-        # the names end with the date, which begins with the millennium
-        states = base.parent.glob(f"{base.name}_2*/last.pth")
-        return max((path.parent for path in states), default=None)
+        found = run_folders(self.checkpoint.with_suffix(""), "last.pth")
+        return found[-1] if found else None
 
     @property
     def summary(self):
@@ -273,7 +271,7 @@ class Stage:
         command = self.command
         if run:
             self.chain.say(f"{self.name}: resumed: {command}")
-            self._start(["--resume", str(run), *self.of_machine], lock)
+            self._start(["--resume", str(run), *self.new_words], lock)
         else:
             self.chain.say(f"{self.name}: {command}")
             # noted before it starts, so that a stage that is killed is known, too
@@ -283,7 +281,7 @@ class Stage:
         return self.summary
 
     @property
-    def of_machine(self):
+    def new_words(self):
         """Words of the options that a resumed run may change."""
         recipe = self.recipe
         given = {name: self.given[name] for name in self.given if name not in recipe}

@@ -272,7 +272,8 @@ def published_transform(data, training):
 
     size = data.about["image_size"]
     if training:
-        shape = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip()]
+        chance = 0.5 if data.flip else 0.0
+        shape = [v2.RandomResizedCrop(size, antialias=True), v2.RandomHorizontalFlip(chance)]
     else:
         shape = [v2.Resize(round(size * MARGIN), antialias=True), v2.CenterCrop(size)]
     scaled = v2.ToDtype(torch.float32, scale=True)

@@ -136,12 +136,16 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class CropOptions:
-    """augmentation of images up to 64 pixels"""
+    """augmentation
+
+    Padding and cutout are of images up to 64 pixels.
+    """
 
     flip: str = option(
         "random",
-        "random: each image is mirrored or not by chance; alternating: in every other epoch",
-        choices=("random", "alternating"),
+        "random: each image is mirrored or not by chance; alternating: in every other epoch, up to "
+        "64 pixels; none: where left and right differ in meaning",
+        choices=("random", "alternating", "none"),
     )
     padding: str = option(
         "zero",
@@ -158,16 +162,25 @@ class CropOptions:
 
 def augmented(data, options):
     """`Data` that is augmented as `CropOptions` say."""
-    reflect, alternate = options.padding == "reflect", options.flip == "alternating"
-    return replace(data, reflect=reflect, alternate=alternate, cutout=options.cutout)
+    return replace(
+        data,
+        flip=data.flip and options.flip != "none",
+        alternate=options.flip == "alternating",
+        reflect=options.padding == "reflect",
+        cutout=options.cutout,
+    )
 
 
-def data_rules(options):
-    """Options that do nothing with this data set (see `cli.parser.refuse_idle`)."""
+def data_rules(options, crop=CropOptions()):
+    """Options that do nothing with this data set (see `cli.parser.refuse_idle`).
+
+    options: `DataOptions`. crop: `CropOptions`, of commands that train.
+    """
     entry = TABLE[options.dataset]
     name, looks_in = entry.name, entry.looks_in
     in_memory = (entry.side or options.image_size or 0) <= IN_MEMORY
     fixed = f"{name} has a fixed size, only --dataset FOLDER takes one"
+    mirrored = entry.flip and (in_memory or crop.flip != "alternating")
     elsewhere = f"{name} is not looked for under --data_root"
     return [
         (["image_size"], entry.side is None, fixed),
@@ -176,7 +189,7 @@ def data_rules(options):
         (["dataset_dir"], looks_in, f"{name} needs no folder"),
         (["padding"], in_memory, f"images over {IN_MEMORY} pixels are resized to random crops"),
         (["cutout"], in_memory, f"images over {IN_MEMORY} pixels are not blanked"),
-        (["flip"], in_memory and entry.flip, "these images are not mirrored, or all by chance"),
+        (["flip"], mirrored, "these images are not mirrored, or all by chance"),
     ]
 
 

@@ -15,6 +15,7 @@ from .activations import (
     SpikingLayer,
     describe,
     from_description,
+    set_backend,
 )
 from .neuron import BACKENDS, MLIF, NeuronConfig, choose, lanes
 from .quantize import QuantReLU, calibrate
@@ -40,6 +41,7 @@ __all__ = [
     "lanes",
     "network",
     "options",
+    "set_backend",
 ]
 
 # A network is one file here and one entry: its name, and module.class in this package.

@@ -47,6 +47,7 @@ class Activation:
     steps = 1
     encoding = "direct"
     scale = False
+    backend = "auto"
 
     def encode(self, x):
         """What the first layer sees: [B, ...] if it is the same at each step, else [T*B, ...]."""
@@ -250,6 +251,14 @@ class LIF(NeuronActivation):
                 f"a LIF neuron needs real numbers tau > 1 and theta, got {self.tau!r} and "
                 f"{self.theta!r}"
             )
+
+
+def set_backend(net, backend):
+    """Have all multi-level neurons of a network run on `backend`; returns how many there are."""
+    sites = [site for site in net.sites() if isinstance(site, MLIF)]
+    for site in sites:
+        site.backend = backend
+    return len(sites)
 
 
 KINDS = {description.kind: description for description in (ReLU, LogQuant, Spiking, LIF)}

@@ -26,6 +26,10 @@ CURRENTS = 5e8  # bytes that a layer's currents may take; above, they are comput
 # Candidates of the matched conversion for theta, of the percentile value: 0.15, 0.2, ... 1.
 FRACTIONS = [0.15 + 0.05 * i for i in range(18)]
 
+# Tensors by the last part of their names: what only an SNN has, and the ranges of an LQ-ANN.
+NEW = ("theta", "leak", "scale")
+LEFT = ("lo", "hi")
+
 
 # A converted network computes what the original does, or there is no converted network.
 
@@ -107,12 +111,7 @@ def to_spiking(net, act):
         raise ValueError("the network has batch norm: fuse it first (fuse_bn)")
 
     spiking = build(act=act, **net.built).to(net.head.weight.device)
-    fit(
-        spiking,
-        net.state_dict(),
-        new=("theta", "leak", "scale"),
-        dropped=("lo", "hi"),  # ranges of an LQ-ANN
-    )
+    fit(spiking, net.state_dict(), NEW, LEFT)
     return spiking
 
 

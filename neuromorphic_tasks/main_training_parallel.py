@@ -67,7 +67,7 @@ def rules(asked):
 
 def work(asked, saved, world):
     """Train or test, as one of the processes of `world`; returns the summary."""
-    run.check_compile(asked.compute, world)
+    run.prepare_compile(asked.compute, world)
     weights, trained_on = asked.network.pretrained_snn, None
     # a network is tested on the coding that it was trained on
     if asked.run.test_only and weights:

@@ -28,7 +28,7 @@ from cli.transformer import (
 )
 from engine import checkpoint, settings
 from engine.errors import UseError, guard
-from models import MLIF
+from models import set_backend
 
 # options of the test images; a checkpoint's own settings answer what the command line does not
 IMAGES = {"dataset", "data_root", "image_size", "mean", "std", "interpolation", "crop_pct"}
@@ -100,11 +100,8 @@ def load(asked, path, world):
         trained = filled(asked, stored, path, NETWORK)
         run.check_given(asked, trained, NETWORK, path, "--resume")
         net = checkpoint.rebuild(content, path)
-    sites = [site for site in net.sites() if isinstance(site, MLIF)]
-    if sites:
+    if set_backend(net, asked.neuron.neuron_backend):
         run.say_backend(asked.neuron.neuron_backend, world)
-    for site in sites:
-        site.backend = asked.neuron.neuron_backend
 
     classes, about = net.head.out_features, data.about
     if classes != about["num_classes"]:

@@ -137,7 +137,7 @@ def make_recipe(task, net):
 def work(asked, saved, world):
     """Train or test, as one of the processes of `world`; returns the summary."""
     compute = asked.compute
-    run.check_compile(compute, world)
+    run.prepare_compile(compute, world)
     if asked.network.multi_level:
         run.say_backend(asked.neuron.neuron_backend, world, compute.compile)
     # the weights of all processes begin alike

@@ -174,13 +174,13 @@ CASES = [  # script, arguments ({h}: the folder, {c}: --data_root with CIFAR), w
     (
         "ann",
         THREE + NET + "--bn --pretrained_ann {h}/ann.pth",
-        "class count",
-        "(10, 256), expected (3, 256)",
+        "built with num_classes 10, here 3",
+        "--new_head",
     ),
     (
         "ann",
         "--data_root {c} --width_mult 0.125 --bn --bias --pretrained_ann {h}/ann.pth",
-        "another size",
+        "built with width_mult 0.0625, here 0.125",
         "--width_mult",
     ),
     (

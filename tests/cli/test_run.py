@@ -287,8 +287,8 @@ def test_a_network_is_placed_in_channels_last():
 def test_a_compilation_that_cannot_run_is_refused(mode, why, words, monkeypatch):
     monkeypatch.setattr(compiled, "why_not", lambda device, dtype: why)
     with pytest.raises(UseError, match=words):
-        run.check_compile(ComputeOptions(compile=mode), World())
-    run.check_compile(ComputeOptions(recompute=True), World())
+        run.prepare_compile(ComputeOptions(compile=mode), World())
+    run.prepare_compile(ComputeOptions(recompute=True), World())
 
 
 # ---- batches
@@ -302,7 +302,7 @@ def one_image(side):
 
 def test_a_compiled_step_cannot_be_recomputed():
     with pytest.raises(UseError, match="--recompute cannot run in a step of --compile"):
-        run.check_compile(ComputeOptions(compile="default", recompute=True), World())
+        run.prepare_compile(ComputeOptions(compile="default", recompute=True), World())
 
 
 @pytest.mark.parametrize("act", [models.ReLU(), models.LogQuant(2)], ids=["ann", "lq"])
@@ -417,7 +417,7 @@ def test_a_published_teacher_is_refused(tmp_path):
 
 def test_neurons_of_different_numbers_compile_in_one_process():
     torch._dynamo.reset()
-    run.check_compile(ComputeOptions(compile="default"), World())
+    run.prepare_compile(ComputeOptions(compile="default"), World())
     images = torch.randn(2, 3, 32, 32)
     for gamma in (0.3, 1.0, 0.7):
         act = models.Spiking(models.NeuronConfig.vgg(3, gamma=gamma), theta=0.3)
@@ -463,13 +463,13 @@ def test_a_result_without_a_run_folder_gets_another_name(tmp_path):
     own = tmp_path / "ann_x_20260101-000000" / "best.pth"
     checkpoint.save(own, content)
     new = tmp_path / "ann_x_20260102-000000"
-    assert str(own) in run._kept(stable, new)
+    assert run._keep_former(stable, new) == own
     assert stable.is_file()
 
     own.unlink()
     before = stable.read_bytes()
     kept = tmp_path / f"{new.name}_before.pth"
-    assert str(kept) in run._kept(stable, new)
+    assert run._keep_former(stable, new) == kept
     assert kept.read_bytes() == before
     assert not stable.exists()
 
@@ -477,5 +477,5 @@ def test_a_result_without_a_run_folder_gets_another_name(tmp_path):
 def test_half_a_result_gets_another_name_too(tmp_path):
     stable = tmp_path / "ann_x.pth"
     stable.write_bytes(b"half")
-    run._kept(stable, tmp_path / "ann_x_20260102-000000")
+    run._keep_former(stable, tmp_path / "ann_x_20260102-000000")
     assert (tmp_path / "ann_x_20260102-000000_before.pth").read_bytes() == b"half"

@@ -145,6 +145,17 @@ def test_runs_of_the_same_second_have_folders_of_their_own(tmp_path, monkeypatch
     assert names == ["ann_20260102-030405" + again for again in ("", "-1", "-2")]
 
 
+def test_run_folders_are_found_whatever_their_name(tmp_path):
+    """A folder of images gives its name to the run, brackets and all."""
+    base = tmp_path / "ann_x_pics[1]"
+    made = [tmp_path / f"{base.name}_{day}-000000" for day in (20260101, 20260102)]
+    for folder in (*made, tmp_path / "ann_x_pics1_20260103-000000"):
+        folder.mkdir()
+        (folder / "best.pth").touch()
+    assert log.run_folders(base, "best.pth") == made
+    assert log.run_folders(base, "last.pth") == []
+
+
 def test_a_run_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "out").write_text("a file")
     with pytest.raises(UseError, match=r"cannot create the run folder .*: check --output_dir"):

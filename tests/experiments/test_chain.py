@@ -14,7 +14,7 @@ from experiments.stage import (
     Stage,
     digest_weights,
     first_difference,
-    of_machine,
+    machine_spellings,
     options,
     portable,
     words,
@@ -60,7 +60,7 @@ def test_a_value_may_be_several_words():
     ],
 )
 def test_the_parser_of_a_script_says_what_belongs_to_a_machine(script, more):
-    machine = of_machine(script)
+    machine = machine_spellings(script)
     assert {"device", "compile", "workers", "gpu", "dist_url"} | more <= machine
     assert not machine & {"epochs", "seed", "amp", "energy", "print_freq", "config"}
 

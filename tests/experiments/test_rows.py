@@ -12,7 +12,7 @@ from engine import settings
 from engine.errors import UseError
 from experiments import rows, tables
 from experiments.options import SCHEDULES
-from experiments.stage import of_machine
+from experiments.stage import machine_spellings
 from inputs.table import TABLE
 from tests.experiments.asked import asked_for, chain_of
 from tests.helpers import ROOT
@@ -184,7 +184,7 @@ def test_the_recipe_that_contradicts_its_row_runs_both_ways():
 def test_recipes_hold_every_option_that_is_no_machines(name):
     for stage in chain_of(name, "--data_root data --compile").stages.values():
         given = {word.lstrip("-") for word in stage.words if word.startswith("--")}
-        assert given - of_machine(stage.script) - {"output_dir"} == set(stage.recipe)
+        assert given - machine_spellings(stage.script) - {"output_dir"} == set(stage.recipe)
         machine = {"device", "data_root", "data_dir", "dataset_dir", "prepared", "compile"}
         assert not machine & set(stage.recipe)
         assert {"device", "compile"} <= given or not stage.trains

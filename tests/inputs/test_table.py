@@ -9,8 +9,17 @@ from PIL import Image
 from engine.dist import World
 from engine.errors import UseError
 from inputs.images import Files, Memory
-from inputs.loader import BatchOptions, loaders
-from inputs.table import IMAGENET, TABLE, DataOptions, data_rules, data_set_name, load
+from inputs.loader import BatchOptions, loaders, published_transform
+from inputs.table import (
+    IMAGENET,
+    TABLE,
+    CropOptions,
+    DataOptions,
+    augmented,
+    data_rules,
+    data_set_name,
+    load,
+)
 from tests.helpers import image_folder
 from tests.inputs.noise import files
 
@@ -26,7 +35,7 @@ def folder(tmp_path_factory):
 
 def idle(**given):
     """Names of options that do nothing with this data set."""
-    rules = data_rules(DataOptions(**given))
+    rules = data_rules(DataOptions(**given), CropOptions(flip="alternating"))
     return {name for names, holds, _ in rules for name in names if not holds}
 
 
@@ -100,6 +109,25 @@ def test_small_images_of_a_folder_are_held_in_memory(folder):
     assert data.train.images.shape == (23, 32, 32, 3)
     assert data.crop == 4  # an eighth of the side
     assert data.flip
+
+
+@pytest.mark.parametrize("side", [32, 80])
+def test_letters_are_not_mirrored(folder, side):
+    """Up to 64 pixels on the device, above by the workers."""
+    data = augmented(files(folder, side), CropOptions(flip="none"))
+    assert not data.flip
+    if side == 80:
+        (flips,) = [t for t in published_transform(data, True).transforms if hasattr(t, "p")]
+        assert flips.p == 0
+
+
+def test_large_images_are_mirrored_by_chance_or_not_at_all():
+    given = DataOptions(dataset="IMAGENET")
+    refused = {
+        how: [names for names, holds, _ in data_rules(given, CropOptions(flip=how)) if not holds]
+        for how in ("none", "random", "alternating")
+    }
+    assert [how for how, names in refused.items() if ["flip"] in names] == ["alternating"]
 
 
 def test_large_images_of_a_folder_stay_files(folder):

@@ -254,12 +254,16 @@ def test_recordings_that_it_may_have_been_trained_on(trained, swapped, fails):
 
 def test_weights_of_another_size(trained, prepared, tmp_path, fails):
     argv = f"{SMALL}{LANES} --prepared {prepared} --output_dir {tmp_path} --width_mult 0.125 "
-    fails(training.main, f"{argv} --pretrained_snn {trained}", "of another size")
+    fails(
+        training.main,
+        f"{argv} --pretrained_snn {trained}",
+        "built with width_mult 0.0625, here 0.125",
+    )
 
 
 def test_weights_of_another_class_count(trained, three_classes, fails):
     argv = f"{SMALL}{LANES} --prepared {three_classes} --pretrained_snn {trained}"
-    fails(training.main, argv, "of another class count")
+    fails(training.main, argv, "built with num_classes 10, here 3", "check the data set")
 
 
 def test_the_other_scripts_name_the_one_that_measures_it(trained, fails):

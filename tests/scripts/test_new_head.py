@@ -1,0 +1,71 @@
+"""A training that starts from a network of other classes."""
+
+import pytest
+import torch
+
+import ann_ddp
+import models
+import snn_ddp
+from engine import checkpoint
+from models import NeuronConfig, Spiking
+from tests.helpers import image_folder
+
+NETWORK = "--architecture RESNET20 --width_mult 0.0625 --bias --dropout 0 --batch_size 4"
+IMAGES = "--dataset FOLDER --dataset_dir images --image_size 32 --epochs 1 --learning_rate 0"
+SPIKING = "--multi_channel 1 --num_channels 3 --timesteps 1 --thr_lr 0"
+LINE = f"{NETWORK} {IMAGES} --weight_decay 0 --device cpu"
+STORED = {
+    "snn": "snn/snn_resnet20_folder_images_w0.0625_MC_T_1_H_1_C_3_Z_0.pth",
+    "ann": "ann/ann_resnet20_folder_images_w0.0625.pth",
+}
+ABOUT = {"name": "CIFAR10", "source": "CIFAR-10", "num_classes": 10, "image_size": 32}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """A folder with images of three classes, and networks of ten: an ANN and an SNN."""
+    monkeypatch.chdir(tmp_path)
+    for part, count in (("train", 8), ("val", 6)):
+        image_folder(tmp_path / "images" / part, 3, count)
+    for kind, act in (("ann", models.ReLU()), ("snn", Spiking(NeuronConfig.vgg(3), theta=0.2))):
+        net = models.build("resnet20", act, width_mult=1 / 16, bn=False)
+        checkpoint.save(f"{kind}.pth", checkpoint.content(net, kind, ABOUT, {}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    "script, kind, start",
+    [
+        (ann_ddp, "ann", "--pretrained_ann ann.pth"),
+        (snn_ddp, "snn", f"{SPIKING} --balance_steps 2 --pretrained_ann ann.pth"),
+        (snn_ddp, "snn", f"{SPIKING} --pretrained_snn snn.pth"),
+    ],
+    ids=["ANN", "conversion", "SNN"],
+)
+def test_all_but_the_head_comes_from_the_file(here, fails, script, kind, start):
+    argv = f"{LINE} {start}"
+    fails(script.main, argv, "built with num_classes 10, here 3", "--new_head trains")
+
+    script.main([*argv.split(), "--new_head"])
+    (name,) = start.split()[-1:]
+    before = checkpoint.load(name)["model"]
+    after = checkpoint.load(here / "trained_models" / STORED[kind])["model"]
+    assert after["head.weight"].shape[0] == 3
+    own = ("head.weight", "theta", "leak")
+    shared = [key for key in before if not key.endswith(own)]
+    assert len(shared) > 40
+    assert all(torch.equal(after[key], before[key]) for key in shared)
+
+
+@pytest.mark.parametrize("more", ["", "--pretrained_ann ann.pth --test_only"])
+def test_a_new_head_without_a_start_is_refused(here, fails, more):
+    fails(ann_ddp.main, f"{LINE} --new_head {more}", "--new_head does nothing here")
+
+
+def test_images_that_mean_something_else_are_told(here, capsys):
+    """The same number of classes says nothing: they may be others, or be normalised otherwise."""
+    net = models.build("resnet20", models.ReLU(), width_mult=1 / 16, bn=False, num_classes=3)
+    about = ABOUT | {"num_classes": 3, "classes": ["bird", "cat", "dog"]}
+    checkpoint.save("three.pth", checkpoint.content(net, "ann", about, {}))
+    ann_ddp.main([*LINE.split(), "--pretrained_ann", "three.pth"])
+    assert "note: three.pth was trained with other classes of its images" in capsys.readouterr().out
