@@ -114,11 +114,6 @@ class World:
             for tensor in tensors:
                 dist.broadcast(tensor, 0)
 
-    def barrier(self):
-        """Wait for all processes."""
-        if self.size > 1:
-            dist.barrier()
-
     def alone(self, do):
         """Rank 0 does it while the others wait; its UseError is everyone's."""
         problem = [None]
@@ -215,8 +210,8 @@ def _first_host(nodelist):
 def _launched(spawning=False):
     """(rank, size, local rank) given by torchrun or srun, or None.
 
-    spawning: with one srun task per node None too, since each of them then starts a process per GPU
-    (`_node`).
+    Of srun's tasks it also sets the address where they meet. spawning: with one srun task per node
+    None too, since each of them then starts a process per GPU (`_node`).
     """
     env = os.environ
     # torchrun
@@ -286,7 +281,6 @@ def _device(options, local_rank):
             f"--device {device} is not here: {count} GPU(s) visible; "
             "use --device cpu, or another index"
         )
-    torch.cuda.set_device(device)
     return device
 
 
@@ -315,6 +309,8 @@ def _join(options, amp, rank, size, local_rank):
     """This process's `World`, once all `size` processes have met."""
     device = _device(options, local_rank)
     gpu = device.type == "cuda"
+    if gpu:
+        torch.cuda.set_device(device)
     backend = options.dist_backend
     if backend == "auto":
         backend = "nccl" if gpu else "gloo"
@@ -329,7 +325,6 @@ def _join(options, amp, rank, size, local_rank):
     # group would outlive `World.close`, and its threads end in the middle of Python's own end
     importlib.import_module("torch.distributed.nn")
 
-    # the store outlives the process group: a failing process leaves its mark there
     address = options.dist_url
     # gloo would listen where this machine's own name leads: on Debian to 127.0.1.1
     host = urlparse(address).hostname or os.environ.get("MASTER_ADDR")
@@ -344,7 +339,7 @@ def _join(options, amp, rank, size, local_rank):
         dist.init_process_group(backend, store=group, rank=rank, world_size=size, timeout=tried)
         store.set_timeout(PATIENCE)
         # torch 2.11 has no public name for it
-        set_timeout = getattr(dist, "set_timeout", dist.distributed_c10d._set_pg_timeout)
+        set_timeout = getattr(dist, "set_timeout", None) or dist.distributed_c10d._set_pg_timeout
         set_timeout(PATIENCE)
     except (RuntimeError, ValueError) as error:
         variables = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -353,6 +348,7 @@ def _join(options, amp, rank, size, local_rank):
         raise UseError(
             f"process {rank} cannot meet the other {size - 1} at {where}: {reason}"
         ) from None
+    # the store outlives the process group: a failing process leaves its mark there
     return World(rank, size, device, dist.PrefixStore("world", store))
 
 
@@ -473,10 +469,10 @@ def launch(work, options, amp="none", debug=False):
 
     # this process alone, or one of the launcher's
     rank, size, local_rank = launched or (0, 1, 0)
-    nodes = int(os.environ.get("GROUP_WORLD_SIZE", 0))
-    if launched and nodes and options.world_size > 0 and options.world_size != nodes:
+    started = int(os.environ.get("GROUP_WORLD_SIZE", 0))
+    if launched and started and options.world_size > 0 and options.world_size != started:
         raise UseError(
-            f"--world_size says {options.world_size} nodes, the launcher started {nodes}: "
+            f"--world_size says {options.world_size} nodes, the launcher started {started}: "
             "leave it out"
         )
     # the published launcher's option wins over the variable
