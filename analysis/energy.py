@@ -14,11 +14,20 @@ import torch
 from torch import nn
 
 from engine.dist import World
-from models import LIFLayer, ReLU, SpikingLayer, build
+from models import MLIF, LIFLayer, ReLU, SpikingLayer, build
 from models.layers import WEIGHTED, evaluating
 from models.rates import macs_of
 
 from .pricing import Energy, NeuronCounts, Row
+
+# What would cost something and is not counted.
+UNCOUNTED = (
+    nn.modules.conv._ConvNd,
+    nn.modules.rnn.RNNBase,
+    nn.MultiheadAttention,
+    nn.Bilinear,
+    MLIF,
+)
 
 
 def fan_out(module, x, out):
@@ -86,10 +95,10 @@ class Counts(NamedTuple):
     digits: dict
 
     @classmethod
-    def of(cls, kinds):
+    def of(cls, kinds, levels):
         """Names for the columns of a tensor [T, kinds], which come in the order of `marks`."""
         nonzero, other, *digits = kinds.T.tolist()
-        by_worth = zip(worths((len(digits) + 1) // 4), digits)
+        by_worth = zip(worths(levels), digits, strict=True)
         return cls(nonzero, other, dict(by_worth))
 
 
@@ -103,9 +112,13 @@ class Counter:
         counts: float64 [2, T, kinds] over all images: inputs and additions, by kind (`Counts`).
         spikes: float64 [T, S] over all images. neurons: their number.
         behind: the weighted layer that ran last before the neurons.
+    Raises:
+        ValueError: it is no `Network`, or has weights or neurons that are not counted.
     """
 
     def __init__(self, net):
+        if not hasattr(net, "act"):
+            raise ValueError(f"energies are of a models.layers.Network, got a {type(net).__name__}")
         self.net = net
         self.steps = net.act.steps
         self.levels = 0  # S, the most of any layer; of a network without spikes 0
@@ -116,6 +129,11 @@ class Counter:
             elif isinstance(module, (SpikingLayer, LIFLayer)):
                 self.hooks[module] = partial(self._count_spikes, name)
                 self.levels = max(self.levels, module.config.levels)
+            elif isinstance(module, UNCOUNTED):
+                raise ValueError(
+                    f"{name} is a {type(module).__name__}, which is not counted: energies are of "
+                    "Conv2d, Linear and the neurons of act.layer()"
+                )
 
         self.images = 0
         self.sizes = {}
@@ -123,6 +141,8 @@ class Counter:
         self.spikes = defaultdict(int)
         self.neurons = {}
         self.behind = {}
+        self.batch = 0  # images of this call
+        self.last = None  # the weighted layer that ran last
 
     def __enter__(self):
         # A layer sees [T*B, ...]: the images are counted where they enter the network.
@@ -214,28 +234,29 @@ class Counter:
 
         # The first layer reads no spikes of these neurons: S says nothing of its inputs.
         least = 1 if first else self.levels
-        row = _counted(self.sizes[name], counts, images, least)
+        row = _counted(self.sizes[name], counts, images, self.levels, least)
         if analog:
             row.code = 0
-            row.dense = row.step_rates  # as published: zeros of the image cost nothing
         if once:
             later = [0.0] * (self.steps - 1)
             row.dense = [1.0, *later]
             row.step_rates = [row.rate, *later]
             row.reads = 1
+        elif analog:
+            row.dense = row.step_rates  # as published: zeros of the image cost nothing
         return row
 
 
-def _counted(size, counts, images, least):
+def _counted(size, counts, images, levels, least):
     """A copy of the row `size` with its counts per image, its inputs read as spikes at each step.
 
     Args:
-        least: the least number of digits of an input, see `_code_bits`.
+        levels: S. least: the least number of digits of an input, see `_code_bits`.
     """
     inputs, additions = counts
-    counts = Counts.of(inputs)
-    rates = Counts.of(inputs / (images * size.inputs))
-    per_image = Counts.of(additions / images)
+    counts = Counts.of(inputs, levels)
+    rates = Counts.of(inputs / (images * size.inputs), levels)
+    per_image = Counts.of(additions / images, levels)
     seen = [worth for worth, count in counts.digits.items() if any(count)]
 
     # One digit to each nonzero input: all of them are binary numbers, and none has two digits.

@@ -312,12 +312,17 @@ def content(
     settings,
     **more,
 ):
-    """What a checkpoint of `net` holds, beside `more`."""
+    """What a checkpoint of `net` holds, beside `more`.
+
+    Raises:
+        ValueError: `models.build` did not make it, so that no file could.
+    """
+    built = models.how_built(net)
     return {
         "format": FORMAT,
         "kind": kind,
-        "fused": not net.built.get("bn", True),
-        "network": net.built,
+        "fused": not built.get("bn", True),
+        "network": built,
         "activation": models.describe(net.act),
         "data": data,
         "settings": settings,

@@ -38,9 +38,11 @@ __all__ = [
     "choose",
     "describe",
     "from_description",
+    "how_built",
     "lanes",
     "network",
     "options",
+    "register",
     "set_backend",
 ]
 
@@ -63,8 +65,38 @@ def network(name):
     """
     if name.lower() not in NETWORKS:
         raise ValueError(f"network must be one of {', '.join(NETWORKS)}, got {name!r}")
-    module, cls = NETWORKS[name.lower()].split(".")
+    known = NETWORKS[name.lower()]
+    # one of `register` is the class itself
+    if not isinstance(known, str):
+        return known
+    module, cls = known.split(".")
     return getattr(import_module(f".{module}", __name__), cls)
+
+
+def register(name, cls):
+    """Let `build` know a network of your own, and so conversions, checkpoints and exports.
+
+    It lasts as long as the process. cls: a `layers.Network`, whose arguments are plain values.
+    Raises:
+        ValueError: a network of this package has that name.
+    """
+    if isinstance(NETWORKS.get(name.lower()), str):
+        raise ValueError(f"{name} is the name of a network of this package: give another")
+    NETWORKS[name.lower()] = cls
+
+
+def how_built(net):
+    """`net.built`, by which `build` can make the network again.
+
+    Raises:
+        ValueError: `build` did not make it.
+    """
+    if net.built is None:
+        raise ValueError(
+            f"this {type(net).__name__} was not made by models.build, which could make it again: "
+            "see models.register"
+        )
+    return net.built
 
 
 def options(name):

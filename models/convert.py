@@ -13,9 +13,9 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from . import ReLU, build
+from . import ReLU, build, how_built
 from .activations import unfold
-from .layers import Synapse, evaluating, hooked
+from .layers import Synapse, evaluating, hooked, norms
 from .neuron.backends.dispatch import mlif
 from .published import fit
 from .statistics import percentile
@@ -76,7 +76,8 @@ def fuse_bn(net, images, tolerance=1e-4):
         ConversionError: the outputs differ by more than `tolerance`.
     """
     # only networks that can be built without batch norm say whether they have it
-    if not (net.built or {}).get("bn"):
+    built = how_built(net)
+    if not built.get("bn"):
         raise ValueError("the network has no batch norm that can be fused")
 
     net = copy.deepcopy(net).eval()
@@ -87,7 +88,7 @@ def fuse_bn(net, images, tolerance=1e-4):
             synapse.map = fuse_conv_bn_eval(synapse.map, synapse.norm)
             synapse.norm = nn.Identity()
 
-    built = net.built | {"bn": False, "bias": True}
+    built = built | {"bn": False, "bias": True}
     fused = build(act=net.act, **built).eval().to(net.head.weight.device)
     fit(fused, merged.state_dict())
 
@@ -107,10 +108,10 @@ def to_spiking(net, act):
     Raises:
         ValueError: net still has batch norm.
     """
-    if (net.built or {}).get("bn", True):
+    if norms(net):
         raise ValueError("the network has batch norm: fuse it first (fuse_bn)")
 
-    spiking = build(act=act, **net.built).to(net.head.weight.device)
+    spiking = build(act=act, **how_built(net)).to(net.head.weight.device)
     fit(spiking, net.state_dict(), NEW, LEFT)
     return spiking
 
@@ -416,7 +417,7 @@ def stored_form(net, images):
     Raises:
         ConversionError: the outputs differ.
     """
-    if net.built["bn"]:
+    if norms(net):
         net, _ = fuse_bn(net, images)
     return fold_scales(net, images) if net.act.scale else net
 
@@ -439,7 +440,7 @@ def fold_scales(net, images):
     scaled.head.weight.mul_(q)
 
     # in float64 and on the device, as q is
-    plain = build(act=replace(net.act, scale=False), **net.built).to(q)
+    plain = build(act=replace(net.act, scale=False), **how_built(net)).to(q)
     fit(plain, scaled.state_dict(), dropped=("scale",))
 
     images = images.double()

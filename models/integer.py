@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .activations import Spiking, unfold
-from .layers import Layer, Residual
+from .layers import Layer, Residual, norms
 
 WHITE = 255  # the largest pixel
 TOP = 127  # the largest int8 weight
@@ -280,7 +280,7 @@ def check(net):
     """Raise ValueError for a network that has no integer form."""
     if not isinstance(net.act, Spiking):
         raise ValueError("its activations are no multi-level neurons")
-    if (net.built or {}).get("bn", True):
+    if norms(net):
         raise ValueError("it has batch norm: fuse it first")
     if net.act.scale:
         raise ValueError("its output scales are not folded")

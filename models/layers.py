@@ -246,19 +246,24 @@ def hooked(net, modules, hook, before=False):
             handle.remove()
 
 
+def norms(module):
+    """The batch norms in a module."""
+    return [m for m in module.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+
+
 @contextmanager
 def still(stage):
     """Leave the running statistics of a stage's batch norms alone while a batch runs again."""
-    norms = [m for m in stage.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-    momenta = [norm.momentum for norm in norms]
+    found = norms(stage)
+    momenta = [norm.momentum for norm in found]
     # With momentum 0 the forward is the same operation, which the second run must be: a batch norm
     # that tracks nothing would save other tensors for the backward.
-    for norm in norms:
+    for norm in found:
         norm.momentum = 0.0
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta):
+        for norm, momentum in zip(found, momenta):
             norm.momentum = momentum
             norm.num_batches_tracked.sub_(1)
 

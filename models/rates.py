@@ -7,6 +7,7 @@ section 7), so their sum is the energy but for a constant.
 import torch
 import torch.nn.functional as F
 
+from . import how_built
 from .layers import WEIGHTED, Layer, hooked
 
 
@@ -25,7 +26,7 @@ def macs_of(layer, out):
 
 def run_once(net):
     """Run it on one image of zeros."""
-    side = net.built["image_size"]
+    side = how_built(net)["image_size"]
     weight = net.head.weight
     net(torch.zeros(1, 3, side, side, device=weight.device, dtype=weight.dtype))
 

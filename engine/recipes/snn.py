@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from models import convert
+from models.layers import norms
 from models.neuron.config import MAX_LEVELS
 from models.rates import neuron_counts
 
@@ -99,7 +100,7 @@ class SpikingRecipe(CNNRecipe):
 
     def export(self, net):
         """The network with batch norm and scales in its weights, proved equal; see `Recipe`."""
-        if not (net.built["bn"] or self.scaled):
+        if not (norms(net) or self.scaled):
             return net
         try:
             return convert.stored_form(net, self.images())

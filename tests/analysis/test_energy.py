@@ -135,7 +135,7 @@ def test_digits_of_spikes():
     """
     x = torch.tensor([16.0, 4.0, 0.75, 1 / 64, 0.3, -1.0, 32.0])
     kinds = torch.stack(list(marks(x, 3)), -1)  # a column per kind, as `Counts` names them
-    counts = Counts.of(kinds)
+    counts = Counts.of(kinds, 3)
     assert counts.nonzero == [1] * 7 and counts.other == [0, 0, 0, 0, 1, 1, 1]
     assert list(counts.digits) == worths(3) == [2.0**k for k in range(-6, 5)]
     values = [sum(w * digit[i] for w, digit in counts.digits.items()) for i in range(7)]
