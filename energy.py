@@ -46,7 +46,7 @@ class EnergySettings(Settings):
         width_mult={"help": "factor of the width of every layer of --architecture"},
     )
     data: DataOptions = group()
-    batches: BatchOptions = group()
+    batches: BatchOptions = group(hidden=("val_fraction", "limit_train_batches"))
     compute: ComputeOptions = group(only=("amp",))
     device: DeviceOptions = group()
 
@@ -131,11 +131,6 @@ def rules(asked):
     shape = {"architecture", "width_mult", "dataset", "energy_model", "output", "debug"}
     measured = asked.given - shape - {"checkpoint"}
     return [
-        (
-            ["val_fraction", "limit_train_batches"],
-            False,
-            "the test set is measured, nothing is trained",
-        ),
         (
             ["width_mult"],
             asked.network.architecture,

@@ -24,7 +24,7 @@ from engine.recipes.cnn import TrainingOptions
 from engine.settings import Settings, group, natural, number, option, positive_int
 from inputs.loader import BatchOptions, make_loader
 from inputs.loader import loaders as make_loaders
-from inputs.pretrained import normalisation
+from inputs.pretrained import class_names, normalisation
 from inputs.table import DataOptions, load
 
 RANDOM = 64  # random images, where there are no others
@@ -189,7 +189,6 @@ def on_numbers(path, content, net, asked):
     # events have no normalisation
     mean, std = normalisation(content, path) if content["kind"] == "sdt" else (None, None)
     return {
-        "about": content["data"],
         "mean": mean,
         "std": std,
         "batches": [(images, None) for images in noise.split(asked.batches.batch_size)],
@@ -202,7 +201,6 @@ def on_noise(content, mean, std, asked):
     side = content["data"]["image_size"]
     count = asked.export.images or (RANDOM if side <= 64 else LARGE_RANDOM)
     return {
-        "about": content["data"],
         "mean": mean,
         "std": std,
         "batches": random_images(count, side, mean, std, asked.batches.batch_size),
@@ -215,7 +213,6 @@ def on_test_images(data, asked):
     test = make_loader(data.test, data, asked.batches, 0, World(), training=False)
     count = wanted(asked, test.images)
     return {
-        "about": data.about,
         "mean": data.mean,
         "std": data.std,
         "batches": Again(lambda: take(test.epoch(0), count, asked.batches.batch_size)),
@@ -231,7 +228,12 @@ def read_source(asked):
         UseError: the data is missing, and was named or is needed for the normalisation.
     """
     path, content, net = read(asked)
-    source = partial(Source, path=path, net=net, opset=asked.export.opset)
+    about = dict(content["data"])
+    # who has the file alone wants to know what its outputs mean
+    names = class_names(about)
+    if names:
+        about["classes"] = names
+    source = partial(Source, path=path, net=net, about=about, opset=asked.export.opset)
     if content["kind"] in ELSEWHERE:
         return source(**on_numbers(path, content, net, asked))
     options = run.trained_data(content, asked.data, asked.given, path)

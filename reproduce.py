@@ -70,8 +70,9 @@ def main(argv=None):
         print(tables.listing(folder))
         return
     if what.report:
-        readme = ROOT / "README.md"
-        print(f"{tables.report(folder, readme)}\n\nwritten to {readme} and {folder}/rows.png")
+        # the README tells of the results that are part of the repository
+        page = folder / "table.md" if what.results else ROOT / "README.md"
+        print(f"{tables.report(folder, page)}\n\nwritten to {page} and {folder}/rows.png")
         return
     if not asked.row.row and not asked.row.dry_run:
         raise UseError("name a row; --list shows all")

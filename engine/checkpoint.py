@@ -38,6 +38,7 @@ FIELDS = {
 }
 # arguments of a network on which the sizes of its weights depend, and what sets them
 SIZES = {"width_mult": "--width_mult", "image_size": "--image_size", "num_classes": "the data set"}
+EXPORTED = (".onnx", ".npz", ".nir")
 # of data that a file says nothing of
 UNKNOWN = {"name": "unknown", "source": "unknown", "num_classes": None, "image_size": None}
 
@@ -108,6 +109,10 @@ def load(path):
     """
     path = named(path)
     _check_exists(path)
+    if path.suffix in EXPORTED:
+        raise UseError(
+            f"{path} is a form of export.py, expected a checkpoint: give the one that it is made of"
+        )
     content = _read(path)
     if not isinstance(content, dict):
         raise UseError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")

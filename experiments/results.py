@@ -116,6 +116,23 @@ def check_free(path, about, data=None):
             )
 
 
+def check_trainings(path, chains):
+    """Refuse to replace a result of other trainings than those of the chains, {seed: its chain}.
+
+    The same recipe on another machine, or in another folder, is one.
+    """
+    if not path.is_file():
+        return
+    for seed, run in read_result(path)["runs"].items():
+        for name, held in run["stages"].items():
+            stage = chains[seed].stages[name]
+            if stage.trains and not (stage.summary and stage.log == held["log"]):
+                raise UseError(
+                    f"{path} holds the result of another training ({name}, seed {seed}): give "
+                    "another --results, or --replace"
+                )
+
+
 def same_processes(runs):
     """Refuse trainings of the same recipe by different numbers of processes, {seed: its run}.
 
@@ -152,6 +169,7 @@ def run(row, asked, path):
     }
     if not asked.files.replace:
         check_free(path, about)
+        check_trainings(path, chains)
 
     runs = {}
     data = {}
@@ -167,6 +185,7 @@ def run(row, asked, path):
     # another process may have written it meanwhile
     if not asked.files.replace:
         check_free(path, about, data)
+        check_trainings(path, chains)
     result = {
         **about,
         "commit": commit(),

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -295,15 +296,22 @@ class Stage:
         python = [sys.executable]
         if self.trains and self.chain.launcher:
             python = self.chain.launcher
-        done = subprocess.run(
-            [*python, str(ROOT / self.file), *words],
-            cwd=ROOT,
-            check=False,
-            pass_fds=(lock,),
-        )
-        # the script has said what is wrong
-        if done.returncode:
+        command = [*python, str(ROOT / self.file), *words]
+        with subprocess.Popen(command, cwd=ROOT, pass_fds=(lock,)) as script:
+            # who ends this process means the training, too; Ctrl-C reaches both
+            former = signal.signal(signal.SIGTERM, lambda *_: script.terminate())
+            try:
+                status = script.wait()
+            finally:
+                signal.signal(signal.SIGTERM, former)
+        if status < 0:
             raise RunError(
-                f"{self.name} ended with status {done.returncode}: mend what it says and run "
+                f"{self.name} was ended by signal {-status}: run this again, it goes on where it "
+                "stopped"
+            )
+        # the script has said what is wrong
+        if status:
+            raise RunError(
+                f"{self.name} ended with status {status}: mend what it says and run "
                 "this again, it goes on where it stopped"
             )

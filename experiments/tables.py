@@ -129,17 +129,22 @@ def prices(path):
     return {(panel, network, "price on energy"): points}
 
 
-def report(folder, readme):
-    """Write the table between its lines in the README, and the figure; returns the table."""
-    text = readme.read_text(encoding="utf-8")
+def report(folder, page):
+    """Write the table and the figure of the results in a folder; returns the table.
+
+    page: the table's file; in one that has its two lines, as the README, it comes between them.
+    Raises:
+        UseError: there is no result, or no place for the table.
+    """
+    text = page.read_text(encoding="utf-8") if page.is_file() else f"{START}{END}\n"
     if START not in text or END not in text:
-        raise UseError(f"{readme} has no place for the table: it needs the lines {START} and {END}")
+        raise UseError(f"{page} has no place for the table: it needs the lines {START} and {END}")
     before, _, rest = text.partition(START)
     _, _, after = rest.partition(END)
     if not any(results_of(row, folder) for row in rows.table().values()):
         raise UseError(f"{folder} holds no result of a row: give the folder of --results")
     shown = table(folder)
-    write_text(readme, f"{before}{START}\n{shown}\n{END}{after}")
+    write_text(page, f"{before}{START}\n{shown}\n{END}{after}")
 
     published = list(rows.table().values())
     points = []

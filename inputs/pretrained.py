@@ -108,6 +108,17 @@ def _told(path):
         ) from None
 
 
+def class_names(data):
+    """Names of the classes of the data that a checkpoint describes, [] if they have none.
+
+    None of a data set that is not known here.
+    """
+    if data.get("classes"):
+        return data["classes"]
+    entry = TABLE.get(data["name"])
+    return entry and entry.labels.split()
+
+
 def _classes(data, net):
     """Names of the classes that the data of a checkpoint says of its network's images.
 
@@ -115,7 +126,9 @@ def _classes(data, net):
         `MALFORMED`: they cannot be those.
     """
     count = net.head.out_features
-    known = data.get("classes") or TABLE[data["name"]].labels.split()
+    known = class_names(data)
+    if known is None:
+        raise ValueError(f"the data set {data['name']!r} is not known")
     names = known or [str(number) for number in range(count)]
 
     side = net.built.get("image_size") or net.built["img_size"]

@@ -1,6 +1,10 @@
 """Stages and chains: words and recipes, what never mixes, what makes a result one of today's."""
 
 import json
+import os
+import signal
+import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -153,3 +157,17 @@ def test_digests_of_before_count_as_version_1():
 
 def test_an_unknown_digest_is_no_version():
     assert version("0123456789abcdef") == "0123456789abcdef"
+
+
+def test_who_ends_a_chain_ends_its_script(tmp_path, monkeypatch):
+    """Else it would train on unseen."""
+    script = tmp_path / "script.py"
+    script.write_text("import time\ntime.sleep(60)\n")
+    monkeypatch.setattr(Stage, "file", str(script))
+    stage = Stage("ann", "ann_ddp", {}, SimpleNamespace(launcher=()))
+    former = signal.getsignal(signal.SIGTERM)
+    threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+    with open(tmp_path / "lock", "w") as lock:
+        with pytest.raises(RunError, match="ann was ended by signal 15: run this again"):
+            stage._start([], lock.fileno())
+    assert signal.getsignal(signal.SIGTERM) is former

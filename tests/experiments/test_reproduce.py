@@ -201,6 +201,12 @@ def test_a_result_on_other_data_is_not_replaced(argv, finished, fails):
     fails(reproduce.main, argv, "holds a result on other data (seed 0)", keep=finished)
 
 
+def test_a_result_of_other_trainings_is_not_replaced(argv, finished, fails):
+    """As from a fresh clone, whose recipe is that of the result that came with it."""
+    words = "holds the result of another training (ann, seed 0): give another --results"
+    fails(reproduce.main, [*argv, "--output_dir", str(finished / "new")], words, keep=finished)
+
+
 def test_fewer_seeds_do_not_replace_more(finished, fails):
     words = f"{SMOKE} --results {finished}/out --seeds 1 --output_dir {finished}"
     fails(reproduce.main, words, "holds the seeds 0 of this row: give --seeds with all of them")

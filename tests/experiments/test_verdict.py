@@ -157,6 +157,18 @@ def test_a_report_of_nothing_is_refused(tmp_path, fails):
     fails(lambda _: tables.report(tmp_path / "none", readme), "", words, keep=tmp_path)
 
 
+def test_a_report_of_own_results_has_a_page_of_its_own(tmp_path, capsys):
+    """The README tells of the repository's."""
+    before = (ROOT / "README.md").read_bytes()
+    name = "cifar10-resnet20-ann.fast.json"
+    (tmp_path / name).write_text((ROOT / "results" / "rows" / name).read_text())
+    reproduce.main(["--report", "--results", str(tmp_path)])
+    assert (ROOT / "README.md").read_bytes() == before
+    page = (tmp_path / "table.md").read_text()
+    assert page.startswith(tables.START) and "| 94.33 % |" in page
+    assert str(tmp_path / "table.md") in capsys.readouterr().out
+
+
 def test_the_report_needs_its_place(tmp_path, fails):
     (tmp_path / "README.md").write_text("nothing\n")
     fails(

@@ -54,9 +54,7 @@ def test_a_name_of_the_package_is_not_taken(registered):
     ids=["fuse", "convert", "store"],
 )
 def test_what_build_did_not_make_cannot_be_made_again(use):
-    with pytest.raises(
-        ValueError, match=r"this Own was not made by models.build.* models.register"
-    ):
+    with pytest.raises(ValueError, match=r"this Own was not made by models.build.*register"):
         use(Own(ReLU()), IMAGES)
 
 

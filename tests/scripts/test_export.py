@@ -66,6 +66,7 @@ def test_the_last_line_says_what_was_found(name, steps, cifar, tmp_path, capsys)
 
     whole, header = integer_file.load(found["output"])
     assert header["source"] == str(path) and header["data"]["num_classes"] == 10
+    assert header["data"]["classes"][3] == "cat"
     data = read_cifar(TABLE["CIFAR10"], DataOptions(data_root=cifar), 32, None)
     hits = whole(data.test.images.permute(0, 3, 1, 2)).argmax(1) == data.test.labels
     assert f"accuracy {hits.float().mean():.2%} (the SNN: " in line
