@@ -197,11 +197,11 @@ def balance_thresholds(
         raise ValueError("thresholds are balanced under direct encoding")
 
     count = net.stem if which == "stem" else len(net.sites())
-    # The range goes first: when it ends, the last layer has no need to fire.
-    balanced = zip(progress(range(count)), _thetas(net, images, steps))
+    # A layer fires when the next one is asked for: the last one has no need to.
+    found = _thetas(net, images, steps)
     with evaluating(net):
-        thetas = [theta for _, theta in balanced]
-    if len(thetas) < count:
+        thetas = [next(found, None) for _ in progress(range(count))]
+    if None in thetas:
         raise ValueError(f"{name} has activations without `firings`: it cannot be balanced")
     return thetas
 
@@ -331,7 +331,7 @@ def best_fit(x, act):
     reach = torch.where(reach > 0, reach, x.amax())
     top = reach / 2 ** (act.config.levels - 1)
 
-    def fit(fraction):
+    def tried(fraction):
         theta = (top / act.config.gain * fraction).clamp(min=1e-6)
         o, _ = mlif(x, theta, act.leak, act.config, backend=act.backend)
         o = o.mean(0)
@@ -340,7 +340,7 @@ def best_fit(x, act):
         q = _sum(target * o) / power.clamp(min=1e-12)
         return whole - q * q * power, theta, q
 
-    error, theta, q = min(map(fit, FRACTIONS))
+    error, theta, q = min(map(tried, FRACTIONS))
     return theta, q, error / whole.clamp(min=1e-12)
 
 

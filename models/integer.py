@@ -422,24 +422,23 @@ def _layer(stage, signal, name):
 def _residual(stage, signal, name):
     second, act = stage.synapse.map, stage.act
     spikes = Signal.spikes(act.config).highest
-    bias = _bias(second)
+    real, bias = weight_of(second), _bias(second)
     if isinstance(stage.shortcut, nn.Identity):
-        scale = scale_of(act, weight_of(second))
-        scale, factor = shared_scale(act, scale, signal)
-        across = factor * signal.highest
+        scale, factor = shared_scale(act, scale_of(act, real), signal)
         shortcut = Factor(factor.int(), signal.highest)
+        across = factor * signal.highest
     else:
         direct = stage.shortcut.map
         # both are added, so they have one unit
-        weight = weight_of(direct) * signal.unit
-        scale = scale_of(act, weight_of(second), weight)
-        weight = _quantised(weight, scale)
-        across = _reach(weight, signal.highest)
-        shortcut = Sum(weight, direct, signal.highest)
+        real_direct = weight_of(direct) * signal.unit
+        scale = scale_of(act, real, real_direct)
+        rounded = _quantised(real_direct, scale)
+        shortcut = Sum(rounded, direct, signal.highest)
+        across = _reach(rounded, signal.highest)
         bias = bias + _bias(direct)
 
     inner = _layer(stage.inner, signal, f"{name}.inner")
-    weight = _quantised(weight_of(second), scale)
+    weight = _quantised(real, scale)
     neurons = _neurons(act, name, scale, bias, _reach(weight, spikes) + across)
     return IntegerResidual(inner, Sum(weight, second, spikes), shortcut, neurons)
 

@@ -121,10 +121,11 @@ class Convolution(nn.Conv2d):
         stride, _ = self.stride
         high, wide = (-(-side // stride) for side in x.shape[-2:])  # of the output, rounded up
         few = AMX and x.is_cpu and high * wide <= FEW_PIXELS
-        few = few and self.padding == (1, 1)
+        # models/rounded.py frames the image itself
+        whole = self.padding == (1, 1)
         # autocast leaves double precision alone
         narrow = torch.is_autocast_enabled("cpu") and x.dtype != torch.float64
-        if not (few and narrow):
+        if not (few and whole and narrow):
             return super().forward(x)
         # oneDNN 3.12 leaves AMX idle on few pixels, above all in the weight gradient: see
         # benchmarks/convolution.py

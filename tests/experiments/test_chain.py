@@ -167,7 +167,9 @@ def test_who_ends_a_chain_ends_its_script(tmp_path, monkeypatch):
     stage = Stage("ann", "ann_ddp", {}, SimpleNamespace(launcher=()))
     former = signal.getsignal(signal.SIGTERM)
     threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
-    with open(tmp_path / "lock", "w") as lock:
-        with pytest.raises(RunError, match="ann was ended by signal 15: run this again"):
-            stage._start([], lock.fileno())
+    with (
+        open(tmp_path / "lock", "w") as lock,
+        pytest.raises(RunError, match="ann was ended by signal 15: run this again"),
+    ):
+        stage._start([], lock.fileno())
     assert signal.getsignal(signal.SIGTERM) is former
