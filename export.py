@@ -176,7 +176,7 @@ def tuning(asked, data):
     )
 
 
-# ---- what it is compared on: the fields of a `Source` beside path, network and opset
+# ---- what it is compared on: the fields of a `Source` that depend on it
 
 
 def on_numbers(path, content, net, asked):
@@ -247,6 +247,9 @@ def read_source(asked):
         print(f"note: {error}; random images take their place")
         return source(**on_noise(content, mean, std, asked))
     run.check_shape(content, data.about, path)
+    # fine-tuning mirrors no image that the training did not
+    if content["settings"].get("flip") == "none":
+        data = replace(data, flip=False)
     return source(**on_test_images(run.as_trained(data, content, path), asked))
 
 

@@ -15,19 +15,19 @@ from torch import nn
 
 from engine.dist import World
 from models import MLIF, LIFLayer, ReLU, SpikingLayer, build
+from models.activations import Activation
 from models.layers import WEIGHTED, evaluating
 from models.rates import macs_of
 
 from .pricing import Energy, NeuronCounts, Row
 
-# What would cost something and is not counted.
-UNCOUNTED = (
-    nn.modules.conv._ConvNd,
-    nn.modules.rnn.RNNBase,
-    nn.MultiheadAttention,
-    nn.Bilinear,
-    MLIF,
-)
+# What costs something, and is no layer with a matrix of its own.
+UNCOUNTED = (nn.MultiheadAttention, MLIF)
+
+
+def _has_matrix(module):
+    """Whether a module itself has weights: batch norms and neurons have one value per channel."""
+    return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
 
 
 def fan_out(module, x, out):
@@ -117,7 +117,7 @@ class Counter:
     """
 
     def __init__(self, net):
-        if not hasattr(net, "act"):
+        if not isinstance(getattr(net, "act", None), Activation):
             raise ValueError(f"energies are of a models.layers.Network, got a {type(net).__name__}")
         self.net = net
         self.steps = net.act.steps
@@ -129,7 +129,7 @@ class Counter:
             elif isinstance(module, (SpikingLayer, LIFLayer)):
                 self.hooks[module] = partial(self._count_spikes, name)
                 self.levels = max(self.levels, module.config.levels)
-            elif isinstance(module, UNCOUNTED):
+            elif isinstance(module, UNCOUNTED) or _has_matrix(module):
                 raise ValueError(
                     f"{name} is a {type(module).__name__}, which is not counted: energies are of "
                     "Conv2d, Linear and the neurons of act.layer()"

@@ -149,9 +149,12 @@ def load_weights(net, path, task, new, dropped=()):
     """
     asked, world = task.asked, task.world
     content = checkpoint.load(path)
-    checkpoint.load_into(net, content, path, new, dropped, asked.network.new_head)
-    world.say(checkpoint.told(content, path))
-    # a published file does not say which images it saw; --test_only tells of it at its end
+    # a test keeps the head
+    new_head = None if asked.run.test_only else asked.network.new_head
+    checkpoint.load_into(net, content, path, new, dropped, new_head)
+    but = ", but for a new last layer" if new_head else ""
+    world.say(f"{checkpoint.told(content, path)}{but}")
+    # a published file does not say which images it saw; --test_only tells of it, too
     if content["format"] != checkpoint.PUBLISHED and not asked.run.test_only:
         other = _other_meaning(content, task.about, path)
         if other:

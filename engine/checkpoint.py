@@ -37,7 +37,12 @@ FIELDS = {
     "model": dict,
 }
 # arguments of a network on which the sizes of its weights depend, and what sets them
-SIZES = {"width_mult": "--width_mult", "image_size": "--image_size", "num_classes": "the data set"}
+SIZES = {
+    "width_mult": "--width_mult",
+    "kernel_size": "--kernel_size",
+    "image_size": "--image_size",
+    "num_classes": "the data set",
+}
 EXPORTED = (".onnx", ".npz", ".nir")
 # of data that a file says nothing of
 UNKNOWN = {"name": "unknown", "source": "unknown", "num_classes": None, "image_size": None}
@@ -110,9 +115,7 @@ def load(path):
     path = named(path)
     _check_exists(path)
     if path.suffix in EXPORTED:
-        raise UseError(
-            f"{path} is a form of export.py, expected a checkpoint: give the one that it is made of"
-        )
+        raise UseError(f"{path} was written by export.py: give the checkpoint that it was made of")
     content = _read(path)
     if not isinstance(content, dict):
         raise UseError(f"{path} is not a checkpoint: it holds a {type(content).__name__}")
@@ -382,14 +385,15 @@ def load_into(
     path,
     new=(),
     dropped=(),
-    new_head=False,
+    new_head=None,
 ):
     """Copy the weights of a checkpoint into the CNN `net`, strictly.
 
     Args:
         checkpoint: what `load(path)` returned.
         new, dropped: what only the network, or only the file, may have, see `published.fit`.
-        new_head: leave the last layer as it is, so that the file may have other classes.
+        new_head: leave the last layer as it is, so that the file may have other classes; None where
+            the command has no such option.
     Raises:
         UseError: another network, width, class count, or fused against unfused weights.
     """
@@ -409,7 +413,7 @@ def load_into(
         published.fit(net, state, new, dropped)
     except published.Misfit as misfit:
         held = checkpoint.get("network", {})
-        raise UseError(f"{path} {_explained(net, misfit, held)}") from None
+        raise UseError(f"{path} {_explained(net, misfit, held, new_head is False)}") from None
 
 
 def _of_head(name):
@@ -491,21 +495,21 @@ def _check_norm(net, state, path):
         )
 
 
-def _explained(net, misfit, held):
+def _explained(net, misfit, held, offer):
     """What is wrong with weights that do not fit, and the option that may be the cause.
 
-    held: how the file's network was built, as far as it says so.
+    held: how the file's network was built, as far as it says so. offer: whether to name --new_head.
     """
     # sizes first: with another width, some tensors are missing or surplus as well
     wrong = misfit.resized
     differ = f"{len(wrong)} of {len(net.state_dict())} tensors differ"
-    # only the CNNs' commands have it
-    start = "; --new_head trains it for others" if net.built["name"] in models.CNNS else ""
+    # with another last layer the rest fits
+    head = all(map(_of_head, wrong))
+    start = "; --new_head trains it for others" if offer and head else ""
     for name, option in SIZES.items():
         here, there = net.built.get(name), held.get(name)
         if wrong and None not in (here, there) and here != there:
-            way = start if name == "num_classes" else ""
-            return f"was built with {name} {there}, here {here} ({differ}): check {option}{way}"
+            return f"was built with {name} {there}, here {here} ({differ}): check {option}{start}"
     if wrong and _of_head(wrong[0]):
         return f"is of another class count or width: {wrong[-1]} ({differ}){start}"
     if wrong:

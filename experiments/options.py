@@ -96,7 +96,7 @@ class RowSettings(ExperimentSettings):
 
     row: RowOptions = group()
     files: FileOptions = group(
-        replace={"help": "replace a result of other code or other arguments"}
+        replace={"help": "replace a result of other trainings, code or arguments"}
     )
     # the row and the schedule choose, see `reproduce.of_row`
     network: NetworkOptions = group(

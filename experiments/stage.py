@@ -298,17 +298,24 @@ class Stage:
             python = self.chain.launcher
         command = [*python, str(ROOT / self.file), *words]
         with subprocess.Popen(command, cwd=ROOT, pass_fds=(lock,)) as script:
-            # who ends this process means the training, too; Ctrl-C reaches both
-            former = signal.signal(signal.SIGTERM, lambda *_: script.terminate())
+            ended = []
+
+            # who ends this process means the training, too
+            def end(*_):
+                ended.append(True)
+                script.terminate()
+
+            former = signal.signal(signal.SIGTERM, end)
             try:
                 status = script.wait()
+            except KeyboardInterrupt:
+                # a terminal's Ctrl-C has reached both, any other one this process alone
+                script.terminate()
+                raise
             finally:
                 signal.signal(signal.SIGTERM, former)
-        if status < 0:
-            raise RunError(
-                f"{self.name} was ended by signal {-status}: run this again, it goes on where it "
-                "stopped"
-            )
+        if ended or status < 0:
+            raise RunError(f"{self.name} was ended: run this again, it goes on where it stopped")
         # the script has said what is wrong
         if status:
             raise RunError(

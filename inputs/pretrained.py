@@ -115,8 +115,10 @@ def class_names(data):
     """
     if data.get("classes"):
         return data["classes"]
-    entry = TABLE.get(data["name"])
-    return entry and entry.labels.split()
+    # a list, since a damaged file's name may be what no dictionary takes
+    if data["name"] not in list(TABLE):
+        return None
+    return TABLE[data["name"]].labels.split()
 
 
 def _classes(data, net):

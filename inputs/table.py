@@ -136,10 +136,7 @@ class DataOptions:
 
 @dataclass(frozen=True)
 class CropOptions:
-    """augmentation
-
-    Padding and cutout are of images up to 64 pixels.
-    """
+    """augmentation"""
 
     flip: str = option(
         "random",
@@ -149,12 +146,14 @@ class CropOptions:
     )
     padding: str = option(
         "zero",
-        "what surrounds an image of which a random crop is taken: zeros, or the image mirrored",
+        "what surrounds an image, up to 64 pixels, of which a random crop is taken: zeros, or the "
+        "image mirrored",
         choices=("zero", "reflect"),
     )
     cutout: int = option(
         0,
-        "side of a square at random in each image that is blanked with the mean pixel, 0: none",
+        "side of a square at random in each image, up to 64 pixels, that is blanked with the mean "
+        "pixel, 0: none",
         natural,
         unit="pixels",
     )

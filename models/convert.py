@@ -72,11 +72,13 @@ def fuse_bn(net, images, tolerance=1e-4):
     Args:
         net: a network with batch norm, compared in eval mode. images: [B, C, H, W].
     Raises:
-        ValueError: net has no batch norm.
+        ValueError: net has no batch norm, or `build` cannot make it without.
         ConversionError: the outputs differ by more than `tolerance`.
     """
     # only networks that can be built without batch norm say whether they have it
     built = how_built(net)
+    if norms(net) and "bn" not in built:
+        raise ValueError(f"{built['name']} takes no argument bn, so it cannot be built without")
     if not built.get("bn"):
         raise ValueError("the network has no batch norm that can be fused")
 
@@ -106,7 +108,7 @@ def to_spiking(net, act):
     Its weights are those of `net`; thetas and leaks are as `act` (a `Spiking`) starts them.
 
     Raises:
-        ValueError: net still has batch norm.
+        ValueError: net still has batch norm, or `build` did not make it.
     """
     if norms(net):
         raise ValueError("the network has batch norm: fuse it first (fuse_bn)")

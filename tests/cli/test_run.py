@@ -479,3 +479,9 @@ def test_half_a_result_gets_another_name_too(tmp_path):
     stable.write_bytes(b"half")
     run._keep_former(stable, tmp_path / "ann_x_20260102-000000")
     assert (tmp_path / "ann_x_20260102-000000_before.pth").read_bytes() == b"half"
+
+
+def test_a_file_of_export_is_no_checkpoint(tmp_path):
+    (tmp_path / "net_integer.npz").write_bytes(b"PK")
+    with pytest.raises(UseError, match=r"was written by export.py: give the checkpoint"):
+        checkpoint.load(tmp_path / "net_integer.npz")

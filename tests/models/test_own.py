@@ -28,11 +28,11 @@ def registered(monkeypatch):
     models.register("Own", Own)
 
 
-def test_a_registered_network_is_converted_and_rebuilt(registered):
+def test_a_registered_network_is_converted_and_rebuilt(registered, tmp_path):
     ann = models.build("own", ReLU(), num_classes=3)
     snn = convert.to_spiking(ann, Spiking(NeuronConfig.vgg(3), steps=2, theta=0.3)).eval()
-    content = checkpoint.content(snn, "snn", {}, {})
-    again = checkpoint.rebuild(content).eval()
+    checkpoint.save(tmp_path / "own.pth", checkpoint.content(snn, "snn", {}, {}))
+    again = checkpoint.rebuild(checkpoint.load(tmp_path / "own.pth")).eval()
     assert isinstance(again, Own)
     assert torch.equal(again(IMAGES), snn(IMAGES))
     assert torch.equal(again.head.weight, ann.head.weight)
@@ -58,6 +58,13 @@ def test_what_build_did_not_make_cannot_be_made_again(use):
         use(Own(ReLU()), IMAGES)
 
 
+def test_a_batch_norm_that_no_argument_leaves_out_is_told(registered):
+    ann = models.build("own", ReLU())
+    ann.stages[0].synapse.norm = nn.BatchNorm2d(4)
+    with pytest.raises(ValueError, match="own takes no argument bn"):
+        convert.fuse_bn(ann, IMAGES)
+
+
 def test_integers_are_not_refused_for_a_batch_norm_that_is_not_there():
     net = Own(Spiking(NeuronConfig.vgg(3)))
     integer.check(net)
@@ -66,7 +73,7 @@ def test_integers_are_not_refused_for_a_batch_norm_that_is_not_there():
         integer.check(net)
 
 
-@pytest.mark.parametrize("module", [nn.Conv1d(4, 4, 1), nn.ConvTranspose2d(4, 4, 1), MLIF()])
+@pytest.mark.parametrize("module", [nn.Conv1d(4, 4, 1), nn.LSTMCell(4, 4), MLIF()])
 def test_what_is_not_counted_is_refused(module):
     """It would cost nothing, or neurons be taken for an ANN."""
     net = Own(Spiking(), middle=[module])

@@ -7,6 +7,7 @@ import ann_ddp
 import models
 import snn_ddp
 from engine import checkpoint
+from engine.errors import UseError
 from models import NeuronConfig, Spiking
 from tests.helpers import image_folder
 
@@ -55,6 +56,23 @@ def test_all_but_the_head_comes_from_the_file(here, fails, script, kind, start):
     shared = [key for key in before if not key.endswith(own)]
     assert len(shared) > 40
     assert all(torch.equal(after[key], before[key]) for key in shared)
+
+
+@pytest.mark.parametrize(
+    "images, words",
+    [
+        ("--image_size 64", ["image_size 32, here 64", "check --image_size; --new_head trains"]),
+        ("--image_size 32 --width_mult 0.125", ["width_mult 0.0625, here 0.125"]),
+    ],
+)
+def test_what_a_new_head_would_mend_is_told(here, fails, images, words):
+    argv = f"{NETWORK} --dataset FOLDER --dataset_dir images {images} --device cpu"
+    fails(ann_ddp.main, f"{argv} --pretrained_ann ann.pth", *words)
+    # a width is no matter of the head
+    still = f"{argv} --pretrained_ann ann.pth --test_only"
+    with pytest.raises(UseError, match="was built with") as error:
+        ann_ddp.main(still.split())
+    assert "--new_head" not in str(error.value)
 
 
 @pytest.mark.parametrize("more", ["", "--pretrained_ann ann.pth --test_only"])
