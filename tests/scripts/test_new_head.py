@@ -68,7 +68,7 @@ def test_all_but_the_head_comes_from_the_file(here, fails, script, kind, start):
 def test_what_a_new_head_would_mend_is_told(here, fails, images, words):
     argv = f"{NETWORK} --dataset FOLDER --dataset_dir images {images} --device cpu"
     fails(ann_ddp.main, f"{argv} --pretrained_ann ann.pth", *words)
-    # a width is no matter of the head
+    # a test keeps the head that the file has
     still = f"{argv} --pretrained_ann ann.pth --test_only"
     with pytest.raises(UseError, match="was built with") as error:
         ann_ddp.main(still.split())
