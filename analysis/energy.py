@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from engine.dist import World
-from models import MLIF, LIFLayer, ReLU, SpikingLayer, build
+from models import MLIF, LIFLayer, ReLU, SpikingLayer, build, image_side
 from models.activations import Activation
 from models.layers import WEIGHTED, evaluating
 from models.rates import macs_of
@@ -304,7 +304,7 @@ def of_ann(name, **arguments):
     """
     with torch.device("meta"):
         net = build(name, ReLU(), **arguments).eval()
-        side = net.built["image_size"]
+        side = image_side(net)
         with Counter(net) as counter:
             net(torch.empty(1, 3, side, side))
     rows = [replace(row, dense=[1.0]) for row in counter.sizes.values()]

@@ -46,8 +46,9 @@ PLAIN = [
     "rate",
     "code",
 ]
-# Columns of the table; its lines have the same widths.
-HEAD = f"{'layer':<28}{'MACs':>14}{'rate':>9}{'uJ':>12}{'kbit in':>11}{'of weights':>12}"
+# A line of the table, and its first.
+LINE = "{:<28}{:>14}{:>9}{:>12}{:>11}{:>12}"
+HEAD = ("layer", "MACs", "rate", "uJ", "kbit in", "of weights")
 
 
 @dataclass(frozen=True)
@@ -306,18 +307,12 @@ class Energy:
     def table(self, name="paper"):
         """The layers under a model as text, then the totals of all models."""
         model = MODELS[name]
-        lines = [HEAD]
+        lines = [LINE.format(*HEAD)]
         for row in self.layers:
             rate = "-" if row.rate is None else f"{row.rate:.4f}"
-            lines.append(
-                f"{row.name:<28}{row.macs:>14,}{rate:>9}"
-                f"{row.uj(model):>12.4f}{_kilobits(row.bits(model))}"
-            )
-        lines.append(
-            f"{'total, ' + name:<28}{self.macs:>14,}{'':>9}"
-            f"{self.uj(name):>12.4f}{_kilobits(self.bits(name))}"
-            f"   (ANN: {self.ann(name):.2f})"
-        )
+            lines.append(_line(row.name, row.macs, rate, row.uj(model), row.bits(model)))
+        total = _line(f"total, {name}", self.macs, "", self.uj(name), self.bits(name))
+        lines.append(f"{total}   (ANN: {self.ann(name):.2f})")
 
         lines += [f"prices: {model.source}", "other models:"]
         for other in MODELS:
@@ -347,10 +342,10 @@ class Energy:
             csv.writer(file).writerows(lines)
 
 
-def _kilobits(bits):
-    """The last two columns: bits of inputs and of weights."""
-    inputs, weights = bits
-    return f"{inputs / 1000:>11,.1f}{weights / 1000:>12,.1f}"
+def _line(name, macs, rate, uj, bits):
+    """A line of the table; bits: of inputs and of weights."""
+    inputs, weights = (f"{count / 1000:,.1f}" for count in bits)
+    return LINE.format(name, f"{macs:,}", rate, f"{uj:.4f}", inputs, weights)
 
 
 def _place(lane):

@@ -18,7 +18,7 @@ from engine import integer_file, integer_onnx, nir_file, onnx_file
 from engine.errors import RunError, UseError
 from engine.files import write_atomic
 from engine.log import versions
-from models import describe, integer
+from models import describe, image_side, integer
 from models.activations import NeuronActivation
 from models.rates import weighted
 
@@ -50,9 +50,8 @@ class Source:
 
 def image_shape(net):
     """Shape of one image (or of its frames) of a network."""
-    built = net.built
     first, *_ = weighted(net)
-    side = built.get("image_size") or built["img_size"]
+    side = image_side(net)
     frames = (net.act.steps,) if net.act.encoding == "frames" else ()
     return *frames, first.in_channels, side, side
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from models import image_side
 from models.integer import check
 from models.layers import Layer, Residual
 
@@ -134,7 +135,7 @@ def build(net, **metadata):
             f"it runs {net.act.steps} steps, in which its lanes share a potential and its reset, "
             "while each IF of NIR has its own: train with --timesteps 1"
         )
-    side = net.built["image_size"]
+    side = image_side(net)
     channels = net.stages[0].synapse.map.in_channels
     graph = _Graph((channels, side, side))
     signal = {1: ["input"]}

@@ -9,6 +9,7 @@ import torch
 
 from engine import checkpoint
 from engine.errors import MALFORMED, UseError, reason
+from models import image_side
 
 from .images import IN_MEMORY, MARGIN
 from .table import TABLE
@@ -133,7 +134,7 @@ def _classes(data, net):
         raise ValueError(f"the data set {data['name']!r} is not known")
     names = known or [str(number) for number in range(count)]
 
-    side = net.built.get("image_size") or net.built["img_size"]
+    side = image_side(net)
     said = (data["image_size"], data["num_classes"], len(names))
     fits = said == (side, count, count)
     words = all(isinstance(name, str) for name in names)

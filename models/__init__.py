@@ -39,6 +39,7 @@ __all__ = [
     "describe",
     "from_description",
     "how_built",
+    "image_side",
     "lanes",
     "network",
     "options",
@@ -76,12 +77,18 @@ def network(name):
 def register(name, cls):
     """Let `build` know a network of your own, and so conversions, checkpoints and exports.
 
-    It lasts as long as the process. cls: a `layers.Network`, whose arguments are plain values.
+    It lasts as long as the process. cls: a `layers.Network`, which takes an activation `act` first;
+    its other arguments are plain values.
     Raises:
-        ValueError: a network of this package has that name.
+        ValueError: a network of this package has that name, or the class takes no `act`.
     """
     if isinstance(NETWORKS.get(name.lower()), str):
         raise ValueError(f"{name} is the name of a network of this package: give another")
+    first = next(iter(inspect.signature(cls).parameters), None)
+    if first != "act":
+        raise ValueError(
+            f"the first argument of {cls.__name__} must be act, the activation; got {first}"
+        )
     NETWORKS[name.lower()] = cls
 
 
@@ -97,6 +104,23 @@ def how_built(net):
             "see models.register"
         )
     return net.built
+
+
+def image_side(net):
+    """Width and height in pixels of the images that a network of `build` was built for.
+
+    Raises:
+        ValueError: `build` did not make it, or it has no argument that says so.
+    """
+    built = how_built(net)
+    # the published transformer has its own name for it
+    for name in ("image_size", "img_size"):
+        if name in built:
+            return built[name]
+    raise ValueError(
+        f"{built['name']} takes no argument image_size: give its class one, which says how many "
+        "pixels a side its images have"
+    )
 
 
 def options(name):

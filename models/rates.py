@@ -7,7 +7,7 @@ section 7), so their sum is the energy but for a constant.
 import torch
 import torch.nn.functional as F
 
-from . import how_built
+from . import image_side
 from .layers import WEIGHTED, Layer, hooked
 
 
@@ -26,7 +26,7 @@ def macs_of(layer, out):
 
 def run_once(net):
     """Run it on one image of zeros."""
-    side = how_built(net)["image_size"]
+    side = image_side(net)
     weight = net.head.weight
     net(torch.zeros(1, 3, side, side, device=weight.device, dtype=weight.dtype))
 

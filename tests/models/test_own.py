@@ -9,6 +9,7 @@ from analysis.energy import measure
 from engine import checkpoint
 from models import MLIF, NeuronConfig, ReLU, Spiking, convert, integer
 from models.layers import Layer, Network, Synapse
+from models.rates import sources
 
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -42,6 +43,17 @@ def test_a_name_of_the_package_is_not_taken(registered):
     models.register("own", Own)  # a cell of a notebook runs twice
     with pytest.raises(ValueError, match="VGG16 is the name of a network of this package"):
         models.register("VGG16", Own)
+
+
+def test_a_class_without_an_activation_is_refused(registered):
+    with pytest.raises(ValueError, match=r"first argument of Linear must be act.*got in_feat"):
+        models.register("linear", nn.Linear)
+
+
+def test_what_runs_a_network_by_itself_is_told_its_size_of_image(registered):
+    net = models.build("own", ReLU())
+    with pytest.raises(ValueError, match="own takes no argument image_size: give its class one"):
+        sources(net)
 
 
 @pytest.mark.parametrize(

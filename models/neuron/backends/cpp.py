@@ -10,6 +10,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -41,11 +42,15 @@ LEFT = 3600  # seconds after which a folder of the compiler has been left behind
 
 
 def compiler():
-    """Path of the C++ compiler: $CXX, else g++ or clang++ on the PATH, else None."""
-    chosen = os.environ.get("CXX")
-    names = [chosen] if chosen else ["g++", "c++", "clang++"]
-    found = map(shutil.which, names)
-    return next(filter(None, found), None)
+    """The C++ compiler as words of a command: $CXX, else g++ or clang++ on the PATH, else None."""
+    # $CXX may be several, as in `ccache g++`
+    chosen = shlex.split(os.environ.get("CXX", ""))
+    commands = [chosen] if chosen else [["g++"], ["c++"], ["clang++"]]
+    for name, *more in commands:
+        path = shutil.which(name)
+        if path:
+            return [path, *more]
+    return None
 
 
 @lru_cache
@@ -73,7 +78,7 @@ def _machine():
         wanted = ("model name", "flags", "Features", "CPU implementer", "CPU variant", "CPU part")
         first, _, _ = info.read_text().partition("\n\n")
         features = [line for line in first.splitlines() if line.startswith(wanted)]
-    version = _output([compiler(), "--version"]).stdout
+    version = _output([*compiler(), "--version"]).stdout
     facts = [platform.platform(), platform.processor(), version, *features]
     return "\n".join(facts)
 
@@ -132,7 +137,7 @@ def compile_library(variants):
             "no C++ compiler found: install g++ (Debian: apt install g++) or set CXX"
         )
     program = _program(variants)
-    command = [compiler(), *OPTIONS]
+    command = [*compiler(), *OPTIONS]
     facts = "\n".join([program, *command, _machine()])
     key = hashlib.sha256(facts.encode()).hexdigest()
     path = cache_folder() / f"{key[:24]}.so"
@@ -150,7 +155,9 @@ def compile_library(variants):
             lines = done.stderr.splitlines()
             errors = [line for line in lines if "error" in line]
             first = next(iter(errors or lines), "no message")
-            raise RuntimeError(f"{compiler()} cannot compile {FOLDER / 'mlif.cu'}: {first}")
+            raise RuntimeError(
+                f"{shlex.join(compiler())} cannot compile {FOLDER / 'mlif.cu'}: {first}"
+            )
         with library.open("ab") as file:
             file.write(_digest(library.read_bytes()))
         library.replace(path)

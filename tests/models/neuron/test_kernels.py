@@ -219,6 +219,13 @@ def cache(monkeypatch, tmp_path, fresh):
     return cpp.cache_folder()
 
 
+def test_a_compiler_may_be_several_words(cache, monkeypatch):
+    (path,) = cpp.compiler()
+    monkeypatch.setenv("CXX", f"env {path}")
+    assert cpp.compiler()[1:] == [path]
+    assert cpp.compile_library([]).exists()
+
+
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:4000] + b"?" + b[4001:]])
 def test_a_damaged_library_is_built_again(cache, damage):
     path = cpp.compile_library([])
