@@ -7,8 +7,8 @@ import time
 
 import torch
 
-from engine import dist
 from engine.files import write_text
+from engine.machine import device_name
 
 
 def option_parser(name, title):
@@ -43,7 +43,7 @@ def is_missing(device):
 def machine(device):
     """{"machine": ..., "torch": ..., "threads": ..., "load": ...} of the device."""
     return {
-        "machine": dist.machine(device),
+        "machine": device_name(device),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],  # of the last minute

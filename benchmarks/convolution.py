@@ -14,7 +14,7 @@ from unittest.mock import patch
 import torch
 from torch.nn import functional as F
 
-from engine.dist import keep_memory
+from engine.machine import keep_memory
 from models import layers
 
 from .common import alternate, machine, milliseconds, ratio, write

@@ -26,9 +26,10 @@ from torch import nn
 
 import models
 from engine import checkpoint, integer_onnx, onnx_file
-from engine.dist import World, keep_memory
+from engine.dist import World
 from engine.errors import UseError, guard
 from engine.extras import need
+from engine.machine import keep_memory
 from inputs.table import TABLE
 from models import convert, integer
 

@@ -17,7 +17,7 @@ from itertools import product
 
 import torch
 
-from engine.dist import keep_memory
+from engine.machine import keep_memory
 from models import NeuronConfig
 from models.neuron.backends import dispatch
 from models.neuron.reference import mlif_reference, surrogate

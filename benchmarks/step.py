@@ -23,7 +23,8 @@ import torch
 from torch.nn import functional as F
 
 import models
-from engine.dist import World, fast_amp, keep_memory
+from engine.dist import World
+from engine.machine import fast_amp, keep_memory
 
 from .common import alternate, is_missing, machine, milliseconds, option_parser, ratio, write
 

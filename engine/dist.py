@@ -7,7 +7,6 @@ double precision.
 """
 
 import atexit
-import ctypes
 import fcntl
 import importlib
 import os
@@ -25,11 +24,10 @@ import torch
 import torch.distributed as dist
 
 from .errors import UseError, guard
-from .log import processor
+from .machine import fast_amp, keep_memory
 from .settings import machine_option, natural, whole
 
 CPU = torch.device("cpu")
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 # the others wait while rank 0 downloads or balances thresholds
 PATIENCE = timedelta(hours=1)
 # within which all processes have started; reaching each other may take as long again
@@ -350,37 +348,6 @@ def _join(options, amp, rank, size, local_rank):
         ) from None
     # the store outlives the process group: a failing process leaves its mark there
     return World(rank, size, device, dist.PrefixStore("world", store))
-
-
-def fast_amp(device="auto"):
-    """The faster autocast type of a device: bf16 on GPUs that have it and on CPUs with AVX-512.
-
-    Else none: there bf16 is emulated and takes ten times as long as float32.
-    """
-    if str(device) != "cpu" and torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "none"
-    return "bf16" if "AVX512" in torch.backends.cpu.get_cpu_capability() else "none"
-
-
-def machine(device):
-    """What a torch device is sold as, a processor with its threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    threads = torch.get_num_threads()
-    return f"{processor()}, {threads} {'thread' if threads == 1 else 'threads'}"
-
-
-def keep_memory():
-    """Have glibc keep what is freed on the CPU; elsewhere this does nothing.
-
-    The next step asks for the same sizes again, and fetching the pages anew from the kernel costs
-    up to a quarter of a step.
-    """
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    # above these sizes (bytes) memory would go back to the kernel
-    if mallopt:
-        mallopt(M_MMAP_THRESHOLD, 1 << 30)
-        mallopt(M_TRIM_THRESHOLD, (1 << 31) - 1)
 
 
 def _carry_out(work, amp, debug, world):

@@ -28,17 +28,6 @@ def versions():
     return found
 
 
-def processor():
-    """What the processor is sold as."""
-    info = Path("/proc/cpuinfo")
-    # on Linux `platform` has its architecture alone
-    lines = info.read_text().splitlines() if info.exists() else []
-    for line in lines:
-        if line.startswith("model name"):
-            return line.split(":")[1].strip()
-    return platform.processor() or platform.machine()
-
-
 def write_json(path, content):
     """Write JSON atomically."""
     write_text(path, json.dumps(content, indent=2, default=str) + "\n")

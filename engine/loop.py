@@ -19,9 +19,9 @@ from models import set_backend
 from models.layers import evaluating
 
 from . import checkpoint
-from .dist import machine
 from .errors import MALFORMED, RunError, UseError, reason
 from .log import RunLog, progress, write_json
+from .machine import device_name
 from .recipes.base import mean_readout
 from .settings import machine_option, natural, option, positive_int, run_option, seed
 
@@ -634,7 +634,7 @@ class Trainer:
             "last_accuracy": last["accuracy"],
             "epochs": self.recipe.epochs,
             "seconds": self.seconds,
-            "machine": machine(self.world.device),
+            "machine": device_name(self.world.device),
             "processes": self.processes,
             "checkpoint": folder and str(weights),
             "run": folder and str(folder),

@@ -4,8 +4,8 @@ import importlib
 import shlex
 from pathlib import Path
 
-from engine.dist import fast_amp
 from engine.files import locked
+from engine.machine import fast_amp
 from engine.settings import flat
 
 from . import declared

@@ -5,9 +5,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cli.options import FileOptions, NetworkOptions
-from engine.dist import DeviceOptions, fast_amp
+from engine.dist import DeviceOptions
 from engine.errors import UseError
 from engine.loop import ComputeOptions, RunOptions
+from engine.machine import fast_amp
 from engine.settings import Settings, group, option, seed
 from inputs.table import DataOptions
 

@@ -18,8 +18,8 @@ import torch
 
 import reproduce
 from engine import log
-from engine.dist import fast_amp
 from engine.errors import UseError, guard
+from engine.machine import fast_amp
 from experiments import results, rows, stage
 from tests.helpers import PATIENCE, ROOT, environment
 

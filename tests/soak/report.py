@@ -10,7 +10,8 @@ from pathlib import Path
 from platform import platform
 
 from engine.files import write_text
-from engine.log import processor, read_json, read_lines, versions
+from engine.log import read_json, read_lines, versions
+from engine.machine import processor
 from tests.helpers import ROOT
 from tests.mutated import REFUSED, SAME
 from tests.soak.campaign import RECORDS
