@@ -52,7 +52,8 @@ def sources():
 
 def commit():
     """Commit of the working tree, with `+` if it was changed; '' outside git."""
-    command = "git describe --always --dirty=+ --abbrev=10 --exclude=*"
+    # of this project alone: an archive of it may lie inside another one's tree
+    command = "git --git-dir=.git describe --always --dirty=+ --abbrev=10 --exclude=*"
     # a project that was unpacked from an archive has no commit, and some machines have no git
     try:
         done = subprocess.run(

@@ -233,6 +233,16 @@ def test_what_the_code_computes_is_what_it_was(case):
     assert found == wanted, CHANGED
 
 
+def test_without_git_there_is_no_commit(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert arithmetic.commit() == ""
+
+
+def test_a_folder_inside_another_repository_has_not_its_commit(monkeypatch):
+    monkeypatch.setattr(arithmetic, "ROOT", arithmetic.ROOT / "models")
+    assert arithmetic.commit() == ""
+
+
 def write():
     found = {case.__name__: [float(f"{n:.6g}") for n in numbers(case)] for case in CASES}
     lines = ",\n".join(f"    {json.dumps(name)}: {json.dumps(v)}" for name, v in found.items())
@@ -241,8 +251,3 @@ def write():
 
 if __name__ == "__main__":
     write()
-
-
-def test_without_git_there_is_no_commit(monkeypatch):
-    monkeypatch.setenv("PATH", "/nowhere")
-    assert arithmetic.commit() == ""
