@@ -3,6 +3,7 @@
 A new one is a function, and an entry of TARGETS.
 """
 
+import json
 import math
 from collections.abc import Callable, Iterable
 from contextlib import contextmanager
@@ -173,6 +174,8 @@ def write_nir(source, path):
         "source": str(source.path),
         "mean": np.array(source.mean),
         "std": np.array(source.std),
+        # as the header of an ONNX file has it
+        "data": json.dumps(source.about),
     }
     with has_no("NIR graph", source):
         graph = nir_file.build(source.net, **about)

@@ -139,6 +139,18 @@ def test_fine_tuning_is_told_before_and_after(cifar, tmp_path, capsys):
     assert not torch.equal(tuned.head.weight, untuned.head.weight)
 
 
+@pytest.mark.parametrize("settings, mirrors", [({}, True), ({"flip": "none"}, False)])
+def test_fine_tuning_mirrors_no_image_that_the_training_did_not(
+    settings, mirrors, cifar, tmp_path, monkeypatch
+):
+    path = write(tmp_path / "snn.pth", settings={"dataset": "CIFAR10", **settings})
+    seen = []
+    monkeypatch.setattr(export, "make_loaders", lambda data, *_: seen.append(data.flip))
+    words = [str(path), "--qat_epochs", "1", "--data_root", str(cifar)]
+    export.read_source(export.get_parser().parse(words))
+    assert seen == [mirrors]
+
+
 # ---- ONNX
 
 
@@ -236,6 +248,7 @@ def test_nir(name, cifar, tmp_path, capsys):
     graph = nir.read(found["output"])
     assert graph.metadata["source"] == str(path)
     assert graph.metadata["mean"].tolist() == [0.4914, 0.4822, 0.4465]
+    assert json.loads(graph.metadata["data"])["classes"][:2] == ["airplane", "automobile"]
     assert sorted(tmp_path.iterdir()) == [tmp_path / "snn.nir", path]
 
 
