@@ -34,14 +34,15 @@ def of_row(asked, row):
 
 
 def dry_run(row, asked):
-    """Print the commands of a row."""
+    """Print the commands of a row, and which of them are done."""
     # a comment, so that the output is a script
     print(f"# {row.name}")
     first, *_ = asked.experiment.seeds
     chain = results.make_chain(row, asked, first)
     for stage in chain.stages.values():
         stage.parsed()
-        print(stage.command)
+        done = "  # done" if stage.record and stage.summary else ""
+        print(f"{stage.command}{done}")
 
 
 def run(row, asked, folder):
