@@ -117,8 +117,7 @@ def read(asked):
 
 def rules(asked):
     """Options that do nothing for what is asked."""
-    vgg = asked.network.architecture == "VGG16"
-    return [(["kernel_size"], vgg, "only VGG16 has a free kernel size")]
+    return [run.kernel_rule(asked.network)]
 
 
 def result(asked):

@@ -80,7 +80,8 @@ def build(task):
     """The network with its starting weights, on the device."""
     network, act = task.asked.network, activation(task.asked.quant)
     # VGG16's head has its own dropout on small images, as published
-    head = 0.5 if task.about["image_size"] < 128 else network.dropout
+    small = network.architecture == "VGG16" and task.about["image_size"] < 128
+    head = 0.5 if small else network.dropout
     net = run.build(network, task.about, act, head_dropout=head)
     # a resumed run's weights are in its own last.pth
     path = network.pretrained_ann

@@ -86,11 +86,7 @@ def cnn_rules(asked):
     training = asked.training
     return [
         *data_rules(asked.data, asked.crop),
-        (
-            ["kernel_size"],
-            asked.network.architecture == "VGG16",
-            "only VGG16 has a free kernel size",
-        ),
+        kernel_rule(asked.network),
         (
             ["lr_interval", "lr_reduce"],
             training.lr_schedule == "step",
@@ -115,6 +111,13 @@ def cnn_rules(asked):
     ]
 
 
+def kernel_rule(network):
+    """--kernel_size does nothing with a network that has its own; network: `NetworkOptions`."""
+    name = network.architecture
+    free = "kernel_size" in models.options(name)
+    return (["kernel_size"], free, f"{name} has no free kernel size")
+
+
 def head_rule(asked):
     """--new_head does nothing without weights to start a training from."""
     network = asked.network
@@ -135,7 +138,7 @@ def note_unused(asked, world):
     if asked.training.optimizer == "Adam" and "momentum" in asked.given:
         world.say("note: --momentum is not used by Adam")
     data = asked.data
-    if data.dataset.startswith("CIFAR") and "dataset_dir" in asked.given:
+    if TABLE[data.dataset].looks_in == "data_root" and "dataset_dir" in asked.given:
         world.say(
             f"note: --dataset_dir is not used by {data.dataset}, which is looked for under "
             f"--data_root {data.data_root}"

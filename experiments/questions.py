@@ -12,6 +12,7 @@ questions.yml declares the questions; `answers` says how they are judged.
 from dataclasses import dataclass
 from pathlib import Path
 
+import models
 from cli.options import NetworkOptions
 from cli.parser import Parser
 from engine.errors import UseError, guard
@@ -121,12 +122,13 @@ def make_chain(asked, question, seed):
     stages = declared.stages(declared.filled(question.chain, values))
     stages = declared.needed(stages, question.stages.values())
     about_stem = any("stem" in stage.given.values() for stage in stages)
-    if about_stem and network.architecture == "VGG16":
+    name = network.architecture
+    if about_stem and not models.network(name).stem:
         raise UseError(
-            f"{question.name} is about ResNet20's stem, VGG16 has none: ask it of RESNET20"
+            f"{question.name} is about ResNet20's stem, {name} has none: ask it of RESNET20"
         )
     # the same for all questions, which share their networks
-    size = f"{network.architecture.lower()}-w{network.width_mult:g}"
+    size = f"{name.lower()}-w{network.width_mult:g}"
     folder = Path(asked.run.output_dir) / size / f"seed{seed}"
     return Chain(folder, stages, f"{question.name}, seed {seed}")
 

@@ -14,13 +14,14 @@ from pathlib import Path
 from engine.errors import UseError
 from engine.settings import flat
 from inputs.table import TABLE
+from models import CNNS
 
 from . import declared
 from .stage import Stage, options
 
 FOLDER = Path(__file__).parent
 # Training images of an epoch; of the recordings the first 900 of each of the ten classes.
-IMAGES = {name: entry.images for name, entry in TABLE.items()}
+IMAGES = {name: entry.images for name, entry in TABLE.items() if entry.images}
 IMAGES["DVS-CIFAR10"] = 9_000
 METHODS = ("ANN", "M-LIF")
 
@@ -65,7 +66,8 @@ class Row:
 
     @property
     def cnn(self):
-        return self.network in ("ResNet20", "VGG16")
+        """Whether its network is a CNN, which goes from an ANN to an SNN."""
+        return self.network.lower() in CNNS
 
 
 # ---- the table ----
@@ -135,8 +137,7 @@ def find(name):
 def published(script, row):
     """The options of the published command of a CNN, but for the names of files and folders.
 
-    Raises:
-        UseError: no such command was published.
+    Returns {} where no such command was published.
     """
     wanted = (f"{script}.py", row.dataset, row.network.upper())
     for line in (FOLDER / "published_commands.txt").read_text().splitlines():
@@ -146,7 +147,7 @@ def published(script, row):
         if (file, found["dataset"], found["architecture"]) == wanted:
             break
     else:
-        raise UseError(f"no command of {script}.py for {row.network} on {row.dataset} is published")
+        return {}
     idle = ["pretrained_ann", "dataset_dir"]
     # Adam would only note that it does not use one
     if found.get("optimizer") == "Adam":
@@ -202,6 +203,12 @@ def stages(row, asked, seed):
         own = short.get(stage.script, {})
         if row.cnn and not own:
             own = published(stage.script, row)
+            # fusing needs no options
+            if not own and (stage.trains or schedule == "published"):
+                raise UseError(
+                    f"no command of {stage.script}.py for {row.network} on {row.dataset} is "
+                    f"published: {row.name} needs another --schedule"
+                )
         printed = {**stage.given, **own}
         stage.given = {**own, **stage.given}
     # where the neuron of the printed recipe is not that of the table, both run
@@ -214,12 +221,15 @@ def stages(row, asked, seed):
 
 
 def trainings(row):
-    """[(epochs, T)] of the published schedule, of each network that is trained."""
+    """[(epochs, T)] of the published schedule, of each network that is trained; [] if none is."""
     if not row.cnn:
         return [(row.recipe["epochs"], row.steps)]
-    found = [(int(published("ann_ddp", row)["epochs"]), 1)]
+    ann = published("ann_ddp", row)
+    printed = published("snn_ddp", row)
+    if not ann or (row.method != "ANN" and not printed):
+        return []
+    found = [(int(ann["epochs"]), 1)]
     if row.method != "ANN":
-        printed = published("snn_ddp", row)
         count = int(printed["epochs"])
         lanes, steps = int(printed["num_channels"]), int(printed["timesteps"])
         # where the printed neuron is not the table's, both are trained

@@ -59,6 +59,8 @@ def needs(row):
 
 def cost(row):
     """Training cost of the published schedule: epochs, and 10^15 operations."""
+    if not rows.epochs(row):
+        return "no published schedule"
     counts = " + ".join(map(str, rows.epochs(row)))
     return f"{counts} epochs, {1e-15 * rows.operations(row):,.0f} PFLOP"
 

@@ -286,6 +286,8 @@ def read_parts(train, test, size, upright=False):
 
 
 # ---- readers: (entry of the table, `DataOptions`, side in pixels, world) -> `Found` ----
+#
+# Every process calls them; what writes to a disk is `world.alone`'s. Missing data is a UseError.
 
 
 def read_digits(entry, options, side, world):

@@ -133,6 +133,11 @@ class DataOptions:
         spellings=("--img_size",),
     )
 
+    @property
+    def side(self):
+        """Side of the images in pixels, None: not known yet."""
+        return TABLE[self.dataset].side or self.image_size
+
 
 @dataclass(frozen=True)
 class CropOptions:
@@ -177,7 +182,7 @@ def data_rules(options, crop=CropOptions()):
     """
     entry = TABLE[options.dataset]
     name, looks_in = entry.name, entry.looks_in
-    in_memory = (entry.side or options.image_size or 0) <= IN_MEMORY
+    in_memory = (options.side or 0) <= IN_MEMORY
     fixed = f"{name} has a fixed size, only --dataset FOLDER takes one"
     mirrored = entry.flip and (in_memory or crop.flip != "alternating")
     elsewhere = f"{name} is not looked for under --data_root"
@@ -192,6 +197,28 @@ def data_rules(options, crop=CropOptions()):
     ]
 
 
+def check_found(entry, found, side, classes):
+    """Refuse parts that a reader must not return.
+
+    Raises:
+        ValueError: they are no `Memory` of that side, or have labels outside of the classes.
+    """
+    for part in found.train, found.test:
+        if isinstance(part, Memory):
+            shape, kind = list(part.images.shape[1:]), part.images.dtype
+            if (shape, kind) != ([side, side, 3], torch.uint8):
+                raise ValueError(
+                    f"{entry.name}: expected images uint8 [N, {side}, {side}, 3], its reader "
+                    f"returned {kind} {shape}"
+                )
+        labels = part.labels
+        if labels.dtype != torch.int64 or not 0 <= labels.min() <= labels.max() < classes:
+            raise ValueError(
+                f"{entry.name}: expected labels int64 in [0, {classes}), its reader returned "
+                f"{labels.dtype} in [{labels.min()}, {labels.max()}]"
+            )
+
+
 def load(options, world):
     """The `Data` that `DataOptions` name.
 
@@ -199,18 +226,20 @@ def load(options, world):
         UseError: data missing, incomplete or unreadable; the message says what was expected where.
     """
     entry = TABLE[options.dataset]
-    side = entry.side or options.image_size
+    side = options.side
     if side is None:
         raise UseError(
             f"--dataset {entry.name} needs --image_size, the side of the square input in pixels"
         )
     found = entry.read(entry, options, side, world)
+    classes = entry.classes or len(found.classes)
+    check_found(entry, found, side, classes)
     mean, std = _statistics(entry, found.train)
     about = {
         "name": entry.name,
         "source": found.source,
         "where": found.where,
-        "num_classes": entry.classes or len(found.classes),
+        "num_classes": classes,
         "image_size": side,
         "train": describe_part(found.train),
         "test": describe_part(found.test),

@@ -49,8 +49,8 @@ __all__ = [
 
 # A network is one file here and one entry: its name, and module.class in this package.
 # CNNS are those that go from an ANN to an SNN (ann_ddp.py, absorb_bn.py, snn_ddp.py). They take the
-# arguments num_classes, image_size, width_mult, bn and bias, and their stages have `firings` and
-# `fold_scale` (see `layers.Network`).
+# arguments num_classes, image_size, width_mult, bn, bias and dropout, and their stages have
+# `firings` and `fold_scale` (see `layers.Network`).
 CNNS = {
     "vgg16": "vgg.VGG16",
     "resnet20": "resnet.ResNet20",

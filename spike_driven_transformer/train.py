@@ -42,7 +42,7 @@ def result(asked):
 def image_rules(asked):
     """Options of the images that do nothing for what is asked."""
     data, augment = asked.data, asked.augment
-    large = data.dataset == "IMAGENET" or (data.image_size or 0) > IN_MEMORY
+    large = (data.side or 0) > IN_MEMORY
     on_device = augment.device_side and not large
     return [
         (

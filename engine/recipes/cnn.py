@@ -29,6 +29,19 @@ from .base import Recipe, mean_readout
 THRESHOLDS = ("theta", "scale")  # parameters that --thr_lr governs
 
 
+def linear(epoch, epochs, rate):
+    """A line from `rate` at epoch 1 to 0 after `epochs` epochs."""
+    return rate * (1 - (epoch - 1) / epochs)
+
+
+def cosine(epoch, epochs, rate):
+    """Half a cosine from `rate` at epoch 1 to 0 after `epochs` epochs."""
+    return rate * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
+
+
+SMOOTH = {"cosine": cosine, "linear": linear}
+
+
 @dataclass(frozen=True)
 class TrainingOptions:
     """training"""
@@ -40,7 +53,7 @@ class TrainingOptions:
     lr_schedule: str = option(
         "step",
         "step: drops at --lr_interval, as published; cosine, linear: to 0, in every step",
-        choices=("step", "cosine", "linear"),
+        choices=("step", *SMOOTH),
     )
     lr_interval: tuple = option(
         (0.45, 0.70, 0.90),
@@ -84,17 +97,18 @@ class TrainingOptions:
     )
 
 
+def norms(net):
+    """Its batch norms."""
+    return [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
+
+
 def make_optimizer(net, options):
     """SGD with momentum or Adam.
 
     With `thr_lr` > 0 thetas (and output scales) form a group of their own, at that constant rate.
     With a `norm_bias_lr` so do the biases of batch norm, at that multiple of the scheduled rate.
     """
-    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
-    if options.fixed_norm_scale:
-        for norm in norms:
-            norm.weight.requires_grad_(False)
-    shifts = [norm.bias for norm in norms if options.norm_bias_lr != 1]
+    shifts = [norm.bias for norm in norms(net) if options.norm_bias_lr != 1]
     shifted = set(shifts)
 
     # a rate of 0 means one group, as published
@@ -120,19 +134,6 @@ def make_optimizer(net, options):
     return torch.optim.Adam(groups, betas=options.betas, amsgrad=options.amsgrad, **common)
 
 
-def linear(epoch, epochs, rate):
-    """A line from `rate` at epoch 1 to 0 after `epochs` epochs."""
-    return rate * (1 - (epoch - 1) / epochs)
-
-
-def cosine(epoch, epochs, rate):
-    """Half a cosine from `rate` at epoch 1 to 0 after `epochs` epochs."""
-    return rate * (1 + math.cos(math.pi * (epoch - 1) / epochs)) / 2
-
-
-SMOOTH = {"cosine": cosine, "linear": linear}
-
-
 def learning_rate(epoch, options):
     """Learning rate at `epoch`, counted from 1: 2.5 is the middle of the second epoch.
 
@@ -140,15 +141,15 @@ def learning_rate(epoch, options):
     lr_interval, in whole epochs. 'cosine', 'linear': half a cosine or a line from learning_rate to
     0, step by step. Before each, with `warm_up`, linear from warm_up_lr over warm_up_epochs epochs.
     """
-    top, smooth = options.learning_rate, SMOOTH.get(options.lr_schedule)
-    if smooth is None:
+    top, schedule = options.learning_rate, options.lr_schedule
+    if schedule == "step":
         epoch = int(epoch)
     # the warm-up's first step has warm_up_lr, the first one after it the full rate
     warm = options.warm_up_epochs if options.warm_up else 0
     if epoch - 1 < warm:
         return options.warm_up_lr + (top - options.warm_up_lr) * (epoch - 1) / warm
-    if smooth is not None:
-        return smooth(epoch - warm, options.epochs - warm, top)
+    if schedule != "step":
+        return SMOOTH[schedule](epoch - warm, options.epochs - warm, top)
     # truncated, as published: 0.7 of 90 epochs is epoch 62
     drops = sum(1 <= int(f * options.epochs) <= epoch for f in options.lr_interval)
     return top / options.lr_reduce**drops
@@ -184,6 +185,9 @@ class CNNRecipe(Recipe):
             )
 
     def optimizer(self, net):
+        if self.options.fixed_norm_scale:
+            for norm in norms(net):
+                norm.weight.requires_grad_(False)
         return make_optimizer(net, self.options)
 
     def set_rate(self, optimizer, epoch):

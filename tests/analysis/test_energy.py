@@ -46,6 +46,15 @@ def test_a_measured_ann_is_its_shape():
     assert measured.lane_rates == [] and measured.lane_rates_per_layer == {}
 
 
+def test_an_snn_is_compared_with_the_ann_of_its_shape():
+    act = models.Spiking(models.NeuronConfig.vgg(3), steps=2)
+    snn = measure(models.build("resnet20", act, width_mult=1 / 8), [torch.randn(2, 3, 32, 32)])
+    shape = of_ann("resnet20", width_mult=1 / 8)
+    for name in MODELS:
+        assert snn.ann(name) == pytest.approx(shape.uj(name))
+    assert {(r.code, r.reads) for r in snn.as_ann()} == {(0, 1)}
+
+
 def test_counts_by_hand():
     """A 3x3 convolution on 2x2 pixels: each input meets 4 of 9 weights, the rest is padding."""
     energy = measure(silent_chain(), [IMAGE])

@@ -136,6 +136,18 @@ def test_every_group_has_a_title():
             assert group.__doc__.splitlines()[0].strip(), (command, group)
 
 
+def test_a_number_has_a_type():
+    """Without one the command line would hand on its text."""
+    plain = []
+    for name, kind in classes().items():
+        for field in fields(kind):
+            # of `int | None`, too
+            kinds = {field.type, *getattr(field.type, "__args__", ())}
+            if "help" in field.metadata and kinds & {int, float} and not field.metadata["type"]:
+                plain.append(f"{name}.{field.name}")
+    assert not plain
+
+
 def test_what_an_option_governs_is_one_of_three():
     kinds = {settings.RESULT, settings.RUN, settings.MACHINE}
     for group, declared in groups().items():

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from dataclasses import replace
 
 import pytest
 import torch
@@ -83,6 +84,7 @@ def test_a_line_is_a_row(tmp_path):
         (GOOD.strip() + ",7", ["line 3", "expected the values name,dataset"]),
         (GOOD, ["line 3", "there is a row a already"]),
         ("b,CIFAR11,VGG16,ANN,,1,,94.31,997,1", ["dataset is 'CIFAR11'", "CIFAR10, CIFAR100"]),
+        ("b,DIGITS,VGG16,ANN,,1,,94.31,997,1", ["dataset is 'DIGITS'", "CIFAR10, CIFAR100"]),
         ("b,CIFAR10,VGG17,ANN,,1,,94.31,997,1", ["network is 'VGG17'", "VGGSNN"]),
         ("b,CIFAR10,VGG16,SNN,,1,,94.31,997,1", ["method is 'SNN'", "ANN, M-LIF"]),
         ("b,CIFAR10,VGG16,ANN,,1,,x,997,1", ["line 3: expected a number", "'x'"]),
@@ -146,10 +148,21 @@ def test_cost_by_hand():
 # ---- recipes ----
 
 
-def test_a_network_without_a_published_command_is_told():
-    row = rows.Row("a", "CIFAR10", "ResNet21", "ANN", 0, 1, 0, 90.0, 1.0, 1)
-    with pytest.raises(UseError, match=r"no command of snn_ddp.py for ResNet21 on CIFAR10 is publ"):
-        rows.published("snn_ddp", row)
+def test_a_network_without_a_published_command_has_other_schedules():
+    row = rows.Row("a", "DIGITS", "ResNet20", "ANN", 0, 1, 0, 90.0, 1.0, 1)
+    with pytest.raises(UseError, match=r"no command of ann_ddp.py for ResNet20 on DIGITS is publ"):
+        rows.stages(row, asked_for(row), 0)
+    (ann,) = rows.stages(row, asked_for(row, "--schedule smoke"), 0)
+    assert (ann.given["dataset"], ann.given["architecture"]) == ("DIGITS", "RESNET20")
+    assert tables.cost(row) == "no published schedule"
+
+
+def test_a_new_cnn_is_known_as_one(monkeypatch):
+    """Or its row would train the default network, without a word."""
+    row = replace(rows.find("cifar10-vgg16-ann"), network="Toy")
+    assert not row.cnn
+    monkeypatch.setitem(models.CNNS, "toy", "toy.Toy")
+    assert row.cnn
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -8,14 +8,16 @@ from PIL import Image
 
 from engine.dist import World
 from engine.errors import UseError
-from inputs.images import Files, Memory
+from inputs.images import Files, Found, Memory
 from inputs.loader import BatchOptions, loaders, published_transform
 from inputs.table import (
     IMAGENET,
     TABLE,
     CropOptions,
     DataOptions,
+    DataSet,
     augmented,
+    check_found,
     data_rules,
     data_set_name,
     load,
@@ -189,6 +191,28 @@ def test_own_pictures_are_turned_as_the_camera_says(dataset, side, turned, tmp_p
     top, _ = images[0, 0].chunk(2)
     _, right = images[0, 0].chunk(2, dim=1)
     assert (right.min() > 0) == turned and (top.min() > 0) != turned
+
+
+IMAGES = torch.zeros(3, 4, 4, 3, dtype=torch.uint8)
+LABELS = torch.tensor([0, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "images, labels, words",
+    [
+        (IMAGES.movedim(3, 1), LABELS, r"expected images uint8 \[N, 4, 4, 3\], .* \[3, 4, 4\]"),
+        (IMAGES.float(), LABELS, r"expected images uint8 .* torch.float32 \[4, 4, 3\]"),
+        (IMAGES, LABELS + 1, r"expected labels int64 in \[0, 2\), .* in \[1, 2\]"),
+        (IMAGES, LABELS.int(), r"expected labels int64 .* torch.int32"),
+    ],
+)
+def test_a_reader_s_mistake_is_told(images, labels, words):
+    """Torch would go on with most of them, and compute something else."""
+    entry = DataSet("MINE", "mine", read=None)
+    good = Memory(IMAGES, LABELS)
+    check_found(entry, Found(good, good, "mine"), 4, 2)
+    with pytest.raises(ValueError, match=f"MINE: {words}"):
+        check_found(entry, Found(good, Memory(images, labels), "mine"), 4, 2)
 
 
 def test_digits_are_not_mirrored():

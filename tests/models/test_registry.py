@@ -11,6 +11,7 @@ from analysis.energy import measure
 from engine import checkpoint
 from models import LIF, LogQuant, NeuronConfig, ReLU, Spiking
 from models.activations import KINDS
+from models.layers import StridedPointwise
 
 STEPS = 2
 ACTS = {
@@ -135,12 +136,16 @@ def test_weights_have_the_same_names_whatever_the_activation(name):
 @pytest.mark.parametrize("name", models.CNNS)
 def test_a_cnn_takes_what_its_scripts_give(name):
     """The arguments that absorb_bn.py and snn_ddp.py set, and stages that can be converted."""
-    assert models.options(name).keys() >= {"num_classes", "image_size", "width_mult", "bn", "bias"}
+    taken = {"num_classes", "image_size", "width_mult", "bn", "bias", "dropout"}
+    assert models.options(name).keys() >= taken
     net = build(name, ACTS["spiking"], bn=False, bias=True)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in net.modules())
     stages = [stage for stage in net.stages if hasattr(stage, "firings")]
     assert [act for stage in stages for act, _ in stage.firings()] == net.sites()
     assert all(hasattr(stage, "fold_scale") for stage in stages)
+    # of `layers.convolution`, since oneDNN's own may overrun its memory
+    pointwise = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.kernel_size == (1, 1)]
+    assert all(isinstance(m, StridedPointwise) for m in pointwise if m.stride != (1, 1))
 
 
 # ---- initialisation

@@ -55,6 +55,7 @@ SPECIAL = [
 ]
 EVERYTHING = GRID + SPECIAL
 FIFTH = GRID[::5] + SPECIAL  # no option's period divides five: each of its values is met
+assert {config.surrogate for config in FIFTH} == set(SURROGATES)
 
 # What the networks use.
 SAMPLE = [
@@ -65,6 +66,11 @@ SAMPLE = [
     NeuronConfig.transformer(3),
     NeuronConfig.transformer(3, fast=True, soft=True, detach_reset=False),
     NeuronConfig.lif(),
+]
+SAMPLE += [
+    NeuronConfig(surrogate=name)
+    for name in SURROGATES
+    if name not in {config.surrogate for config in SAMPLE}
 ]
 
 
