@@ -16,6 +16,7 @@ from torch import nn
 
 from .neuron import MLIF, NeuronConfig, lanes
 from .neuron.backends import exported
+from .neuron.reference import membrane_dtype
 from .quantize import QuantReLU
 
 
@@ -216,7 +217,9 @@ class LIFLayer(nn.Module):
     def forward(self, x):
         x = unfold(x, self.steps, self.constant)
         self.node.reset()
-        out = self.node(x).flatten(0, 1)
+        # its potential has the type of its input, which autocast may have narrowed
+        wide = x.to(membrane_dtype(x.dtype))
+        out = self.node(wide).to(x.dtype).flatten(0, 1)
         # batches are independent, and a potential would hold their graph
         self.node.reset()
         return out

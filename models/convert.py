@@ -180,9 +180,9 @@ def balance_thresholds(
     """Find and set the threshold of each spiking layer, in order; returns them, unscaled.
 
     theta_l is the maximum over `steps` steps of the 99.7 percentile of layer l's current, divided
-    by 2^(S-1) times the gain, every earlier layer firing with its own theta and leak 1. A layer
-    where that is not positive keeps the threshold that it has. Each layer runs its steps once;
-    spike trains are stored packed.
+    by 2^(S-1) times the gain, every earlier layer firing with its own theta and leak 1. Where that
+    is not positive, the largest current takes its place; a layer without any positive current keeps
+    the threshold that it has. Each layer runs its steps once; spike trains are stored packed.
 
     Args:
         net: SNN, directly encoded, whose stages have `firings`.
@@ -249,18 +249,21 @@ def _balance(act, current, steps):
     """
     kept = {}
     top = None
+    largest = -torch.inf
     # under direct encoding, the first layer's current does not change
     for t in range(1 if act.constant else steps):
         u = current(t)
         if t == 0 or u.numel() * u.element_size() * steps <= CURRENTS:
             kept[t] = u
         top = percentile(u, PERCENT, top)
+        largest = max(largest, u.max().item())
 
-    # The percentile comes to lie on the highest boundary. A layer that is silent without a
-    # threshold, too, has no positive percentile, and a threshold must be positive.
-    if top > 0:
+    # The percentile comes to lie on the highest boundary, or the largest current where few are
+    # positive. Where none is, the layer is silent anyway, and a threshold must be positive.
+    reach = top if top > 0 else largest
+    if reach > 0:
         highest = 2 ** (act.config.levels - 1) * act.config.gain
-        act.theta.copy_(top / highest)
+        act.theta.copy_(reach / highest)
     return dict.fromkeys(range(steps), u) if act.constant else kept
 
 

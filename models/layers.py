@@ -222,12 +222,13 @@ class Residual(nn.Module):
 
 @contextmanager
 def evaluating(net):
-    """The network in eval mode; afterwards in the mode that it had."""
-    training = net.training
+    """The network in eval mode; afterwards each of its modules in the mode that it had."""
+    modes = {module: module.training for module in net.modules()}
     try:
         yield net.eval()
     finally:
-        net.train(training)
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextmanager

@@ -25,6 +25,17 @@ def test_a_lif_neuron_that_cannot_be_is_refused(odd):
         from_description(describe(models.LIF(2)) | odd)
 
 
+@pytest.mark.parametrize("learn_tau", [False, True])
+def test_the_potential_of_a_lif_neuron_is_float32_under_autocast(learn_tau):
+    layer = models.LIF(3, learn_tau=learn_tau).layer()
+    currents = torch.rand(3 * 500, generator=torch.Generator().manual_seed(0)) + 0.5
+    narrow = currents.bfloat16()
+    with torch.autocast("cpu", torch.bfloat16):
+        spikes = layer(narrow)
+    assert spikes.dtype == torch.bfloat16
+    assert torch.equal(spikes.float(), layer(narrow.float()))
+
+
 def test_the_backend_belongs_to_the_machine():
     assert "backend" not in describe(models.Spiking(backend="torch"))
     assert from_description(describe(models.Spiking(backend="torch"))).backend == "auto"

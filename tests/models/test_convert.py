@@ -169,6 +169,26 @@ def test_a_layer_without_positive_currents_keeps_its_threshold():
     assert net(images).isfinite().all()
 
 
+def test_where_few_currents_are_positive_the_largest_counts():
+    net = spiking("resnet20", scale=False)
+    images = torch.zeros(2, 3, 32, 32)
+    images[0, 0, 5, 5] = 1
+    first = net.stages[0].synapse.map
+    nn.init.constant_(first.bias, -0.1)
+    currents = first(images)
+    assert percentile(currents, 99.7) <= 0 < currents.max()
+    theta, *_ = convert.balance_thresholds(net, images, steps=2)
+    assert theta == pytest.approx(currents.max().item() / 4)
+
+
+def test_layers_fire_without_leak_while_thresholds_are_balanced():
+    net, images = of_recording("resnet20", "T1_S3")
+    wanted = convert.balance_thresholds(net, images, steps=5)
+    for site in net.sites():
+        site.leak.data.fill_(0.5)
+    assert convert.balance_thresholds(net, images, steps=5) == wanted
+
+
 def test_thresholds_do_not_depend_on_what_is_kept(monkeypatch):
     net, images = of_recording("resnet20", "T1_S3")
     thetas = []

@@ -174,3 +174,12 @@ def test_a_module_may_state_the_order_of_its_signal():
     net = nn.Sequential(nn.Flatten(), Crossed())
     names = [type(m).__name__ for m in in_signal_order(net)]
     assert names == ["Sequential", "Flatten", "Crossed", "Sequential", "Identity", "ReLU"]
+
+
+def test_after_an_evaluation_every_module_is_in_its_own_mode():
+    """A batch norm that its user has frozen stays frozen."""
+    net = models.build("resnet20", models.ReLU(), width_mult=1 / 16, bn=True).train()
+    frozen = net.stages[0].synapse.norm.eval()
+    with layers.evaluating(net):
+        assert not any(module.training for module in net.modules())
+    assert net.training and net.stages[1].synapse.norm.training and not frozen.training

@@ -164,7 +164,8 @@ def _backward_slice(
         _surrogate(r, config, linear, scratch, out=f)
         upstream = g[t]
         if config.gain != 1:
-            upstream = upstream * config.gain
+            # in its own type a small gradient would lose its last bits
+            upstream = upstream.to(unit.dtype) * config.gain
         if gv is not None and not config.detach_reset:
             upstream = upstream - gv * (u if hard else unit)
         gu = f.mul_(upstream).div_(divisor)

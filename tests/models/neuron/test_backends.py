@@ -228,6 +228,18 @@ def test_gradients_are_rounded_once_to_nearest(name, dtype):
 
 
 @pytest.mark.parametrize("name", KERNELS)
+def test_small_gradients_of_scaled_neurons_keep_their_bits(name):
+    """The gain of eight lanes, 2^-7, would make them denormal in half precision."""
+    x = (torch.rand(1, 500, generator=torch.Generator().manual_seed(0)) + 0.6).half()
+    grad = torch.full((1, 500), 0.7 * 2**-13).half()
+    others = (grad.float(), torch.zeros(500), False, NeuronConfig(levels=8, scaled=True))
+    got = gradients(backend(name), x, *others)[2]
+    wanted = gradients(mlif_reference, x, *others)[2]
+    torch.testing.assert_close(got, wanted, rtol=2e-3, atol=2**-24)
+    assert wanted.count_nonzero() > 100
+
+
+@pytest.mark.parametrize("name", KERNELS)
 def test_any_number_of_steps(name):
     """Sequences longer than a kernel unrolls are cut, without a seam."""
     long = ((40, True), (17, False))
