@@ -199,6 +199,7 @@ def stages(row, asked, seed):
         raise UseError(f"--width_mult: {row.name} has one width")
 
     short = recipe.get(schedule, {})
+    printed = {}
     for stage in found:
         own = short.get(stage.script, {})
         if row.cnn and not own:
@@ -209,11 +210,11 @@ def stages(row, asked, seed):
                     f"no command of {stage.script}.py for {row.network} on {row.dataset} is "
                     f"published: {row.name} needs another --schedule"
                 )
-        printed = {**stage.given, **own}
+        printed[stage.name] = {**stage.given, **own}
         stage.given = {**own, **stage.given}
     # where the neuron of the printed recipe is not that of the table, both run
-    if schedule == "published" and printed != last.given:
-        found.insert(-1, Stage("snn_as_printed", last.script, printed))
+    if schedule == "published" and printed[last.name] != last.given:
+        found.insert(-1, Stage("snn_as_printed", last.script, printed[last.name]))
     return found
 
 
