@@ -34,15 +34,14 @@ def of_row(asked, row):
 
 
 def dry_run(row, asked):
-    """Print the commands of a row, and which of them are done."""
+    """Print the commands of a row."""
     # a comment, so that the output is a script
     print(f"# {row.name}")
     first, *_ = asked.experiment.seeds
     chain = results.make_chain(row, asked, first)
     for stage in chain.stages.values():
         stage.parsed()
-        done = "  # done" if stage.record and stage.summary else ""
-        print(f"{stage.command}{done}")
+        print(stage.command)
 
 
 def run(row, asked, folder):

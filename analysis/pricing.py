@@ -233,15 +233,10 @@ class Energy:
         """Energy under the model `name`, over all steps."""
         return sum(row.uj(MODELS[name]) for row in self.layers)
 
-    def as_ann(self):
-        """The layers of the same network as an ANN, a `Row` each."""
-        # one step, whose inputs are no spikes
-        analog = {"dense": [1.0], "neurons": [], "code": 0, "reads": 1}
-        return [replace(row, **analog) for row in self.layers]
-
     def ann(self, name):
         """uJ of the same network as an ANN."""
-        return sum(row.uj(MODELS[name]) for row in self.as_ann())
+        rows = [replace(row, dense=[1.0], neurons=[]) for row in self.layers]
+        return sum(row.uj(MODELS[name]) for row in rows)
 
     @property
     def additions_per_mac(self):

@@ -41,7 +41,7 @@ class NetworkOptions:
         number(float, low=0, high=0.99),
     )
     kernel_size: int = option(
-        3, "side of the convolutions, odd; VGG16 only", number(int, low=1, high=31), unit="pixels"
+        3, "side of the convolutions of VGG16, odd", number(int, low=1, high=31), unit="pixels"
     )
     bn: bool = option(False, "batch norm after each convolution")
     bias: bool = option(False, "biases in the convolutions (the linear layers have none)")

@@ -134,15 +134,21 @@ def find(name):
 # ---- the stages of a row ----
 
 
+@cache
+def printed_commands():
+    """[(file of the script, its options)] of the published commands, the scripts' own spelling."""
+    lines = (FOLDER / "published_commands.txt").read_text().splitlines()
+    commands = [shlex.split(line) for line in lines]
+    return [(file, options(words)) for _, file, *words in commands]
+
+
 def published(script, row):
     """The options of the published command of a CNN, but for the names of files and folders.
 
     Returns {} where no such command was published.
     """
     wanted = (f"{script}.py", row.dataset, row.network.upper())
-    for line in (FOLDER / "published_commands.txt").read_text().splitlines():
-        _, file, *tokens = shlex.split(line)
-        found = options(tokens)
+    for file, found in printed_commands():
         # the first one is no LQ-ANN
         if (file, found["dataset"], found["architecture"]) == wanted:
             break
@@ -185,7 +191,7 @@ def stages(row, asked, seed):
         UseError: the row has no such schedule, or no such width.
     """
     schedule = asked.row.schedule
-    if schedule == "fast" and not (row.cnn and row.dataset.startswith("CIFAR")):
+    if schedule == "fast" and not (schedule in row.recipe and row.dataset.startswith("CIFAR")):
         raise UseError(
             f"{row.name} has no fast schedule, only VGG16 and ResNet20 on CIFAR10 and CIFAR100 "
             "have one: --schedule published or smoke"
@@ -208,7 +214,8 @@ def stages(row, asked, seed):
             if not own and (stage.trains or schedule == "published"):
                 raise UseError(
                     f"no command of {stage.script}.py for {row.network} on {row.dataset} is "
-                    f"published: {row.name} needs another --schedule"
+                    f"published, and recipes.yml has no {schedule} schedule of it: give another "
+                    "--schedule"
                 )
         printed[stage.name] = {**stage.given, **own}
         stage.given = {**own, **stage.given}

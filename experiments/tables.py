@@ -59,9 +59,10 @@ def needs(row):
 
 def cost(row):
     """Training cost of the published schedule: epochs, and 10^15 operations."""
-    if not rows.epochs(row):
+    found = rows.epochs(row)
+    if not found:
         return "no published schedule"
-    counts = " + ".join(map(str, rows.epochs(row)))
+    counts = " + ".join(map(str, found))
     return f"{counts} epochs, {1e-15 * rows.operations(row):,.0f} PFLOP"
 
 

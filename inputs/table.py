@@ -201,9 +201,17 @@ def check_found(entry, found, side, classes):
     """Refuse parts that a reader must not return.
 
     Raises:
-        ValueError: they are no `Memory` of that side, or have labels outside of the classes.
+        ValueError: images in memory are not of that side, or labels not one for each, of the
+            classes.
     """
     for part in found.train, found.test:
+        labels = part.labels
+        images = part.images if isinstance(part, Memory) else part.paths
+        if not 0 < len(images) == len(labels):
+            raise ValueError(
+                f"{entry.name}: expected a label for each image, its reader returned {len(images)} "
+                f"images and {len(labels)} labels"
+            )
         if isinstance(part, Memory):
             shape, kind = list(part.images.shape[1:]), part.images.dtype
             if (shape, kind) != ([side, side, 3], torch.uint8):
@@ -211,7 +219,6 @@ def check_found(entry, found, side, classes):
                     f"{entry.name}: expected images uint8 [N, {side}, {side}, 3], its reader "
                     f"returned {kind} {shape}"
                 )
-        labels = part.labels
         if labels.dtype != torch.int64 or not 0 <= labels.min() <= labels.max() < classes:
             raise ValueError(
                 f"{entry.name}: expected labels int64 in [0, {classes}), its reader returned "
@@ -224,6 +231,7 @@ def load(options, world):
 
     Raises:
         UseError: data missing, incomplete or unreadable; the message says what was expected where.
+        ValueError: a mistake of the reader, see `check_found`.
     """
     entry = TABLE[options.dataset]
     side = options.side

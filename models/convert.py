@@ -249,18 +249,18 @@ def _balance(act, current, steps):
     """
     kept = {}
     top = None
-    largest = -torch.inf
+    largest = []
     # under direct encoding, the first layer's current does not change
     for t in range(1 if act.constant else steps):
         u = current(t)
         if t == 0 or u.numel() * u.element_size() * steps <= CURRENTS:
             kept[t] = u
         top = percentile(u, PERCENT, top)
-        largest = max(largest, u.max().item())
+        largest.append(u.amax())
 
     # The percentile comes to lie on the highest boundary, or the largest current where few are
     # positive. Where none is, the layer is silent anyway, and a threshold must be positive.
-    reach = top if top > 0 else largest
+    reach = top if top > 0 else max(largest)
     if reach > 0:
         highest = 2 ** (act.config.levels - 1) * act.config.gain
         act.theta.copy_(reach / highest)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from torch import nn
 from torch.nn import functional as F
+
+from models.layers import norms
 
 from .. import checkpoint
 from ..errors import UseError
@@ -95,11 +96,6 @@ class TrainingOptions:
     distill_temperature: float = option(
         4.0, "temperature that softens the outputs of teacher and network", positive_float
     )
-
-
-def norms(net):
-    """Its batch norms."""
-    return [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
 
 
 def make_optimizer(net, options):

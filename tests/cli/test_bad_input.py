@@ -304,7 +304,7 @@ CASES = [  # script, arguments ({h}: the folder, {c}: --data_root with CIFAR), w
     ("fuse", "--zzz", "--zzz", "--help lists the options"),
     ("snn", "--optimizer Adam --betas 0.9,1", "--betas", "< 1, got 1"),
     ("ann", "--data_root {c} --kernel_size 4", "kernel_size must be odd, got 4"),
-    ("ann", "-a RESNET20 --kernel_size 5", "--kernel_size does nothing here: only VGG16"),
+    ("ann", "-a RESNET20 --kernel_size 5", "--kernel_size does nothing here: RESNET20 has no free"),
     (
         "fuse",
         "-a RESNET20 --kernel_size 5 --pretrained_ann {h}/ann.pth",

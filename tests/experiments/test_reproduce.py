@@ -159,10 +159,6 @@ def test_a_finished_row_is_not_run_again(argv):
     assert told(argv).count("done before") == 3
 
 
-def test_a_dry_run_says_what_is_done(argv):
-    assert told([*argv, "--dry-run"]).count("  # done") == 3
-
-
 def test_where_the_data_lie_is_no_part_of_a_result(argv, cifar, tmp_path):
     shutil.copytree(cifar, tmp_path / "moved")
     assert told([*argv, "--data_root", str(tmp_path / "moved")]).count("done before") == 3

@@ -148,21 +148,29 @@ def test_cost_by_hand():
 # ---- recipes ----
 
 
-def test_a_network_without_a_published_command_has_other_schedules():
-    row = rows.Row("a", "DIGITS", "ResNet20", "ANN", 0, 1, 0, 90.0, 1.0, 1)
-    with pytest.raises(UseError, match=r"no command of ann_ddp.py for ResNet20 on DIGITS is publ"):
-        rows.stages(row, asked_for(row), 0)
-    (ann,) = rows.stages(row, asked_for(row, "--schedule smoke"), 0)
-    assert (ann.given["dataset"], ann.given["architecture"]) == ("DIGITS", "RESNET20")
-    assert tables.cost(row) == "no published schedule"
-
-
-def test_a_new_cnn_is_known_as_one(monkeypatch):
-    """Or its row would train the default network, without a word."""
-    row = replace(rows.find("cifar10-vgg16-ann"), network="Toy")
-    assert not row.cnn
+@pytest.fixture
+def toy(monkeypatch):
+    """A row of a new CNN, which has the chain of ResNet20 and no published command."""
     monkeypatch.setitem(models.CNNS, "toy", "toy.Toy")
-    assert row.cnn
+    monkeypatch.setitem(rows.recipes(), "Toy", rows.recipes()["ResNet20"])
+    return replace(rows.find("cifar10-resnet20-mlif"), name="toy", network="Toy")
+
+
+def test_a_new_cnn_has_no_published_schedule(toy):
+    words = (
+        r"no command of ann_ddp.py for Toy on CIFAR10 is published, and .* no published schedule"
+    )
+    with pytest.raises(UseError, match=words):
+        rows.stages(toy, asked_for(toy), 0)
+    assert tables.cost(toy) == "no published schedule"
+
+
+@pytest.mark.parametrize("schedule", ["fast", "smoke"])
+def test_a_new_cnn_trains_itself(schedule, toy):
+    """And not the network that the scripts train by default."""
+    ann, fused, snn = rows.stages(toy, asked_for(toy, f"--schedule {schedule}"), 0)
+    assert ann.given["architecture"] == snn.given["architecture"] == "TOY"
+    assert fused.given["pretrained_ann"] == "{ann}"
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -202,6 +202,8 @@ LABELS = torch.tensor([0, 1, 1])
     [
         (IMAGES.movedim(3, 1), LABELS, r"expected images uint8 \[N, 4, 4, 3\], .* \[3, 4, 4\]"),
         (IMAGES.float(), LABELS, r"expected images uint8 .* torch.float32 \[4, 4, 3\]"),
+        (IMAGES, LABELS[:2], "expected a label for each image, .* 3 images and 2 labels"),
+        (IMAGES[:0], LABELS[:0], "expected a label for each image, .* 0 images and 0 labels"),
         (IMAGES, LABELS + 1, r"expected labels int64 in \[0, 2\), .* in \[1, 2\]"),
         (IMAGES, LABELS.int(), r"expected labels int64 .* torch.int32"),
     ],

@@ -43,9 +43,11 @@ LEFT = 3600  # seconds after which a folder of the compiler has been left behind
 
 def compiler():
     """The C++ compiler as words of a command: $CXX, else g++ or clang++ on the PATH, else None."""
-    # $CXX may be several, as in `ccache g++`
-    chosen = shlex.split(os.environ.get("CXX", ""))
-    commands = [chosen] if chosen else [["g++"], ["c++"], ["clang++"]]
+    chosen = os.environ.get("CXX")
+    commands = [["g++"], ["c++"], ["clang++"]]
+    if chosen:
+        # a path with spaces, or several words as in `ccache g++`
+        commands = [[chosen], chosen.split()]
     for name, *more in commands:
         path = shutil.which(name)
         if path:
