@@ -222,10 +222,10 @@ def draw(asked, runs, first, path):
     figures.tradeoff(title, points, ann, path)
 
 
-def check_free(asked, question, runs):
-    """Refuse to replace an answer of other options, seeds or data, or of more variants.
+def check_free(asked, question, chains):
+    """Refuse to replace an answer of other options, seeds, data or trainings, or of more variants.
 
-    runs: see `collect`; empty before they are made.
+    chains: {seed: the question's chain}.
     Raises:
         UseError: the results folder holds one.
     """
@@ -234,16 +234,20 @@ def check_free(asked, question, runs):
     if not path.is_file():
         return
     other = f"{command(asked, question)}\n```" not in path.read_text(encoding="utf-8")
-    if runs and not other:
+    if not other:
         old = read_json(f"{target}.json").get("runs", {})
-        # of which data they are, the runs alone know
-        first = next(iter(old.values()), runs[question.reference])
-        other = first[0]["data"] != runs[question.reference][0]["data"] or set(old) - set(runs)
+        now = collect(question, chains)
+        other = any(_told(old[variant]) != _told(now.get(variant, ())) for variant in old)
     if other:
         raise UseError(
-            f"{path} is an answer of other options, seeds or data, or of more variants: give "
-            "another --results, or remove it"
+            f"{path} is an answer of other options, seeds, data or trainings, or of more variants: "
+            "give another --results, or remove it"
         )
+
+
+def _told(found):
+    """By what the trainings of a variant are told from others."""
+    return [(run["data"], run["curve"]) for run in found]
 
 
 def report(asked, question, chains):
@@ -257,7 +261,7 @@ def report(asked, question, chains):
     first = runs.get(question.reference)
     if first is None:
         return f"{question.name}: not finished for every seed"
-    check_free(asked, question, runs)
+    check_free(asked, question, chains)
     target = Path(asked.experiment.results) / question.name
     content = {
         "question": question.text,

@@ -156,7 +156,7 @@ def main(argv=None):
         chains[name] = {seed: make_chain(asked, question, seed) for seed in what.seeds}
         # hours later it would be too late
         if not what.report:
-            answers.check_free(asked, question, {})
+            answers.check_free(asked, question, chains[name])
     for name, seeds in chains.items():
         if not what.report:
             for chain in seeds.values():

@@ -232,6 +232,23 @@ def check_free(asked, path, replaced):
         raise UseError(f"{path} is a record of {before}, not of {now}: give another --results")
 
 
+def check_trainings(asked, content, name, path):
+    """Refuse to replace a record of other trainings than those that its chains hold.
+
+    Raises:
+        UseError: the file `path` is one.
+    """
+    if not path.is_file():
+        return
+    for run in read_json(path)["runs"]:
+        *_, last = make_chain(asked, content, name, run["seed"]).stages.values()
+        if not (last.summary and last.log == run["log"]):
+            raise UseError(
+                f"{path} is a record of another training (seed {run['seed']}): give another "
+                "--results, or remove it"
+            )
+
+
 def autocast(record):
     """The autocast type by which a record was trained."""
     *_, recipe = record["runs"][0]["recipes"].values()
@@ -275,7 +292,10 @@ def main(argv=None):
     if not what.report:
         # all of a log are compared, the ones that are not asked for, too
         for name in content["records"]:
-            check_free(asked, folder / f"{name}.json", name in wanted)
+            path = folder / f"{name}.json"
+            check_free(asked, path, name in wanted)
+            if name in wanted:
+                check_trainings(asked, content, name, path)
         # the oldest first, since the others are compared with it
         for name in reversed(content["records"]):
             if name not in wanted:

@@ -217,7 +217,7 @@ def test_nothing_is_written_before_the_reference_is_finished(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_an_answer_of_other_options_seeds_or_data_is_not_replaced(tmp_path, fails):
+def test_an_answer_of_other_options_seeds_data_or_trainings_is_not_replaced(tmp_path, fails):
     question = dataclasses.replace(QUESTION, figure=False)
 
     def report(words, *found):
@@ -225,11 +225,12 @@ def test_an_answer_of_other_options_seeds_or_data_is_not_replaced(tmp_path, fail
         answers.report(asked(f"--results {tmp_path} {words}"), question, chains)
 
     two = "--seeds 0 1"
-    report(two, (0.5, 0.6), (0.4, 0.6))
+    report(two, (0.5, None), (0.4, None))
     # what is finished since comes to it
-    report(two, (0.5, 0.6), (0.4, 0.7))
-    refused = "other options, seeds or data, or of more variants"
+    report(two, (0.5, 0.6), (0.4, 0.6))
+    refused = "other options, seeds, data or trainings, or of more variants"
     for words, found in (
+        (two, [(0.5, 0.6), (0.4, 0.7)]),
         (f"{two} --ann_epochs 9", [(0.5, 0.6), (0.4, 0.6)]),
         ("--seeds 0", [(0.5, 0.6)]),
         (two, [(0.5, None), (0.4, None)]),

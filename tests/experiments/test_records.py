@@ -150,9 +150,16 @@ def test_a_log_is_of_one_data_set(tmp_path, monkeypatch, fails):
     # all of it anew
     for path in tmp_path.glob("*.json"):
         path.unlink()
-    write_json(tmp_path / "base.json", record("base", data="CIFAR-10 (JPEG copy)"))
     records.main(shlex.split(words.replace("steep", "steep base")))
     assert read_json(tmp_path / "base.json")["runs"][0]["data"] == "CIFAR-10"
+
+
+def test_a_record_of_other_trainings_is_not_replaced(tmp_path, fails):
+    """As from a fresh clone, whose log came with it; told before anything is trained."""
+    write_json(tmp_path / "base.json", record("base"))
+    words = f"base --seeds 0 --epochs 20 --amp bf16 --results {tmp_path} --output_dir {tmp_path}/r"
+    told = "base.json is a record of another training (seed 0): give another --results"
+    fails(records.main, words, told, keep=tmp_path)
 
 
 def test_a_log_is_of_one_network_and_its_epochs(tmp_path, fails):
