@@ -27,7 +27,7 @@ help:
 	@echo "make hostile    10,000 hostile inputs for all readers; writes results/reliability/hostile.json"
 	@echo "make machines   several hosts in network namespaces; writes results/reliability/machines.json"
 	@echo "make bench      on this CPU: the neuron beside SpikingJelly's, training steps, few pixels, inference, the data pipeline (under 10 minutes)"
-	@echo "make bench-gpu  the neuron and training steps on a CUDA GPU (under 8 minutes)"
+	@echo "make bench-gpu  the neuron and training steps on a CUDA GPU (meant for under 8 minutes)"
 	@echo "make doctor     which backends of the neuron run here, and why the others do not"
 	@echo "make clean      remove what the demos and the checks left behind; trainings below runs/ stay"
 	@echo "make setup      only the virtual environment in .venv, extras included"

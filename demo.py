@@ -1,7 +1,7 @@
 """The whole chain on embedded data, scikit-learn's scanned digits: ANN -> LQ-ANN, ANN -> fused ->
 SNN, S = 3, T = 1.
 
-python demo.py            (or `make demo`; under five minutes on two CPU cores)
+python demo.py            (or `make demo`; a minute or two on two CPU cores)
 """
 
 import time

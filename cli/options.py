@@ -73,7 +73,7 @@ class NeuronOptions:
     surrogate: str = option(
         "triangle",
         "surrogate gradient: the published triangle around each threshold, or clipped: constant up "
-        "to the top level, 0 above",
+        "to where a line of slope --clipped_slope reaches the top output, 0 above",
         choices=("triangle", "clipped"),
     )
     surrogate_gamma: float = option(

@@ -18,7 +18,8 @@ from .verdict import effort, number, outcome, where
 START = "<!-- rows: written by reproduce.py --report -->"
 END = "<!-- end of rows -->"
 HEAD = """\
-| row | neuron | published accuracy, energy | measured accuracy | measured energy | on, in |
+| row | neuron | published accuracy, energy | measured accuracy | measured energy \
+| data, schedule, time, machine |
 |---|---|---|---|---|---|"""
 LISTED = "{:<28}{:<18}{:>22}   {:<38}{}"
 LISTED_HEAD = ("row", "neuron", "published", "published schedule", "measured so far")

@@ -24,7 +24,7 @@ class CodingOptions:
     T_prime: int = option(
         10,
         f"frames T_F that a recording is reduced to, 0: all {FRAMES}; Q_F = T_F / 2^(S-1) "
-        "timesteps",
+        "timesteps, rounded up",
         number(int, low=0, high=FRAMES),
     )
     resize: str = option(
