@@ -112,6 +112,7 @@ def rules(asked):
             not neuron.fixed_neuron,
             "--fixed_neuron keeps the thresholds",
         ),
+        (["fixed_leak"], not neuron.fixed_neuron, "--fixed_neuron keeps the leaks, too"),
         (
             ["default_threshold", "leak"],
             not network.pretrained_snn,
@@ -220,8 +221,8 @@ def convert_ann(net, task):
         silent = convert.silent_layers(net, images[: run.FEW])
         if silent:
             world.say(
-                f"warning: of {run.FEW} images no current is positive in {', '.join(silent)}: its "
-                "neurons are silent"
+                f"warning: for {run.FEW} images no neuron fires in {', '.join(silent)}: it begins "
+                "silent"
             )
         shown = " ".join(f"{site.theta.item():.3g}" for site in net.sites())
         world.say(f"thresholds: {shown}")
@@ -257,6 +258,16 @@ def check(net, asked):
         raise UseError(f"--balance stem: {network.architecture} has no stem, use --balance all")
 
 
+def freeze(net, neuron):
+    """Keep what `NeuronOptions` say of the neurons as it begins."""
+    for site in net.sites():
+        # theta, leak and output scale
+        if neuron.fixed_neuron:
+            site.requires_grad_(False)
+        if neuron.fixed_leak:
+            site.leak.requires_grad_(False)
+
+
 def make_recipe(net, task):
     """The recipe of the spiking network."""
 
@@ -282,10 +293,7 @@ def work(asked, saved, world):
     extra = start_weights(net, act, task)
     net = world.place(net)
     net.recompute = compute.recompute
-    # theta, leak and output scale of every layer
-    if neuron.fixed_neuron:
-        for site in net.sites():
-            site.requires_grad_(False)
+    freeze(net, neuron)
     if asked.run.test_only:
         weights = network.pretrained_snn or network.pretrained_ann
         if weights and asked.run.energy:

@@ -313,10 +313,16 @@ def of_ann(name, **arguments):
 
 @torch.no_grad()
 def measure(net, batches):
-    """`Energy` of `net` in eval mode over an iterable of image batches [B, C, H, W]."""
+    """`Energy` of `net` in eval mode over an iterable of image batches [B, C, H, W].
+
+    Raises:
+        ValueError: there is no batch, or the network is none that can be counted.
+    """
     with evaluating(net), Counter(net) as counter:
         for images in batches:
             net(images)
+    if not counter.sizes:
+        raise ValueError("there are no batches to measure: an iterator may be used up")
     return counter.energy()
 
 

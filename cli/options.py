@@ -92,6 +92,9 @@ class NeuronOptions:
         choices=models.BACKENDS,
     )
     fixed_neuron: bool = option(False, "keep the initial thresholds, leaks and output scales")
+    fixed_leak: bool = option(
+        False, "keep the initial leaks alone: integer networks of several timesteps have none"
+    )
 
     @property
     def levels(self):

@@ -323,9 +323,16 @@ def content(
     """What a checkpoint of `net` holds, beside `more`.
 
     Raises:
-        ValueError: `models.build` did not make it, so that no file could.
+        ValueError: `models.build` did not make it, or its head is another one since, so that the
+            file could not be read.
     """
     built = models.how_built(net)
+    outputs, classes = net.head.out_features, built.get("num_classes", net.head.out_features)
+    if outputs != classes:
+        raise ValueError(
+            f"the head has {outputs} outputs, and models.build made {classes}: build the network "
+            f"with num_classes={outputs}, and load the other weights into it"
+        )
     return {
         "format": FORMAT,
         "kind": kind,

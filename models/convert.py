@@ -77,8 +77,12 @@ def fuse_bn(net, images, tolerance=1e-4):
     """
     # only networks that can be built without batch norm say whether they have it
     built = how_built(net)
-    if norms(net) and "bn" not in built:
-        raise ValueError(f"{built['name']} takes no argument bn, so it cannot be built without")
+    lacking = [name for name in ("bn", "bias") if name not in built]
+    if norms(net) and lacking:
+        raise ValueError(
+            f"{built['name']} takes no argument {' and no '.join(lacking)}, so it cannot be built "
+            "without batch norm and with biases"
+        )
     if not built.get("bn"):
         raise ValueError("the network has no batch norm that can be fused")
 
@@ -156,15 +160,15 @@ def matched_bytes(steps):
 
 @torch.no_grad()
 def silent_layers(net, images):
-    """Names of the layers none of whose currents is positive for `images`: no neuron fires."""
+    """Names of the layers none of whose neurons fires for `images`."""
     names = {site: name for name, site in net.named_modules()}
     found = []
 
-    def look(site, args):
-        if not (args[0] > 0).any():
+    def look(site, args, out):
+        if not out.any():
             found.append(names[site])
 
-    with hooked(net, net.sites(), look, before=True):
+    with hooked(net, net.sites(), look):
         net(images)
     return found
 
@@ -399,9 +403,15 @@ def set_levels(net, levels):
     their top there, and stay. The network has output scales (`Spiking.scale`).
 
     Raises:
-        ValueError: its neurons are multi-hot, whose output is another sum with a lane less.
+        ValueError: it has no output scales, or its neurons are multi-hot, whose output is another
+            sum with a lane less.
     """
     before = net.act.neuron
+    if not net.act.scale:
+        raise ValueError(
+            "the network has no output scales, which hold what a lane less takes from the output: "
+            "convert.to_spiking gives its weights to one of other neurons"
+        )
     if not before.one_hot:
         raise ValueError("multi-hot neurons emit other sums with a lane less")
     factor = 1.0 if before.scaled else 2.0 ** (before.levels - levels)

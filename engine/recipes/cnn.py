@@ -190,7 +190,7 @@ class CNNRecipe(Recipe):
         rate = learning_rate(epoch, self.options)
         for group in optimizer.param_groups:
             # the group of thresholds keeps its own rate, as published
-            if group["scheduled"]:
+            if group.get("scheduled", True):
                 # optimizers of older runs have no factors
                 group["lr"] = rate * group.get("factor", 1)
         return rate

@@ -92,6 +92,13 @@ class MLIF(nn.Module):
             self.v = fn(self.v)
         return super()._apply(fn, *args, **kwargs)
 
+    def __getstate__(self):
+        # a copy does not belong to the graph that the potential came from
+        state = self.__dict__.copy()
+        if self.v is not None:
+            state["v"] = self.v.detach()
+        return state
+
     def reset(self):
         """Forget the potential."""
         self.v = None

@@ -385,8 +385,14 @@ def test_silent_layers_are_found_by_name():
     net = spiking("resnet20", scale=False)
     nn.init.constant_(net.stages[1].synapse.map.weight, 0)
     nn.init.constant_(net.stages[1].synapse.map.bias, -1)
-    assert "stages.1.act" in convert.silent_layers(net, torch.randn(2, 3, 32, 32))
-    assert "stages.0.act" not in convert.silent_layers(net, torch.randn(2, 3, 32, 32))
+    # positive currents, and a threshold that none of them reaches
+    net.sites()[0].theta.data.fill_(1e6)
+    assert convert.silent_layers(net, torch.randn(2, 3, 32, 32))[:2] == [
+        "stages.0.act",
+        "stages.1.act",
+    ]
+    net.sites()[0].theta.data.fill_(0.01)
+    assert convert.silent_layers(net, torch.randn(2, 3, 32, 32))[0] == "stages.1.act"
 
 
 def test_fewer_lanes_keep_what_the_upper_ones_emit():

@@ -73,8 +73,29 @@ def test_what_build_did_not_make_cannot_be_made_again(use):
 def test_a_batch_norm_that_no_argument_leaves_out_is_told(registered):
     ann = models.build("own", ReLU())
     ann.stages[0].synapse.norm = nn.BatchNorm2d(4)
-    with pytest.raises(ValueError, match="own takes no argument bn"):
+    with pytest.raises(
+        ValueError, match="own takes no argument bn and no bias, so it cannot be built without"
+    ):
         convert.fuse_bn(ann, IMAGES)
+
+
+def test_a_head_of_other_classes_is_told_before_it_is_stored(registered):
+    net = models.build("own", ReLU(), num_classes=3)
+    net.head = nn.Linear(4 * 64, 5)
+    with pytest.raises(ValueError, match=r"head has 5 outputs, and models.build made 3: .*=5"):
+        checkpoint.content(net, "ann", {}, {})
+
+
+def test_no_images_have_no_energy(registered):
+    with pytest.raises(ValueError, match="there are no batches to measure"):
+        measure(models.build("own", Spiking()), iter([]))
+
+
+def test_lanes_do_not_go_without_output_scales(registered):
+    net = models.build("own", Spiking(NeuronConfig.vgg(3)))
+    with pytest.raises(ValueError, match=r"no output scales.*convert.to_spiking"):
+        convert.set_levels(net, 2)
+    assert net.act.neuron.levels == 3
 
 
 def test_integers_are_not_refused_for_a_batch_norm_that_is_not_there():

@@ -4,7 +4,7 @@ import pytest
 
 import ann_ddp
 import snn_ddp
-from models import LogQuant, ReLU, Spiking
+from models import LogQuant, ReLU, Spiking, build
 from models.neuron.config import NeuronConfig
 
 vgg = NeuronConfig.vgg
@@ -28,6 +28,18 @@ LINE = "--multi_channel 1 --num_channels 3 --timesteps 2 --leak 0.9 --default_th
 def test_options_make_the_neuron(words, neuron):
     asked = snn_ddp.get_parser().parse(f"{LINE} {words}".split())
     assert snn_ddp.activation(asked) == Spiking(neuron, 2, 0.4, 0.9)
+
+
+@pytest.mark.parametrize(
+    "words, kept",
+    [("", set()), ("--fixed_leak", {"leak"}), ("--fixed_neuron", {"theta", "leak", "scale"})],
+)
+def test_options_keep_what_the_neurons_begin_with(words, kept):
+    neuron = snn_ddp.get_parser().parse(f"{LINE} {words}".split()).neuron
+    net = build("resnet20", Spiking(vgg(3), scale=True), width_mult=1 / 16)
+    snn_ddp.freeze(net, neuron)
+    for site in net.sites():
+        assert {name for name, p in site.named_parameters() if not p.requires_grad} == kept
 
 
 @pytest.mark.parametrize("words, encoding", [("1", "direct"), ("0", "rate")])

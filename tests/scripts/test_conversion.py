@@ -62,5 +62,5 @@ def test_all_processes_have_the_thresholds_of_the_first(convert):
 @pytest.mark.parametrize("bias, silent", [(0.0, False), (-1e3, True)])
 def test_a_silent_layer_is_named(bias, silent, convert, capsys):
     convert(bias=bias)
-    told = "warning: of 32 images no current is positive in stages.1.act"
+    told = "warning: for 32 images no neuron fires in stages.1.act"
     assert (told in capsys.readouterr().out) == silent

@@ -454,7 +454,7 @@ CASES = {  # what writes the file, arguments ({c}: --data_root with CIFAR), word
         lambda path: write(path, LEAKY),
         "--data_root {c}",
         "snn.pth has no integer network: stages.0 has the leak 0.9: with 2 steps",
-        "--fixed_neuron",
+        "--fixed_leak",
     ),
     "training data is missing": (
         lambda path: write(path, data=CIFAR | {"name": "IMAGENET"}),

@@ -1,5 +1,6 @@
 """MLIF: its state, its settings, and its place in a SpikingJelly network."""
 
+import copy
 import math
 
 import pytest
@@ -106,6 +107,15 @@ def test_one_lane_agrees_with_spikingjelly():
     ours = MLIF(config, leak=0.5)
     theirs = neuron.LIFNode(tau=2.0, decay_input=True, v_threshold=1.0, v_reset=0.0, step_mode="m")
     assert torch.equal(ours(x), theirs(x))
+
+
+def test_a_neuron_is_copied_with_its_potential_in_the_middle_of_training():
+    neuron = MLIF(NeuronConfig(levels=2), theta=0.5)
+    x = torch.rand(2, 3, requires_grad=True)
+    neuron(x).sum()
+    copied = copy.deepcopy(neuron)
+    assert torch.equal(copied.v, neuron.v) and not copied.v.requires_grad
+    assert torch.equal(copied(x), neuron(x))
 
 
 @pytest.mark.parametrize("backend", ["reference", "torch", "cpp"])
