@@ -109,7 +109,8 @@ def fuse_bn(net, images, tolerance=1e-4):
 def to_spiking(net, act):
     """The spiking network of a fused ANN or LQ-ANN, on its device.
 
-    Its weights are those of `net`; thetas and leaks are as `act` (a `Spiking`) starts them.
+    Its weights are those of `net`; thetas and leaks, too, if that is an SNN, else they are as `act` (a
+    `Spiking`) starts them.
 
     Raises:
         ValueError: net still has batch norm, or `build` did not make it.
