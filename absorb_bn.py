@@ -21,9 +21,6 @@ from engine.settings import Settings, group
 from inputs.table import TABLE, DataOptions
 from models import convert
 
-IMAGES = 64  # random images that the result is proved on
-LARGE_IMAGES = 4  # the same above 64 pixels
-
 
 @dataclass(frozen=True)
 class FuseSettings(Settings):
@@ -134,7 +131,7 @@ def main(argv=None):
     seed_all(asked.compute.seed)
     size = net.built["image_size"]
     # noise excites every channel; the proof is about arithmetic, not about pictures
-    images = torch.randn(LARGE_IMAGES if size > 64 else IMAGES, 3, size, size)
+    images = torch.randn(run.random_count(size), 3, size, size)
     try:
         fused, error = convert.fuse_bn(net, images)
     except convert.ConversionError as failure:

@@ -74,8 +74,8 @@ def shape_only(asked):
         width_mult=asked.network.width_mult,
     )
     print(energy.table(how.energy_model))
-    joules = energy.uj(how.energy_model)
-    print(f"{name} for {entry.name} as an ANN: {joules:.3E} uJ per image")
+    microjoules = energy.uj(how.energy_model)
+    print(f"{name} for {entry.name} as an ANN: {microjoules:.3E} uJ per image")
     if how.output:
         width = run.width_suffix(asked.network.width_mult)
         stem = checkpoint.placed(f"{name}_{entry.name}{width}_energy".lower(), how.output)
@@ -115,8 +115,10 @@ def work(asked, world):
         print(neurobench.table(found))
         write_json(f"{stem}_neurobench.json", found)
     summary = measure(net, stem)
-    joules = summary["energy"].uj(model)
-    found = f"accuracy {summary['test_accuracy']:.2%}, energy {joules:.4g} uJ per image ({model})"
+    microjoules = summary["energy"].uj(model)
+    found = (
+        f"accuracy {summary['test_accuracy']:.2%}, energy {microjoules:.4g} uJ per image ({model})"
+    )
     written = f"{stem}.json and {stem}.csv"
     # an ANN has no firing rates
     if world.main and summary["lane_rates"]:

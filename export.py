@@ -27,9 +27,6 @@ from inputs.loader import loaders as make_loaders
 from inputs.pretrained import class_names, normalisation
 from inputs.table import DataOptions, load
 
-RANDOM = 64  # random images, where there are no others
-LARGE_RANDOM = 4  # the same above 64 pixels
-
 
 @dataclass(frozen=True)
 class Again:
@@ -49,7 +46,7 @@ class ExportOptions:
     images: int | None = option(
         None,
         "images on which both are compared; default: the whole test set (nir: 1000 images), or, "
-        f"where the data is missing, {RANDOM} random images",
+        f"where the data is missing, {run.RANDOM} random images",
         positive_int,
     )
     qat_epochs: int = option(
@@ -183,7 +180,7 @@ def on_numbers(path, content, net, asked):
     """Whole numbers, as of events: of a network whose data other scripts read."""
     idle = ["dataset", "data_root", "dataset_dir", "image_size"]
     refuse_idle(asked.given, [(idle, False, f"a {content['kind']} is compared on random images")])
-    count = asked.export.images or RANDOM
+    count = asked.export.images or run.RANDOM
     draw = torch.Generator().manual_seed(0)
     noise = torch.randint(-2, 3, (count, *image_shape(net)), generator=draw).float()
     # events have no normalisation
@@ -199,7 +196,7 @@ def on_numbers(path, content, net, asked):
 def on_noise(content, mean, std, asked):
     """Noise, normalised as the images of the network's data set, which are missing."""
     side = content["data"]["image_size"]
-    count = asked.export.images or (RANDOM if side <= 64 else LARGE_RANDOM)
+    count = asked.export.images or run.random_count(side)
     return {
         "mean": mean,
         "std": std,

@@ -158,10 +158,10 @@ def activation(asked, saved=None):
     config = models.NeuronConfig.vgg(
         levels,
         neuron.hardware_opt,
-        bool(neuron.reset_to_zero),
-        neuron.clipped_slope if clipped else neuron.surrogate_gamma,
-        neuron.surrogate_edge,
-        neuron.surrogate,
+        reset_to_zero=bool(neuron.reset_to_zero),
+        gamma=neuron.clipped_slope if clipped else neuron.surrogate_gamma,
+        inner_slope=neuron.surrogate_edge,
+        surrogate=neuron.surrogate,
     )
     # matched conversion fits an output scale to every layer
     matched = asked.network.pretrained_ann and asked.conversion.conversion == "matched"

@@ -19,7 +19,7 @@ from engine.errors import UseError
 from engine.files import locked
 from engine.loop import Record, Trainer, finite, seed_all
 from engine.recipes.price import Price
-from inputs.images import Data
+from inputs.images import IN_MEMORY, Data
 from inputs.loader import loaders as make_loaders
 from inputs.pretrained import normalisation
 from inputs.table import TABLE, augmented, data_rules, load
@@ -29,6 +29,8 @@ from models.neuron.backends import compiled
 from .options import CNNSettings, TrainingSettings
 from .parser import refuse_idle
 
+RANDOM = 64  # random images on which two networks are compared
+LARGE_RANDOM = 4  # the same, above IN_MEMORY pixels
 FEW = 32  # images that tell whether two networks are equal, or a layer is silent
 
 # options of a launch: which of the processes this one is, and where they meet
@@ -409,6 +411,11 @@ def start(asked, saved, world):
     data = augmented(load(asked.data, world), asked.crop)
     loaders = make_loaders(data, asked.batches, asked.compute.seed, world)
     return Task(asked, saved, world, data, loaders)
+
+
+def random_count(side):
+    """How many random images of `side` pixels two networks are compared on."""
+    return RANDOM if side <= IN_MEMORY else LARGE_RANDOM
 
 
 def calibration_images(data, asked, world, count):

@@ -254,6 +254,13 @@ def _gpus(options):
     return torch.cuda.device_count() if options.device in ("auto", "cuda") else 0
 
 
+def _why_no_gpus(options):
+    """Why `_gpus` are none."""
+    if options.gpu is not None:
+        return f"--gpu {options.gpu}"
+    return "no GPU here" if options.device in ("auto", "cuda") else f"--device {options.device}"
+
+
 def _device(options, local_rank):
     """The device of the process that is number `local_rank` on its node."""
     name = f"cuda:{options.gpu}" if options.gpu is not None else options.device
@@ -419,14 +426,11 @@ def launch(work, options, amp="none", debug=False):
     launched = _launched(options.multiprocessing_distributed)
     if launched is None and options.multiprocessing_distributed:
         node, nodes = _node(options)
-        if _gpus(options) == 0:
-            why = f"--device {options.device}"
-            if options.gpu is not None:
-                why = f"--gpu {options.gpu}"
-            elif options.device in ("auto", "cuda"):
-                why = "no GPU here"
+        gpus = _gpus(options)
+        if gpus == 0:
+            why = _why_no_gpus(options)
             print(f"--multiprocessing_distributed: {why}, one process per node", flush=True)
-        if max(_gpus(options), 1) * nodes > 1:
+        if max(gpus, 1) * nodes > 1:
             return _spawn(node, nodes, work, options, amp, debug)
     elif launched is None and (options.world_size > 1 or options.rank > 0):
         raise UseError(

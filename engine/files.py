@@ -78,6 +78,25 @@ def in_turn(folder, notice):
         os.close(descriptor)
 
 
+def lock(file, folder):
+    """Lock the open file of a folder for as long as it is open, or until the process ends.
+
+    Raises:
+        BlockingIOError: another process holds it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError as error:
+        # some file systems of clusters have no locks
+        print(
+            f"warning: {folder} cannot be locked ({error.strerror}): see to it that no other "
+            "process works there",
+            flush=True,
+        )
+
+
 @contextmanager
 def locked(folder, otherwise):
     """Only one process works in `folder`, which is made if it is not there.
@@ -102,7 +121,7 @@ def locked(folder, otherwise):
         # a worker process may outlive this one by some seconds
         os.register_at_fork(after_in_child=file.close)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, folder)
         except BlockingIOError:
             file.seek(0)
             holder = file.read().strip() or "?"
@@ -110,13 +129,6 @@ def locked(folder, otherwise):
                 f"{folder} is in use by process {holder} or a script that it started: "
                 f"wait for it, or {otherwise}"
             ) from None
-        except OSError as error:
-            # some file systems of clusters have no locks
-            print(
-                f"warning: {folder} cannot be locked ({error.strerror}): see to it that no other "
-                "process works there",
-                flush=True,
-            )
         # whom the next one finds here
         file.truncate(0)
         file.write(f"{os.getpid()}\n")

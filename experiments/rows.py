@@ -204,21 +204,22 @@ def stages(row, asked, seed):
     if asked.network.width_mult != 1 and "width_mult" not in last.given:
         raise UseError(f"--width_mult: {row.name} has one width")
 
-    short = recipe.get(schedule, {})
+    of_schedule = recipe.get(schedule, {})
     printed = {}
     for stage in found:
-        own = short.get(stage.script, {})
-        if row.cnn and not own:
-            own = published(stage.script, row)
+        command = of_schedule.get(stage.script, {})
+        if row.cnn and not command:
+            command = published(stage.script, row)
             # fusing needs no options
-            if not own and (stage.trains or schedule == "published"):
+            if not command and (stage.trains or schedule == "published"):
                 raise UseError(
                     f"no command of {stage.script}.py for {row.network} on {row.dataset} is "
                     f"published, and recipes.yml has no {schedule} schedule of it: give another "
                     "--schedule"
                 )
-        printed[stage.name] = {**stage.given, **own}
-        stage.given = {**own, **stage.given}
+        # the neuron of the table wins over that of the command
+        printed[stage.name] = stage.given | command
+        stage.given = command | stage.given
     # where the neuron of the printed recipe is not that of the table, both run
     if schedule == "published" and printed[last.name] != last.given:
         found.insert(-1, Stage("snn_as_printed", last.script, printed[last.name]))

@@ -109,8 +109,8 @@ def fuse_bn(net, images, tolerance=1e-4):
 def to_spiking(net, act):
     """The spiking network of a fused ANN or LQ-ANN, on its device.
 
-    Its weights are those of `net`; thetas and leaks, too, if that is an SNN, else they are as `act` (a
-    `Spiking`) starts them.
+    Its weights are those of `net`, its thetas and leaks, too, if that is an SNN; else these are as
+    `act` (a `Spiking`) starts them.
 
     Raises:
         ValueError: net still has batch norm, or `build` did not make it.
@@ -228,14 +228,14 @@ def _thetas(net, images, steps):
         # what the stage's currents are made of: its input, and its own spike trains so far
         trains = [inputs]
         firings = stage.firings()
-        for act, function in firings:
+        for number, (act, function) in enumerate(firings, 1):
             current = partial(_current, function, pool, trains)
             kept = _balance(act, current, steps)
             yield act.theta.item()
 
-            last = len(trains) == len(firings)
-            fired = _fire(act, current, kept, steps, trains if last else ())
-            trains.append(fired)
+            # the stage's last layer is the last one to read these trains
+            used = trains if number == len(firings) else ()
+            trains.append(_fire(act, current, kept, steps, used))
 
         inputs = trains[-1]
         pool = nn.Sequential()

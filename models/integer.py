@@ -114,8 +114,7 @@ class Products(nn.Module):
         batch, _, height, width = x.shape
         above, left = self.padding
         size = height + 2 * above, width + 2 * left
-        framed = self.mean[:, None, None].repeat(batch, *size)
-        framed = framed.unflatten(0, (batch, -1))
+        framed = self.mean[None, :, None, None].repeat(batch, 1, *size)
         framed[..., above : above + height, left : left + width] = x
         # exact in float64
         return F.conv2d(framed.double(), self.weight.double(), stride=self.stride).int()
@@ -367,9 +366,8 @@ def shared_scale(act, scale, signal):
     step = max(1.0, 2.0 ** octaves.item())
     coarse = (factor / step).floor() * step
     small = coarse < 1
-    return torch.where(small, scale, signal.unit / coarse), torch.where(
-        small, factor.round(), coarse
-    )
+    rounded = torch.where(small, factor.round(), coarse)
+    return torch.where(small, scale, signal.unit / coarse), rounded
 
 
 def _neurons(act, name, scale, bias, reach):
@@ -398,7 +396,8 @@ def _neurons(act, name, scale, bias, reach):
 def _first(stage, mean, std, name):
     """The first layer, which sees the image: its normalisation goes into weights and bias."""
     layer, act = stage.synapse.map, stage.act
-    weight = weight_of(layer) / (WHITE * std)[:, None, None]
+    # multiplied by the inverse, as `rounded` does: a division may differ in the last bit
+    weight = weight_of(layer) * (1 / (WHITE * std))[:, None, None]
     scale = scale_of(act, weight)
     weight = _quantised(weight, scale)
     # the mean taken off by the rounded weights: their errors then meet centred pixels alone

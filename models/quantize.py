@@ -147,10 +147,10 @@ def calibrate(net, batches):
     Raises:
         ValueError: there is no batch.
     """
-    quantizers = [m for m in net.modules() if isinstance(m, QuantReLU)]
+    quantisers = [m for m in net.modules() if isinstance(m, QuantReLU)]
     count = 0
-    for quantizer in quantizers:
-        quantizer.start()
+    for quantiser in quantisers:
+        quantiser.start()
     try:
         with evaluating(net):
             for images in batches:
@@ -158,10 +158,10 @@ def calibrate(net, batches):
                 count += 1
     finally:
         # ranges of some of the images are none
-        for quantizer in quantizers:
-            quantizer.observing = False
+        for quantiser in quantisers:
+            quantiser.observing = False
 
     if not count:
         raise ValueError("ranges need a batch of images, got none")
-    for quantizer in quantizers:
-        quantizer.stop()
+    for quantiser in quantisers:
+        quantiser.stop()

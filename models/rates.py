@@ -60,8 +60,10 @@ def sources(net):
     def end(module, args):
         x = args[0]
         if x.requires_grad:
-            reached = torch.autograd.grad(x.sum(), list(outputs), allow_unused=True)
-            (found[module],) = (s for s, g in zip(outputs.values(), reached) if g is not None)
+            gradients = torch.autograd.grad(x.sum(), list(outputs), allow_unused=True)
+            # each layer of neurons begins a graph of its own, so one of them is reached
+            reached = [s for s, g in zip(outputs.values(), gradients) if g is not None]
+            (found[module],) = reached
 
     with hooked(net, net.sites(), begin), hooked(net, weighted(net), end, before=True):
         run_once(net)

@@ -2,7 +2,6 @@
 that is written last.
 """
 
-import fcntl
 import io
 import json
 import math
@@ -16,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from engine.errors import UseError
+from engine.files import lock
 from engine.log import versions, write_json
 
 from .formats import FRAMES, PARTS, SIDE
@@ -139,22 +139,14 @@ class Store(ExitStack):
     def __enter__(self):
         self.output.mkdir(parents=True, exist_ok=True)
         self.journal = self._open(self.journal_path)
-        # the lock ends with the process, however that ends
         try:
-            fcntl.flock(self.journal, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(self.journal, self.output)
         except BlockingIOError:
             self.close()
             raise UseError(
                 f"another preparation is at work in {self.output}: wait for it, "
                 "or give another --output"
             ) from None
-        except OSError as error:
-            # some file systems of clusters have no locks
-            print(
-                f"warning: {self.output} cannot be locked ({error.strerror}): see to it that no "
-                "other preparation works there",
-                flush=True,
-            )
         for part in PARTS:
             growing, final = self.output / f"{part}.npy.part", self.output / f"{part}.npy"
             # a run that was cut off inside `finish` has renamed it already
