@@ -288,7 +288,7 @@ def _fire(
     v = None
     for t in range(steps):
         u = kept.pop(t) if t in kept else current(t)
-        o, v = mlif(u[None], act.theta, leak, act.config, v, True, act.backend)
+        o, v = mlif(u[None], act.theta, leak, act.config, v=v, want_state=True, backend=act.backend)
         fired.append(o[0] / act.config.gain)
         for train in used:
             train[t] = None

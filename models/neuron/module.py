@@ -116,9 +116,9 @@ class MLIF(nn.Module):
             self.theta,
             self.leak,
             self.config,
-            None if self.stateless else self.v,
-            not self.stateless,  # the potential is wanted
-            self.backend,
+            v=None if self.stateless else self.v,
+            want_state=not self.stateless,
+            backend=self.backend,
         )
         if not self.stateless:
             self.v = v

@@ -268,9 +268,9 @@ def test_a_conversion_runs_on_the_backend_of_the_neurons(conversion, monkeypatch
         site.backend = "torch"
     asked = []
 
-    def noted(x, theta, leak, config, v=None, want_state=False, backend="auto"):
+    def noted(*inputs, backend, **more):
         asked.append(backend)
-        return mlif(x, theta, leak, config, v, want_state, backend)
+        return mlif(*inputs, backend=backend, **more)
 
     monkeypatch.setattr(convert, "mlif", noted)
     getattr(convert, conversion)(net, torch.randn(2, 3, 32, 32))

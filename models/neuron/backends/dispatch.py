@@ -69,6 +69,7 @@ def mlif(
     theta,
     leak,
     config,
+    *,
     v=None,
     want_state=False,
     backend="auto",

@@ -88,7 +88,7 @@ def backend(name):
     """A backend as a function like `mlif_reference`."""
 
     def run(x, theta, leak, config, v):
-        return dispatch.mlif(x, theta, leak, config, v, True, name)
+        return dispatch.mlif(x, theta, leak, config, v=v, want_state=True, backend=name)
 
     return run
 
@@ -178,7 +178,7 @@ def run(config, x, theta=0.8, leak=1.0, backend="torch", grad=None, v=None):
     dtype = torch.promote_types(x.dtype, torch.float32)
     theta = torch.tensor(theta, dtype=dtype, requires_grad=True)
     leak = torch.tensor(leak, dtype=dtype, requires_grad=True)
-    o, last = dispatch.mlif(x, theta, leak, config, v, True, backend)
+    o, last = dispatch.mlif(x, theta, leak, config, v=v, want_state=True, backend=backend)
     if grad is not None:
         o.backward(torch.as_tensor(grad))
     if leak.grad is None:

@@ -91,7 +91,7 @@ PLAIN = NeuronConfig.vgg(3)
 def outputs(name, x, theta, config=PLAIN):
     """Output and last potential of one backend, without leak."""
     one = torch.tensor(1.0)
-    return dispatch.mlif(x, torch.tensor(theta), one, config, None, True, name)
+    return dispatch.mlif(x, torch.tensor(theta), one, config, want_state=True, backend=name)
 
 
 @pytest.mark.parametrize("inclusive", [False, True])
@@ -155,7 +155,7 @@ def test_every_product_of_the_charge_is_rounded(name):
     x = torch.randn(4, 3000, generator=torch.Generator().manual_seed(0)) * 4
     theta, leak = torch.tensor(0.8), torch.tensor(0.9)
     wanted = mlif_reference(x, theta, leak, config)
-    got = dispatch.mlif(x, theta, leak, config, None, True, name)
+    got = dispatch.mlif(x, theta, leak, config, want_state=True, backend=name)
     for a, b in zip(got, wanted, strict=True):
         assert torch.equal(a, b)
 
@@ -331,7 +331,7 @@ def test_constant_current_is_not_copied(name, saved):
     theta = torch.tensor(0.8, requires_grad=True)
     leak = torch.tensor(1.0)
     constant = x[None].expand(5, 3, 4)
-    o, _ = dispatch.mlif(constant, theta, leak, NeuronConfig(), None, True, name)
+    o, _ = dispatch.mlif(constant, theta, leak, NeuronConfig(), want_state=True, backend=name)
     assert max(tensor.untyped_storage().nbytes() for tensor in saved) == x.numel() * 4
     assert torch.equal(o, run(NeuronConfig(), x.repeat(5, 1, 1))[0])
 

@@ -14,7 +14,7 @@ X = torch.ones(1, 2)
 
 
 def mlif(x=X, theta=ONE, leak=ONE, v=None, backend="auto"):
-    return dispatch.mlif(x, theta, leak, NeuronConfig(), v, backend=backend)
+    return dispatch.mlif(x, theta, leak, NeuronConfig(), v=v, backend=backend)
 
 
 @pytest.mark.parametrize(
