@@ -12,7 +12,7 @@ from analysis import neurobench
 from analysis.energy import of_ann
 from analysis.measure import Measure, draw_rates
 from cli import run
-from cli.options import EnergyOptions, NetworkOptions
+from cli.options import EnergyOptions, FileOptions, NetworkOptions
 from cli.parser import Parser, refuse_idle
 from engine import checkpoint
 from engine.dist import DeviceOptions
@@ -35,6 +35,10 @@ class EnergySettings(Settings):
     """Options of energy.py."""
 
     measure: EnergyOptions = group()
+    files: FileOptions = group(
+        only=("output",),
+        output={"help": "path without suffix of the .json and .csv, else beside the checkpoint"},
+    )
     bench: neurobench.NeuroBenchOptions = group()
     network: NetworkOptions = group(
         only=("architecture", "width_mult"),
@@ -76,9 +80,10 @@ def shape_only(asked):
     print(energy.table(how.energy_model))
     microjoules = energy.uj(how.energy_model)
     print(f"{name} for {entry.name} as an ANN: {microjoules:.3E} uJ per image")
-    if how.output:
+    output = asked.files.output
+    if output:
         width = run.width_suffix(asked.network.width_mult)
-        stem = checkpoint.placed(f"{name}_{entry.name}{width}_energy".lower(), how.output)
+        stem = checkpoint.placed(f"{name}_{entry.name}{width}_energy".lower(), output)
         energy.write(stem)
         print(f"written: {stem}.json, {stem}.csv")
     return energy
@@ -109,7 +114,7 @@ def work(asked, world):
         net = run.stored_form(net, test, how.checkpoint)
     amp, model = asked.compute.amp, how.energy_model
     measure = Measure(test, world, data.about, amp, energy=True, model=model)
-    stem = checkpoint.beside(how.checkpoint, "_energy", how.output)
+    stem = checkpoint.beside(how.checkpoint, "_energy", asked.files.output)
     if asked.bench.neurobench:
         found = neurobench.compare(net.eval(), test, world)
         print(neurobench.table(found))

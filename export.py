@@ -66,18 +66,19 @@ class ExportSettings(Settings):
     """Options of export.py."""
 
     source: EnergyOptions = group(
-        only=("checkpoint", "output"),
+        only=("checkpoint",),
         checkpoint={
             "help": "checkpoint of snn_ddp.py (--to onnx: of any script), or a name of docs/zoo.md"
         },
-        output={"help": "file or folder that is written to, else beside the checkpoint"},
     )
     export: ExportOptions = group()
     training: TrainingOptions = group(
         only=("learning_rate",),
         learning_rate={"default": 1e-4, "help": "initial learning rate of --qat_epochs"},
     )
-    files: FileOptions = group()
+    files: FileOptions = group(
+        output={"help": "file or folder that is written to, else beside the checkpoint"}
+    )
     data: DataOptions = group()
     batches: BatchOptions = group(only=("batch_size", "workers"))
 
@@ -258,7 +259,7 @@ def main(argv=None):
     if not given.checkpoint:
         raise UseError("give the checkpoint of the network that is to be exported")
     target = TARGETS[form]
-    path = Path(checkpoint.beside(given.checkpoint, target.suffix, given.output))
+    path = Path(checkpoint.beside(given.checkpoint, target.suffix, asked.files.output))
     if path.exists() and not asked.files.replace:
         raise UseError(f"{path} is there already: give --replace, or another --output")
     source = read_source(asked)

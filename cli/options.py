@@ -115,15 +115,13 @@ class EnergyOptions:
     energy_model: str = option(
         "paper", "prices of the table; files hold all models", choices=tuple(MODELS)
     )
-    output: str = option(
-        "", "path without suffix of the .json and .csv, else beside the checkpoint"
-    )
 
 
 @dataclass(frozen=True)
 class FileOptions:
     """files"""
 
+    output: str = option("", "file that is written to, else beside the checkpoint")
     replace: bool = option(False, "replace a file that is there")
 
 

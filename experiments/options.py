@@ -97,7 +97,8 @@ class RowSettings(ExperimentSettings):
 
     row: RowOptions = group()
     files: FileOptions = group(
-        replace={"help": "replace a result of other trainings, code or arguments"}
+        only=("replace",),
+        replace={"help": "replace a result of other trainings, code or arguments"},
     )
     # the row and the schedule choose, see `reproduce.of_row`
     network: NetworkOptions = group(

@@ -84,7 +84,7 @@ class ZooSettings(Settings):
             "help": "checkpoint of snn_ddp.py that is added",
         },
     )
-    files: FileOptions = group()
+    files: FileOptions = group(only=("replace",))
     data: DataOptions = group(only=("data_root", "dataset_dir"))
     batches: BatchOptions = group(only=("batch_size", "workers"))
 

@@ -17,7 +17,7 @@ sys.path.insert(0, str(ROOT))
 
 from analysis.measure import Measure, whole_report
 from cli import events, run
-from cli.options import EnergyOptions, NetworkOptions, NeuronOptions
+from cli.options import FileOptions, NetworkOptions, NeuronOptions
 from cli.parser import Parser, refuse_idle
 from engine import checkpoint
 from engine.errors import guard
@@ -48,7 +48,7 @@ class MeasureSettings(events.EventSettings):
     run: RunOptions = group(
         only=("output_dir",), output_dir={"help": "folder of the results of the training"}
     )
-    measure: EnergyOptions = group(
+    files: FileOptions = group(
         only=("output",),
         output={"help": "path without suffix of the results, else beside the checkpoint"},
     )
@@ -68,7 +68,7 @@ def work(asked, world):
     asked, trained_on = events.settled(asked)
     task, net = events.start(asked, trained_on, None, world)
     measure = Measure(task.test, world, task.about, asked.compute.amp, energy=True)
-    return whole_report(net, measure, checkpoint.beside(path, "_test", asked.measure.output))
+    return whole_report(net, measure, checkpoint.beside(path, "_test", asked.files.output))
 
 
 def main(argv=None):

@@ -12,13 +12,13 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 
+from cli.options import FileOptions
 from cli.parser import Parser, refuse_idle
 from engine.dist import World
 from engine.errors import UseError, guard
 from engine.loop import ComputeOptions
 from engine.settings import Settings, group
 from inputs.events.pool import PoolOptions
-from inputs.events.prepare import PrepareOptions
 from inputs.events.simulate import CameraOptions, simulate
 from inputs.table import DataOptions, data_rules, load
 
@@ -34,14 +34,9 @@ class CameraSettings(Settings):
         data_root={"default": str(ROOT / "data"), "help": "folder of CIFAR10, as for ann_ddp.py"},
     )
     camera: CameraOptions = group()
-    # what is written here is prepared next
-    recordings: PrepareOptions = group(
-        only=("source",),
-        source={
-            "default": "",
-            "help": "folder to write <class>/cifar10_<class>_<n>.aedat to (required)",
-            "spellings": ("--output",),
-        },
+    files: FileOptions = group(
+        only=("output",),
+        output={"help": "folder to write <class>/cifar10_<class>_<n>.aedat to (required)"},
     )
     pool: PoolOptions = group(processes={"spellings": ("--workers",)})
     compute: ComputeOptions = group(only=("seed",))
@@ -55,7 +50,7 @@ def get_parser():
 def main(argv=None):
     """Run the command line argv (None: this process's)."""
     asked = get_parser().parse(argv)
-    output = asked.recordings.source
+    output = asked.files.output
     if not output:
         raise UseError("the following arguments are required: --output")
     refuse_idle(asked.given, data_rules(asked.data))
