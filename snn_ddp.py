@@ -113,6 +113,7 @@ def rules(asked):
             "--fixed_neuron keeps the thresholds",
         ),
         (["fixed_leak"], not neuron.fixed_neuron, "--fixed_neuron keeps the leaks, too"),
+        (["fixed_leak"], neuron.timesteps > 1, "in one timestep nothing leaks"),
         (
             ["default_threshold", "leak"],
             not network.pretrained_snn,

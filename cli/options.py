@@ -93,7 +93,7 @@ class NeuronOptions:
     )
     fixed_neuron: bool = option(False, "keep the initial thresholds, leaks and output scales")
     fixed_leak: bool = option(
-        False, "keep the initial leaks alone: integer networks of several timesteps have none"
+        False, "do not train the leaks; with --leak 1 several timesteps can become integers"
     )
 
     @property

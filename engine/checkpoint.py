@@ -323,15 +323,19 @@ def content(
     """What a checkpoint of `net` holds, beside `more`.
 
     Raises:
-        ValueError: `models.build` did not make it, or its head is another one since, so that the
-            file could not be read.
+        ValueError: `models.build` did not make it, or not with these weights, so that the file
+            could not be read.
     """
     built = models.how_built(net)
-    outputs, classes = net.head.out_features, built.get("num_classes", net.head.out_features)
-    if outputs != classes:
+    state = net.state_dict()
+    held, made = _sizes(state), _built_sizes(built, net.act)
+    # the network's own are told first
+    wrong = sorted(held - made) or sorted(made - held)
+    if wrong:
+        name, shape = wrong[0]
         raise ValueError(
-            f"the head has {outputs} outputs, and models.build made {classes}: build the network "
-            f"with num_classes={outputs}, and load the other weights into it"
+            f"{name} {list(shape)} is not what models.build made: build the network with the sizes "
+            "that it shall have (num_classes and so on), and load the weights into it"
         )
     return {
         "format": FORMAT,
@@ -342,7 +346,7 @@ def content(
         "data": data,
         "settings": settings,
         # on the CPU, so that any machine can read it
-        "model": {name: value.detach().cpu() for name, value in net.state_dict().items()},
+        "model": {name: value.detach().cpu() for name, value in state.items()},
         "versions": versions(),
         **more,
     }
@@ -362,10 +366,7 @@ def rebuild(checkpoint, path="the checkpoint"):
         # each block of a transformer has weights
         if built.get("depth", 0) > len(state):
             raise ValueError(f"{len(state)} tensors, depth {built['depth']}")
-        # at first without memory, since its sizes may be anything
-        with torch.device("meta"):
-            expected = _sizes(models.build(name, act, **built).state_dict())
-        wrong = sorted(expected ^ _sizes(state))
+        wrong = sorted(_built_sizes({"name": name, **built}, act) ^ _sizes(state))
         if wrong:
             raise ValueError(f"{len(wrong)} sizes differ, {wrong[0][0]} {list(wrong[0][1])}")
         net = models.build(name, act, **built)
@@ -381,6 +382,12 @@ def rebuild(checkpoint, path="the checkpoint"):
 def _sizes(state):
     """{(name, shape)} of weights."""
     return {(name, value.shape) for name, value in state.items()}
+
+
+def _built_sizes(built, act):
+    """`_sizes` of what `models.build` makes; without memory, since they may be anything."""
+    with torch.device("meta"):
+        return _sizes(models.build(act=act, **built).state_dict())
 
 
 # ---- weights into a network that is there

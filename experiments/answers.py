@@ -12,7 +12,7 @@ from pathlib import Path
 from scipy import stats
 
 from analysis import figures
-from engine.errors import UseError
+from engine.errors import MALFORMED, UseError
 from engine.files import write_text
 from engine.log import read_json, versions, write_json
 from engine.settings import flat
@@ -235,9 +235,15 @@ def check_free(asked, question, chains):
         return
     other = f"{command(asked, question)}\n```" not in path.read_text(encoding="utf-8")
     if not other:
-        old = read_json(f"{target}.json").get("runs", {})
         now = collect(question, chains)
-        other = any(_told(old[variant]) != _told(now.get(variant, ())) for variant in old)
+        try:
+            old = read_json(f"{target}.json")["runs"]
+            other = any(_told(old[variant]) != _told(now.get(variant, ())) for variant in old)
+        except (UseError, *MALFORMED):
+            raise UseError(
+                f"{target}.json is not of the page beside it: remove both, or give another "
+                "--results"
+            ) from None
     if other:
         raise UseError(
             f"{path} is an answer of other options, seeds, data or trainings, or of more variants: "

@@ -1,10 +1,10 @@
 """The record log: how the recipe of the fast rows came to be, a measured change at a time.
 
 python -m experiments.records --list
-python -m experiments.records base steep --data_root data
+python -m experiments.records base steep --data_root data --results results/mine/records
 
-The second runs what is missing of these records, then writes results/records.md, the newest record
-first, with all logs in results/records/. records.yml declares the records.
+The second runs what is missing of these records, then writes results/mine/records.md, the newest
+record first, with all logs in results/mine/records/. records.yml declares the records.
 """
 
 import statistics
@@ -242,7 +242,7 @@ def check_trainings(asked, content, name, path):
         return
     for run in read_json(path)["runs"]:
         *_, last = make_chain(asked, content, name, run["seed"]).stages.values()
-        if not (last.summary and last.log == run["log"]):
+        if not (last.summary and last.log == run.get("log")):
             raise UseError(
                 f"{path} is a record of another training (seed {run['seed']}): give another "
                 "--results, or remove it"

@@ -382,7 +382,7 @@ def _neurons(act, name, scale, bias, reach):
     elif act.leak != 1:
         raise ValueError(
             f"{name} has the leak {act.leak.item():.7g}: with {act.steps} steps an integer network "
-            "has none; train with --fixed_leak or --timesteps 1"
+            "has none: convert the ANN anew, with --leak 1 --fixed_leak or with --timesteps 1"
         )
     # a neuron that fired all lanes may fall below zero by less than its top output
     _check_reach(act.steps * (reach + bias.abs()) + top, name)

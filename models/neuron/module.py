@@ -94,7 +94,7 @@ class MLIF(nn.Module):
 
     def __getstate__(self):
         # a copy does not belong to the graph that the potential came from
-        state = self.__dict__.copy()
+        state = dict(super().__getstate__())
         if self.v is not None:
             state["v"] = self.v.detach()
         return state

@@ -3,6 +3,7 @@
 import itertools
 import json
 import shlex
+from types import SimpleNamespace
 
 import pytest
 
@@ -166,6 +167,22 @@ def test_a_log_is_of_one_network_and_its_epochs(tmp_path, fails):
     write_json(tmp_path / "base.json", record("base"))
     words = f"steep --epochs 2 --results {tmp_path}"
     fails(records.main, words, "is a record of RESNET20 x0.25, 20 epochs", keep=tmp_path)
+
+
+@pytest.mark.parametrize("seeds", ["0", "0 1"])
+def test_a_record_is_written_again_by_its_own_trainings(seeds, tmp_path, monkeypatch):
+    """And gains seeds."""
+    write_json(tmp_path / "base.json", record("base"))
+
+    def chain(asked, content, name, seed):
+        last = SimpleNamespace(summary={"run": "r"}, log=record("base")["runs"][0]["log"])
+        return SimpleNamespace(stages={"ann": None, "base": last})
+
+    monkeypatch.setattr(records, "make_chain", chain)
+    monkeypatch.setattr(records, "measure", lambda asked, content, name: record(name) | {"new": 1})
+    words = f"base --seeds {seeds} --epochs 20 --amp bf16 --results {tmp_path}"
+    records.main(shlex.split(words))
+    assert read_json(tmp_path / "base.json")["new"] == 1
 
 
 def test_what_is_no_record_is_refused(tmp_path, fails):

@@ -378,7 +378,7 @@ def test_a_conversion_that_fails_leaves_the_network_as_it_was():
             function(net, torch.randn(2, 3, 32, 32))
     handle.remove()
     assert net.training
-    assert not any(site._forward_pre_hooks for site in net.sites())
+    assert not any(site._forward_pre_hooks or site._forward_hooks for site in net.sites())
 
 
 def test_silent_layers_are_found_by_name():

@@ -43,7 +43,7 @@ LEFT = 3600  # seconds after which a folder of the compiler has been left behind
 
 def compiler():
     """The C++ compiler as words of a command: $CXX, else g++ or clang++ on the PATH, else None."""
-    chosen = os.environ.get("CXX")
+    chosen = os.environ.get("CXX", "").strip()
     commands = [["g++"], ["c++"], ["clang++"]]
     if chosen:
         # a path with spaces, or several words as in `ccache g++`
