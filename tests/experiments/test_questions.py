@@ -242,6 +242,7 @@ def test_an_answer_of_other_options_seeds_data_or_trainings_is_not_replaced(tmp_
         answers.report(asked(f"--results {tmp_path} {two}"), question, elsewhere)
 
 
+@pytest.mark.long
 def test_a_question_is_asked(cifar, tmp_path, capsys, fails):
     words = (
         f"distillation --width_mult 0.03 --epochs 1 --seeds 0 --amp none --device cpu "
