@@ -16,7 +16,7 @@ ALONE = World()
 LINE = "-a RESNET20 --multi_channel 1 --num_channels 3 --timesteps 1 --balance_steps 2 --bias"
 
 
-class Silent(World):
+class Follower(World):
     """A process that is not the first, and gets 7 for every number that the first one shares."""
 
     def share(self, tensors):
@@ -54,7 +54,7 @@ def test_the_stem_alone_is_balanced(convert):
 
 
 def test_all_processes_have_the_thresholds_of_the_first(convert):
-    net, done = convert(world=Silent(rank=1, size=2))
+    net, done = convert(world=Follower(rank=1, size=2))
     assert "thresholds" not in done
     assert all((parameter == 7).all() for parameter in net.parameters())
 
