@@ -44,7 +44,7 @@ def get_parser():
     return Parser("absorb_bn.py", about, FuseSettings)
 
 
-def read_published(content, asked):
+def read_published(content, asked: FuseSettings):
     """(checkpoint, network) of a file of the published code, which says nothing of its network."""
     path, network = asked.network.pretrained_ann, asked.network
     entry = TABLE[asked.data.dataset]
@@ -70,7 +70,7 @@ def read_published(content, asked):
     return content | {"data": about, "settings": {}, "kind": "ann"}, net
 
 
-def check_stated(content, asked):
+def check_stated(content, asked: FuseSettings):
     """Refuse options that contradict the checkpoint."""
     path, built = asked.network.pretrained_ann, content["network"]
     given = {
@@ -87,7 +87,7 @@ def check_stated(content, asked):
         raise UseError(f"--bias was given, {path} was trained without it")
 
 
-def read(asked):
+def read(asked: FuseSettings):
     """(checkpoint, network) of --pretrained_ann, checked against the options that were given."""
     path = asked.network.pretrained_ann
     if not path:
@@ -112,12 +112,12 @@ def read(asked):
     return content, checkpoint.rebuild(content, path)
 
 
-def rules(asked):
+def rules(asked: FuseSettings):
     """Options that do nothing for what is asked."""
     return [run.kernel_rule(asked.network)]
 
 
-def result(asked):
+def result(asked: FuseSettings):
     """File of the fused network."""
     return Path(f"{checkpoint.bare(asked.network.pretrained_ann)}_bn_fused.pth")
 

@@ -38,7 +38,7 @@ def get_parser():
     return Parser("ann_ddp.py", about, AnnSettings)
 
 
-def result(asked):
+def result(asked: AnnSettings):
     """File of the trained network."""
     network, quant = asked.network, asked.quant
     name = f"ann_{network.architecture}_{asked.data.dataset}".lower()
@@ -48,7 +48,7 @@ def result(asked):
     return Path(asked.run.output_dir) / "ann" / f"{name}.pth"
 
 
-def rules(asked):
+def rules(asked: AnnSettings):
     """Options that do nothing for what is asked."""
     names = ["act_bits", "quant_id", "quant_scale_max", "quant_num_batches"]
     reason = "it belongs to the quantiser, give --quant_act"
@@ -59,14 +59,14 @@ def rules(asked):
     ]
 
 
-def activation(quant):
+def activation(quant: QuantOptions):
     """What follows every weighted layer but the last."""
     if not quant.quant_act:
         return models.ReLU()
     return models.LogQuant(quant.act_bits, quant.quant_id, quant.quant_scale_max)
 
 
-def calibration_batches(task, epoch):
+def calibration_batches(task: run.Task, epoch):
     """Yield the images [B, 3, H, W] of whole training batches that set the quantisers' ranges."""
     # whole batches, as one process would draw them
     asked, alone = task.asked, World(device=task.world.device)
@@ -76,7 +76,7 @@ def calibration_batches(task, epoch):
         yield images
 
 
-def build(task):
+def build(task: run.Task):
     """The network with its starting weights, on the device."""
     network, act = task.asked.network, activation(task.asked.quant)
     # VGG16's head has its own dropout on small images, as published
@@ -94,7 +94,7 @@ def build(task):
     return task.world.place(net)
 
 
-def make_recipe(task):
+def make_recipe(task: run.Task):
     """The recipe of the ANN, or of the LQ-ANN."""
     training, world = task.asked.training, task.world
     teacher = run.teacher(training.distill, task.about, world)
@@ -103,7 +103,7 @@ def make_recipe(task):
     return LQRecipe(training, partial(calibration_batches, task), world, teacher)
 
 
-def work(asked, saved, world):
+def work(asked: AnnSettings, saved, world: World):
     """Train or test, as one of the processes of `world`; returns the summary."""
     task = run.start(asked, saved, world)
     net = build(task)

@@ -15,7 +15,7 @@ from cli import run
 from cli.options import EnergyOptions, FileOptions, NetworkOptions
 from cli.parser import Parser, refuse_idle
 from engine import checkpoint
-from engine.dist import DeviceOptions
+from engine.dist import DeviceOptions, World
 from engine.errors import UseError, guard
 from engine.log import write_json
 from engine.loop import ComputeOptions
@@ -60,7 +60,7 @@ def get_parser():
     return Parser("energy.py", "Accuracy, firing rates and energy of a checkpoint.", EnergySettings)
 
 
-def shape_only(asked):
+def shape_only(asked: EnergySettings):
     """Energy of --architecture as an ANN."""
     name, how = asked.network.architecture, asked.measure
     # data sets whose shape is known without reading them
@@ -89,7 +89,7 @@ def shape_only(asked):
     return energy
 
 
-def settled(asked, content):
+def settled(asked: EnergySettings, content):
     """The data options: those of the training, unless the command line names others."""
     path = asked.measure.checkpoint
     if content["kind"] in ELSEWHERE:
@@ -99,7 +99,7 @@ def settled(asked, content):
     return run.trained_data(content, asked.data, asked.given, path)
 
 
-def work(asked, world):
+def work(asked: EnergySettings, world: World):
     """Measure the checkpoint, as one of the processes of `world`; returns the summary."""
     how = asked.measure
     content = checkpoint.load(how.checkpoint)
@@ -132,7 +132,7 @@ def work(asked, world):
     return summary
 
 
-def rules(asked):
+def rules(asked: EnergySettings):
     """Options that do nothing for what is asked."""
     # what is of use without a checkpoint
     shape = {"architecture", "width_mult", "dataset", "energy_model", "output", "debug"}

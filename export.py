@@ -88,7 +88,7 @@ def get_parser():
     return Parser("export.py", "Write a trained network in another form.", ExportSettings)
 
 
-def rules(asked):
+def rules(asked: ExportSettings):
     """Options that do nothing for what is asked."""
     form = asked.export.to
     rounded = form in ("integer", "integer-onnx")
@@ -102,7 +102,7 @@ def rules(asked):
 # ---- what is exported
 
 
-def read(asked):
+def read(asked: ExportSettings):
     """(path, content, network) of the checkpoint, which has the form that is asked for."""
     form = asked.export.to
     path = checkpoint.named(asked.source.checkpoint)
@@ -139,7 +139,7 @@ def take(batches, count, size):
                 return
 
 
-def wanted(asked, there):
+def wanted(asked: ExportSettings, there):
     """On how many of the images that are there is compared."""
     return min(asked.export.images or TARGETS[asked.export.to].images or there, there)
 
@@ -153,7 +153,7 @@ def random_images(count, side, mean, std, batch_size):
     return [(images, None) for images in normalised.split(batch_size)]
 
 
-def tuning(asked, data):
+def tuning(asked: ExportSettings, data):
     """What fine-tunes a network as --qat_epochs asks for, or None."""
     if not asked.export.qat_epochs:
         return None
@@ -177,7 +177,7 @@ def tuning(asked, data):
 # ---- what it is compared on: the fields of a `Source` that depend on it
 
 
-def on_numbers(path, content, net, asked):
+def on_numbers(path, content, net, asked: ExportSettings):
     """Whole numbers, as of events: of a network whose data other scripts read."""
     idle = ["dataset", "data_root", "dataset_dir", "image_size"]
     refuse_idle(asked.given, [(idle, False, f"a {content['kind']} is compared on random images")])
@@ -194,7 +194,7 @@ def on_numbers(path, content, net, asked):
     }
 
 
-def on_noise(content, mean, std, asked):
+def on_noise(content, mean, std, asked: ExportSettings):
     """Noise, normalised as the images of the network's data set, which are missing."""
     side = content["data"]["image_size"]
     count = asked.export.images or run.random_count(side)
@@ -206,7 +206,7 @@ def on_noise(content, mean, std, asked):
     }
 
 
-def on_test_images(data, asked):
+def on_test_images(data, asked: ExportSettings):
     """The test images of `Data`, gone through anew for each comparison."""
     test = make_loader(data.test, data, asked.batches, 0, World(), training=False)
     count = wanted(asked, test.images)
@@ -219,7 +219,7 @@ def on_test_images(data, asked):
     }
 
 
-def read_source(asked):
+def read_source(asked: ExportSettings):
     """The `Source` that is asked for.
 
     Raises:

@@ -23,7 +23,7 @@ def get_parser():
     return Parser("reproduce.py", about, RowSettings)
 
 
-def of_row(asked, row):
+def of_row(asked: RowSettings, row: rows.Row):
     """The settings with the width of the row: the one that is asked for, else the schedule's."""
     network = asked.network
     if network.width_mult is None:
@@ -33,7 +33,7 @@ def of_row(asked, row):
     return replace(asked, network=network)
 
 
-def dry_run(row, asked):
+def dry_run(row: rows.Row, asked: RowSettings):
     """Print the commands of a row."""
     # a comment, so that the output is a script
     print(f"# {row.name}")
@@ -44,14 +44,14 @@ def dry_run(row, asked):
         print(stage.command)
 
 
-def run(row, asked, folder):
+def run(row: rows.Row, asked: RowSettings, folder):
     """Run what is missing of a row for all seeds, write the result and print the verdict."""
     path = results.result_file(row, asked, folder)
     result = results.run(row, asked, path)
     print(f"\n{verdict(row, result)}\nwritten to {path}")
 
 
-def dry_run_all(asked):
+def dry_run_all(asked: RowSettings):
     """Print the commands of all rows, and which have none."""
     for row in rows.table().values():
         try:

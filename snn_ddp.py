@@ -13,6 +13,7 @@ import models
 from cli import run
 from cli.options import CNNSettings, ConversionOptions, NetworkOptions, NeuronOptions
 from cli.parser import Parser
+from engine.dist import World
 from engine.errors import UseError, guard
 from engine.log import progress
 from engine.loop import evaluate
@@ -54,7 +55,7 @@ def get_parser():
     return Parser("snn_ddp.py", about, SnnSettings)
 
 
-def result(asked):
+def result(asked: SnnSettings):
     """File of the trained network."""
     network, neuron = asked.network, asked.neuron
     name = f"snn_{network.architecture}_{asked.data.dataset}".lower()
@@ -68,7 +69,7 @@ def result(asked):
     return Path(asked.run.output_dir) / "snn" / f"{name}.pth"
 
 
-def rules(asked):
+def rules(asked: SnnSettings):
     """Options that do nothing for what is asked.
 
     Raises:
@@ -130,7 +131,7 @@ def rules(asked):
     ]
 
 
-def check_lanes(asked):
+def check_lanes(asked: SnnSettings):
     """Refuse lanes that do not lead to the neurons that are asked for."""
     first, neuron, training = asked.levels.first_lanes, asked.neuron, asked.training
     if not first:
@@ -149,7 +150,7 @@ def check_lanes(asked):
         raise UseError("--first_lanes needs two epochs, and --keep last: the best may have others")
 
 
-def activation(asked, saved=None):
+def activation(asked: SnnSettings, saved=None):
     """The `Spiking` activation of the options; saved: what an interrupted training left."""
     neuron = asked.neuron
     levels = (*asked.levels.first_lanes, neuron.levels)[0]
@@ -177,7 +178,7 @@ def activation(asked, saved=None):
     )
 
 
-def set_thresholds(net, images, task):
+def set_thresholds(net, images, task: run.Task):
     """Set every threshold by the conversion that is asked for; returns what was done."""
     how, world = task.asked.conversion, task.world
     published = how.conversion == "published"
@@ -206,7 +207,7 @@ def set_thresholds(net, images, task):
     return {"thresholds": thetas, "scaling_factor": how.scaling_factor, "balance": which}
 
 
-def convert_ann(net, task):
+def convert_ann(net, task: run.Task):
     """Load the ANN and set thresholds; returns what was done, for the checkpoint.
 
     Rank 0 computes, all processes use its thresholds.
@@ -231,7 +232,7 @@ def convert_ann(net, task):
     return done
 
 
-def start_weights(net, act, task):
+def start_weights(net, act, task: run.Task):
     """Give the network its weights; returns what checkpoint and summary say of the conversion."""
     network, saved = task.asked.network, task.saved
     if saved:
@@ -246,7 +247,7 @@ def start_weights(net, act, task):
     return {}
 
 
-def check(net, asked):
+def check(net, asked: SnnSettings):
     """Refuse a conversion that this network does not have."""
     conversion, network = asked.conversion, asked.network
     rate_coded = not asked.neuron.input_encoding
@@ -259,8 +260,8 @@ def check(net, asked):
         raise UseError(f"--balance stem: {network.architecture} has no stem, use --balance all")
 
 
-def freeze(net, neuron):
-    """Keep what `NeuronOptions` say of the neurons as it begins."""
+def freeze(net, neuron: NeuronOptions):
+    """Keep what the options say of the neurons as it begins."""
     for site in net.sites():
         # theta, leak and output scale
         if neuron.fixed_neuron:
@@ -269,7 +270,7 @@ def freeze(net, neuron):
             site.leak.requires_grad_(False)
 
 
-def make_recipe(net, task):
+def make_recipe(net, task: run.Task):
     """The recipe of the spiking network."""
 
     # asked for at each new best epoch
@@ -283,7 +284,7 @@ def make_recipe(net, task):
     return SpikingRecipe(training, net, proof, teacher, asked.levels, lanes)
 
 
-def work(asked, saved, world):
+def work(asked: SnnSettings, saved, world: World):
     """Train or test, as one of the processes of `world`; returns the summary."""
     task = run.start(asked, saved, world)
     network, neuron, compute = asked.network, asked.neuron, asked.compute

@@ -191,7 +191,7 @@ class Counter:
         self.neurons[name] = out[0].numel()
         self.behind[name] = self.last
 
-    def energy(self, world=None):
+    def energy(self, world: World | None = None):
         """The `Energy` of what was counted by all processes of `world` (None: by this one)."""
         world = world or World()
         images = torch.tensor(self.images, device=world.device)
@@ -276,7 +276,7 @@ def _counted(size, counts, images, levels, least):
     )
 
 
-def _total(counts, world):
+def _total(counts, world: World):
     """{layer: counts of all processes}, on the host: one reduction and one read for all layers."""
     stacked = torch.stack(list(counts.values()))
     total = world.sum(stacked).cpu()

@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from engine import checkpoint, settings
+from engine.dist import World
 from engine.errors import MALFORMED, UseError, reason
 from engine.loop import seed_all
 from engine.settings import group
@@ -44,7 +45,7 @@ class EventSettings(TrainingSettings):
     )
 
 
-def lanes_rule(asked):
+def lanes_rule(asked: EventSettings):
     """--num_channels does nothing with plain LIF."""
     return (
         ["num_channels"],
@@ -53,13 +54,13 @@ def lanes_rule(asked):
     )
 
 
-def coding(asked):
+def coding(asked: EventSettings):
     """The `Coding` of the settings."""
     # plain LIF sees single frames, as one lane does
     return recordings.coding(asked.neuron.levels, asked.coding)
 
 
-def settled(asked):
+def settled(asked: EventSettings):
     """(the settings with those of the checkpoint that they name, (digest, number) of the recordings
     that it was tested on).
 
@@ -89,7 +90,7 @@ def settled(asked):
     return trained, known
 
 
-def start(asked, trained_on, saved, world):
+def start(asked: EventSettings, trained_on, saved, world: World):
     """(the `run.Task`, the network with its starting weights).
 
     trained_on: what `settled` returned of the network's recordings. saved: content of the
@@ -123,7 +124,7 @@ def start(asked, trained_on, saved, world):
     return run.Task(asked, saved, world, data, made), world.place(net)
 
 
-def result(asked):
+def result(asked: EventSettings):
     """File of the trained network; its name tells the recordings, too."""
     _, manifest = recordings.read_manifest(asked.coding)
     how = coding(asked)

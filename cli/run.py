@@ -17,17 +17,19 @@ from engine import checkpoint, log, settings
 from engine.dist import World, launch
 from engine.errors import UseError
 from engine.files import locked
-from engine.loop import Record, Trainer, finite, seed_all
-from engine.recipes.price import Price
+from engine.loop import ComputeOptions, Record, Trainer, finite, seed_all
+from engine.recipes.base import Recipe
+from engine.recipes.price import Price, PriceOptions
+from engine.settings import Settings
 from inputs.images import IN_MEMORY, Data
 from inputs.loader import loaders as make_loaders
 from inputs.pretrained import normalisation
-from inputs.table import TABLE, augmented, data_rules, load
+from inputs.table import TABLE, DataOptions, augmented, data_rules, load
 from models import convert
 from models.neuron.backends import compiled
 
-from .options import CNNSettings, TrainingSettings
-from .parser import refuse_idle
+from .options import CNNSettings, NetworkOptions, TrainingSettings
+from .parser import Parser, refuse_idle
 
 RANDOM = 64  # random images on which two networks are compared
 LARGE_RANDOM = 4  # the same, above IN_MEMORY pixels
@@ -62,7 +64,7 @@ class Task:
         return self.loaders[-1]
 
 
-def training_command(parser, argv, rules, work):
+def training_command(parser: Parser, argv, rules, work):
     """Run a training command: work(asked, saved, world), in as many processes as it asks for.
 
     rules: function of the settings, see `parser.refuse_idle`. saved: see `Task`.
@@ -71,20 +73,20 @@ def training_command(parser, argv, rules, work):
     return in_processes(partial(work, asked, saved), asked)
 
 
-def in_processes(job, asked):
+def in_processes(job, asked: Settings):
     """job(world), in as many processes as the settings ask for; see `engine.dist.launch`."""
     check_device(asked)
     return launch(job, asked.device, asked.compute.amp, asked.common.debug)
 
 
-def check_device(asked):
+def check_device(asked: Settings):
     """Refuse two options that name the device."""
     if {"gpu", "device"} <= asked.given:
         raise UseError("--gpu and --device both name the device: give one of them")
 
 
-def cnn_rules(asked):
-    """Options that do nothing with this network, data set or optimizer; asked: `CNNSettings`."""
+def cnn_rules(asked: CNNSettings):
+    """Options that do nothing with this network, data set or optimizer."""
     training = asked.training
     return [
         *data_rules(asked.data, asked.crop),
@@ -113,14 +115,14 @@ def cnn_rules(asked):
     ]
 
 
-def kernel_rule(network):
-    """--kernel_size does nothing with a network that has its own; network: `NetworkOptions`."""
+def kernel_rule(network: NetworkOptions):
+    """--kernel_size does nothing with a network that has its own."""
     name = network.architecture
     free = "kernel_size" in models.options(name)
     return (["kernel_size"], free, f"{name} has no free kernel size")
 
 
-def head_rule(asked):
+def head_rule(asked: CNNSettings):
     """--new_head does nothing without weights to start a training from."""
     network = asked.network
     starts = network.pretrained_ann or network.pretrained_snn
@@ -128,14 +130,14 @@ def head_rule(asked):
     return (["new_head"], starts and trains, "it goes with the weights that a training starts from")
 
 
-def backend_rule(asked, reason):
+def backend_rule(asked: TrainingSettings, reason):
     """--neuron_backend does nothing where torch.compile traces the neuron."""
     traced = asked.compute.compile != "none"
     named = asked.neuron.neuron_backend not in ("auto", "compiled")
     return (["neuron_backend"], not (traced and named), reason)
 
 
-def note_unused(asked, world):
+def note_unused(asked: CNNSettings, world: World):
     """Tell of options that published commands give though they do nothing."""
     if asked.training.optimizer == "Adam" and "momentum" in asked.given:
         world.say("note: --momentum is not used by Adam")
@@ -147,7 +149,7 @@ def note_unused(asked, world):
         )
 
 
-def load_weights(net, path, task, new, dropped=()):
+def load_weights(net, path, task: Task, new, dropped=()):
     """Start `net` with the weights of the file `path`, and say so; returns the file's content.
 
     new, dropped: see `checkpoint.load_into`.
@@ -167,7 +169,7 @@ def load_weights(net, path, task, new, dropped=()):
     return content
 
 
-def note_activation(content, act, path, world):
+def note_activation(content, act, path, world: World):
     """Tell where the activation of a loaded checkpoint differs from that of the network."""
     if content["format"] == checkpoint.PUBLISHED:
         steps = content.get("steps")
@@ -193,7 +195,7 @@ def _flat(activation):
     return own | activation.get("neuron", {})
 
 
-def read_settings(parser, argv, rules):
+def read_settings(parser: Parser, argv, rules):
     """Parse argv; with --resume, take the interrupted run's settings instead.
 
     rules: function of the settings, see `parser.refuse_idle`.
@@ -218,7 +220,7 @@ def read_settings(parser, argv, rules):
     return _resumed(parser, asked, path, saved), saved
 
 
-def _restarted(asked):
+def _restarted(asked: TrainingSettings):
     """The run folder that torchrun's restart of all processes goes on with, "" if it is none."""
     job = os.environ.get("TORCHELASTIC_RUN_ID")
     # without --rdzv_id every job has the same name, and only a restart tells that it is this one
@@ -237,7 +239,7 @@ def _restarted(asked):
     return ""
 
 
-def _resumed(parser, asked, path, saved):
+def _resumed(parser: Parser, asked: TrainingSettings, path, saved):
     """The settings of the interrupted run in `path`, with what may be given anew."""
     names = settings.stored_name(parser.kind)
     foreign = sorted(set(saved["settings"]) - set(names))
@@ -280,7 +282,7 @@ def check_stored(path, options, values):
             raise UseError(f"{path} holds --{name} {value!r}, which cannot be: {error}") from None
 
 
-def suffix(network, data):
+def suffix(network: NetworkOptions, data: DataOptions):
     """Name parts that the published names do not have: own image folder, width."""
     folder = folder_suffix(data.dataset, data.dataset_dir)
     return folder + width_suffix(network.width_mult)
@@ -296,8 +298,8 @@ def width_suffix(width_mult):
     return "" if width_mult == 1 else f"_w{width_mult:g}"
 
 
-def build(network, about, act, **more):
-    """The network that `NetworkOptions` describe, for the data set `about`.
+def build(network: NetworkOptions, about, act, **more):
+    """The network that the options describe, for the data set `about`.
 
     more: further arguments, and those in the place of the options'; they reach networks that take
     them.
@@ -314,11 +316,10 @@ def build(network, about, act, **more):
         raise UseError(str(error)) from None
 
 
-def trained_data(content, data, given, path):
+def trained_data(content, data: DataOptions, given, path):
     """The data options of the training of a checkpoint, unless the command line names others.
 
-    content: of the checkpoint `path`. data: `DataOptions`. given: names of the options that were
-    given.
+    content: of the checkpoint `path`. given: names of the options that were given.
     """
     # the command line wins: the data may have moved
     names = ("dataset", "data_root", "dataset_dir", "image_size")
@@ -338,7 +339,7 @@ def trained_data(content, data, given, path):
     return data
 
 
-def check_given(asked, trained, names, path, option):
+def check_given(asked: Settings, trained: Settings, names, path, option):
     """Refuse given options among `names` that contradict the settings of a checkpoint's training.
 
     asked: the settings of this command. trained: the same as `path` has them. option: what names
@@ -368,7 +369,7 @@ def check_shape(content, about, path):
         )
 
 
-def as_trained(data, content, path):
+def as_trained(data: Data, content, path):
     """The `Data` with the normalisation that the network of a checkpoint was trained with."""
     mean, std = normalisation(content, path)
     if mean is None:
@@ -376,8 +377,8 @@ def as_trained(data, content, path):
     return replace(data, mean=mean, std=std)
 
 
-def prepare_compile(compute, world):
-    """Refuse a --compile of `ComputeOptions` that cannot run here, else make torch ready for it."""
+def prepare_compile(compute: ComputeOptions, world: World):
+    """Refuse a --compile that cannot run here, else make torch ready for it."""
     mode = compute.compile
     if mode == "none":
         return
@@ -393,7 +394,7 @@ def prepare_compile(compute, world):
     torch._dynamo.config.specialize_float = True
 
 
-def say_backend(backend, world, compile="none"):
+def say_backend(backend, world: World, compile="none"):
     """Say what runs the neurons; refuse a --neuron_backend that cannot."""
     try:
         name = models.choose(backend, world.device)
@@ -403,7 +404,7 @@ def say_backend(backend, world, compile="none"):
     world.say(f"neuron backend: {name}{traced}")
 
 
-def start(asked, saved, world):
+def start(asked: CNNSettings, saved, world: World):
     """Seed everything and read the data: the `Task` of a CNN's training command."""
     note_unused(asked, world)
     prepare_compile(asked.compute, world)
@@ -418,7 +419,7 @@ def random_count(side):
     return RANDOM if side <= IN_MEMORY else LARGE_RANDOM
 
 
-def calibration_images(data, asked, world, count):
+def calibration_images(data: Data, asked: TrainingSettings, world: World, count):
     """Up to `count` augmented training images [n, 3, H, W], the same on any number of processes."""
     batches = asked.batches
     if batches.limit_train_batches:
@@ -451,7 +452,7 @@ def _other_meaning(content, about, path):
     return ""
 
 
-def teacher(distill, about, world):
+def teacher(distill, about, world: World):
     """The trained network that --distill names, in eval mode; None if it names none."""
     if not distill:
         return None
@@ -469,7 +470,7 @@ def teacher(distill, about, world):
     return world.place(net)
 
 
-def _measure(task, amp="none"):
+def _measure(task: Task, amp="none"):
     return Measure(task.test, task.world, task.about, amp, task.asked.run.energy)
 
 
@@ -487,7 +488,7 @@ def stored_form(net, loader, path):
         raise UseError(f"{path}: {error}; give best.pth of its run folder") from None
 
 
-def test_only(net, task, weights, give):
+def test_only(net, task: Task, weights, give):
     """What --test_only does: evaluate once.
 
     weights: the file that they came from. give: what to give if there was none.
@@ -527,7 +528,7 @@ def check_shares(net, loader):
         ) from None
 
 
-def _run_folder(asked, stable, world):
+def _run_folder(asked: TrainingSettings, stable, world: World):
     """The run folder of all processes: that of --resume, else a new one; None with --dont_save."""
     if asked.run.dont_save:
         return None
@@ -563,9 +564,8 @@ def _keep_former(stable, folder):
     return stable.rename(folder.with_name(f"{folder.name}_before.pth"))
 
 
-def price_rule(price, keep):
-    """--penalty_warm_up does nothing where spikes have no price; price: `PriceOptions`. keep: of
-    the run.
+def price_rule(price: PriceOptions, keep):
+    """--penalty_warm_up does nothing where spikes have no price; keep: of the run.
 
     Raises:
         UseError: there are two prices, or the network that is kept may be one from before a target
@@ -584,8 +584,8 @@ def price_rule(price, keep):
     return (["penalty_warm_up"], price.on, reason)
 
 
-def make_price(options, net, epochs, task):
-    """The `Price` on the network's spikes, or None; options: `PriceOptions`.
+def make_price(options: PriceOptions, net, epochs, task: Task):
+    """The `Price` on the network's spikes, or None.
 
     Raises:
         UseError: no spikes are few enough for the energy that is asked for.
@@ -613,10 +613,12 @@ def _beside(folder):
     return home if folder.is_absolute() else Path(os.path.relpath(home))
 
 
-def train(net, recipe, kind, stable, task, extra=None, price=None):
+def train(
+    net, recipe: Recipe, kind, stable, task: Task, extra=None, price: PriceOptions | None = None
+):
     """Make or reopen the run folder and train; returns the summary.
 
-    kind, stable, extra: see `engine.loop.Record`. price: `PriceOptions`, None: spikes have none.
+    kind, stable, extra: see `engine.loop.Record`. price: None: spikes have none.
     Raises:
         UseError: another process works in the run folder, the starting weights are not finite
             numbers, or see `check_shares`.

@@ -3,6 +3,7 @@
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+from engine.dist import World
 from engine.errors import UseError
 from engine.loop import ComputeOptions, RunOptions
 from engine.recipes.cnn import TrainingOptions
@@ -154,7 +155,7 @@ class TransformerParser(Parser):
         return sized(super().parse(words + argv))
 
 
-def sized(asked):
+def sized(asked: TransformerSettings):
     """The settings with the sizes that --model names.
 
     Raises:
@@ -168,12 +169,12 @@ def sized(asked):
     return replace(asked, network=replace(network, **SIZES[model]))
 
 
-def folder_of(data):
-    """The folder of the data set that `DataOptions` name."""
+def folder_of(data: DataOptions):
+    """The folder of the data set that the options name."""
     return data.data_root or str(DATA)
 
 
-def load_data(asked, world):
+def load_data(asked: TransformerSettings, world: World):
     """The data set with the recipe's augmentation: (`Data`, (training, choosing, test) loaders)."""
     options, batches = asked.data, asked.batches
     folder = folder_of(options)
@@ -195,7 +196,7 @@ def load_data(asked, world):
     return data, loaders(data, whole, asked.compute.seed, world)
 
 
-def build(asked, about):
+def build(asked: TransformerSettings, about):
     """The network of the options, for the data set `about`.
 
     Raises:

@@ -230,7 +230,7 @@ def _launched(spawning=False):
     return int(env["SLURM_PROCID"]), tasks, int(env.get("SLURM_LOCALID", 0))
 
 
-def _node(options):
+def _node(options: DeviceOptions):
     """(index of this node, number of nodes), by the options, else by the variables of the
     launchers.
 
@@ -246,7 +246,7 @@ def _node(options):
     return node, nodes
 
 
-def _gpus(options):
+def _gpus(options: DeviceOptions):
     """How many GPUs of this node the options let processes be started for."""
     # a GPU that is named is the only one
     if options.gpu is not None:
@@ -254,14 +254,14 @@ def _gpus(options):
     return torch.cuda.device_count() if options.device in ("auto", "cuda") else 0
 
 
-def _why_no_gpus(options):
+def _why_no_gpus(options: DeviceOptions):
     """Why `_gpus` are none."""
     if options.gpu is not None:
         return f"--gpu {options.gpu}"
     return "no GPU here" if options.device in ("auto", "cuda") else f"--device {options.device}"
 
 
-def _device(options, local_rank):
+def _device(options: DeviceOptions, local_rank):
     """The device of the process that is number `local_rank` on its node."""
     name = f"cuda:{options.gpu}" if options.gpu is not None else options.device
     if name == "auto":
@@ -310,7 +310,7 @@ def _interface(host):
     return None
 
 
-def _join(options, amp, rank, size, local_rank):
+def _join(options: DeviceOptions, amp, rank, size, local_rank):
     """This process's `World`, once all `size` processes have met."""
     device = _device(options, local_rank)
     gpu = device.type == "cuda"
@@ -380,7 +380,7 @@ def _carry_out(work, amp, debug, world):
         world.close()
 
 
-def _spawned(index, per_node, node, nodes, work, options, amp, debug):
+def _spawned(index, per_node, node, nodes, work, options: DeviceOptions, amp, debug):
     """What each started process does; index: its number on this node."""
 
     def run(_):
@@ -391,7 +391,7 @@ def _spawned(index, per_node, node, nodes, work, options, amp, debug):
     guard(run, ["--debug"] if debug else [])
 
 
-def _spawn(node, nodes, work, options, amp, debug):
+def _spawn(node, nodes, work, options: DeviceOptions, amp, debug):
     """Start a process per GPU (without a GPU: one) and wait for them."""
     count = max(_gpus(options), 1)
     env = os.environ
@@ -413,12 +413,11 @@ def _spawn(node, nodes, work, options, amp, debug):
         raise UseError(f"process {error.error_index} was ended by signal {signal}{hint}") from None
 
 
-def launch(work, options, amp="none", debug=False):
+def launch(work, options: DeviceOptions, amp="none", debug=False):
     """Run work(world) in this process, or in those that the options and the environment ask for.
 
-    work: picklable, since started processes receive it. options: `DeviceOptions`. amp: autocast
-    type. debug: show tracebacks. Returns what `work` returns, or None where the work was done in
-    started processes.
+    work: picklable, since started processes receive it. amp: autocast type. debug: show
+    tracebacks. Returns what `work` returns, or None where the work was done in started processes.
     Raises:
         UseError: device, backend or process counts do not fit.
     """

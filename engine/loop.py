@@ -19,10 +19,12 @@ from models import set_backend
 from models.layers import evaluating
 
 from . import checkpoint
+from .dist import World
 from .errors import MALFORMED, RunError, UseError, reason
 from .log import RunLog, progress, write_json
 from .machine import device_name
-from .recipes.base import mean_readout
+from .recipes.base import Recipe, mean_readout
+from .recipes.price import Price
 from .settings import machine_option, natural, option, positive_int, run_option, seed
 
 AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -223,16 +225,24 @@ class Trainer:
 
     Args:
         net: the network, on the world's device.
-        recipe: see `recipes.base.Recipe`.
         loaders: (training, choosing, test) loaders; the best epoch is chosen on the second.
-        record: `Record` of the run. run: `RunOptions`. compute: `ComputeOptions`.
-        world: `dist.World`.
         measure: `analysis.measure.Measure` or None; called for the figures of the finished network,
             and asked for `curves` after each epoch.
-        price: `recipes.price.Price` or None; added to the loss.
+        price: added to the loss.
     """
 
-    def __init__(self, net, recipe, loaders, record, run, compute, world, measure=None, price=None):
+    def __init__(
+        self,
+        net,
+        recipe: Recipe,
+        loaders,
+        record: Record,
+        run: RunOptions,
+        compute: ComputeOptions,
+        world: World,
+        measure=None,
+        price: Price | None = None,
+    ):
         self.net, self.recipe, self.record, self.world = net, recipe, record, world
         self.train_loader, self.choose_loader, self.test_loader = loaders
         self.run, self.compute, self.measure, self.price = run, compute, measure, price

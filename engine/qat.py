@@ -6,14 +6,15 @@ from models.rounded import Rounded
 
 from .dist import World
 from .loop import ComputeOptions, Record, RunOptions, Trainer, seed_all
+from .recipes.cnn import TrainingOptions
 from .recipes.snn import SpikingRecipe
 
 
-def fine_tune(net, mean, std, loaders, about, options):
+def fine_tune(net, mean, std, loaders, about, options: TrainingOptions):
     """A copy of `net` that was trained as `Rounded` computes; nothing is written.
 
     mean, std: as `integer.to_integer` has them. loaders, about: of the data, see `Trainer` and
-    `Record`. options: `TrainingOptions`.
+    `Record`.
     Raises:
         RunError: the loss is not finite.
     """

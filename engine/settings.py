@@ -166,7 +166,7 @@ def make(cls, values, given=()):
     return cls(**made, given=frozenset(given))
 
 
-def flat(settings):
+def flat(settings: Settings):
     """{name: plain value} of every option of the command, for files; the inverse of `make`."""
     found = {}
     for name, (_, shown) in groups(type(settings)).items():

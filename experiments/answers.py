@@ -18,6 +18,7 @@ from engine.log import read_json, versions, write_json
 from engine.settings import flat
 
 from .chain import same_data
+from .options import ExperimentSettings
 from .results import of_any_machine
 from .verdict import number, spread
 
@@ -166,7 +167,7 @@ def _row(variant, runs, first, early):
     return f"| {' | '.join(cells)} |"
 
 
-def command(asked, question):
+def command(asked: ExperimentSettings, question):
     """The command whose runs a page tells of."""
     more = {
         "limit_train_batches": asked.batches.limit_train_batches,
@@ -181,7 +182,7 @@ def command(asked, question):
     return COMMAND.format(**flat(asked) | about)
 
 
-def page(asked, question, runs):
+def page(asked: ExperimentSettings, question, runs):
     """The question's Markdown page; runs: see `collect`."""
     first = runs[question.reference]
     trained = len(first[0]["curve"])  # epochs of the reference
@@ -206,7 +207,7 @@ def page(asked, question, runs):
     return PAGE.format(**flat(asked) | about)
 
 
-def draw(asked, runs, first, path):
+def draw(asked: ExperimentSettings, runs, first, path):
     """Accuracy against energy, a curve over T for every S; first: the runs of the reference."""
     points = {}
     for found in runs.values():
@@ -222,7 +223,7 @@ def draw(asked, runs, first, path):
     figures.tradeoff(title, points, ann, path)
 
 
-def check_free(asked, question, chains):
+def check_free(asked: ExperimentSettings, question, chains):
     """Refuse to replace an answer of other options, seeds, data or trainings, or of more variants.
 
     chains: {seed: the question's chain}.
@@ -256,7 +257,7 @@ def _told(found):
     return [(run["data"], run["curve"]) for run in found]
 
 
-def report(asked, question, chains):
+def report(asked: ExperimentSettings, question, chains):
     """Write the question's page and numbers; returns the page.
 
     Nothing is written while the reference is not finished for every seed.

@@ -73,7 +73,7 @@ def read(path):
     return content
 
 
-def make(asked, name, own):
+def make(asked: ChainSettings, name, own):
     """(name of the folder of a declared chain, the chain)."""
     given = flat(asked)
     more = {option: given[option] for option in asked.given - OWN}
@@ -86,7 +86,7 @@ def make(asked, name, own):
 
 
 def place(what, folder):
-    """The results folder of a chain; what: `ExperimentOptions`."""
+    """The results folder of a chain."""
     return Path(what.results or f"results/{folder}")
 
 
@@ -100,7 +100,7 @@ def labelled(chain, own):
     return found
 
 
-def finished(asked):
+def finished(asked: ChainSettings):
     """[(label, run folder)] of --report."""
     if not asked.experiment.results:
         raise UseError("--report writes a results folder: name it by --results")

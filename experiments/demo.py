@@ -6,14 +6,14 @@ from pathlib import Path
 
 from engine.files import locked
 from engine.machine import fast_amp
-from engine.settings import flat
+from engine.settings import Settings, flat
 
 from . import declared
 
 FILE = Path(__file__).with_name("demos.yml")
 
 
-def run(name, asked):
+def run(name, asked: Settings):
     """Run the scripts of a demo in this process, each under a title that shows its command line.
 
     Returns {step of demos.yml: what the script's `main` returns}.

@@ -108,7 +108,7 @@ class RowSettings(ExperimentSettings):
     run: RunOptions = output("runs/reproduce")
 
 
-def settled(asked, amp=None):
+def settled(asked: ExperimentSettings, amp=None):
     """The settings with the autocast type chosen, and with a folder of data that holds anywhere.
 
     amp: the type where none is asked for; default: the faster one of the device.

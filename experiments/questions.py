@@ -108,7 +108,7 @@ def read(path):
     return found
 
 
-def make_chain(asked, question, seed):
+def make_chain(asked: QuestionSettings, question: Question, seed):
     """The chain of a question and seed; chains of the same seed share their folder.
 
     Raises:

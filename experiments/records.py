@@ -88,7 +88,7 @@ def read(path):
     return content
 
 
-def make_chain(asked, content, name, seed):
+def make_chain(asked: RecordSettings, content, name, seed):
     """The chain of a record and seed; records of the same seed share their folder."""
     values = flat(asked)
     values["seed"] = seed
@@ -101,7 +101,7 @@ def make_chain(asked, content, name, seed):
     return Chain(folder, stages, f"{name}, seed {seed}")
 
 
-def measure(asked, content, name):
+def measure(asked: RecordSettings, content, name):
     """Run what is missing of a record; returns what is kept of it."""
     own = content["records"][name]
     runs, data, days = [], {}, []
@@ -201,12 +201,12 @@ def page(content, folder):
     return text
 
 
-def size(asked):
+def size(asked: RecordSettings):
     """The network of a record, as its file names it."""
     return f"{asked.network.architecture} x{asked.network.width_mult:g}"
 
 
-def check_free(asked, path, replaced):
+def check_free(asked: RecordSettings, path, replaced):
     """Refuse a log whose records are of another network, other epochs or other autocast than those
     asked for.
 
@@ -232,7 +232,7 @@ def check_free(asked, path, replaced):
         raise UseError(f"{path} is a record of {before}, not of {now}: give another --results")
 
 
-def check_trainings(asked, content, name, path):
+def check_trainings(asked: RecordSettings, content, name, path):
     """Refuse to replace a record of other trainings than those that its chains hold.
 
     Raises:

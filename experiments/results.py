@@ -10,7 +10,7 @@ from engine.loop import FILES
 from . import rows
 from .arithmetic import ARITHMETIC, commit, version
 from .chain import PARTS, Chain, same_data
-from .options import SCHEDULES
+from .options import SCHEDULES, RowSettings
 from .stage import portable
 
 # Parts of a summary that tell of files of this machine.
@@ -18,7 +18,7 @@ LOCAL = (*FILES, "converted")
 FIELDS = {"row", "schedule", "width_mult", "code", "recipe", "runs", "commit"}
 
 
-def make_chain(row, asked, seed):
+def make_chain(row: rows.Row, asked: RowSettings, seed):
     """The chain of a row and seed, in a folder of its own. asked: `options.RowSettings`."""
     width = asked.network.width_mult
     name = row.group if width == 1 else f"{row.group}-w{width:g}"
@@ -28,7 +28,7 @@ def make_chain(row, asked, seed):
     return Chain(folder, stages, f"{row.name}, seed {seed}", launcher)
 
 
-def result_file(row, asked, folder):
+def result_file(row: rows.Row, asked: RowSettings, folder):
     """Where the result of a row lies in the folder of results."""
     width = asked.network.width_mult
     name = row.name if width == 1 else f"{row.name}.w{width:g}"
@@ -155,7 +155,7 @@ def same_processes(runs):
             )
 
 
-def run(row, asked, path):
+def run(row: rows.Row, asked: RowSettings, path):
     """Run what is missing of a row for all seeds and write its result to `path`; returns it."""
     seeds = asked.experiment.seeds
     # as text, since a JSON file has no other keys
@@ -196,7 +196,7 @@ def run(row, asked, path):
     return result
 
 
-def results_of(row, folder):
+def results_of(row: rows.Row, folder):
     """Results of a row, the most telling first: full width before reduced, published before fast,
     no smoke.
     """

@@ -17,6 +17,7 @@ from inputs.table import TABLE
 from models import CNNS
 
 from . import declared
+from .options import RowSettings
 from .stage import Stage, options
 
 FOLDER = Path(__file__).parent
@@ -142,7 +143,7 @@ def printed_commands():
     return [(file, options(words)) for _, file, *words in commands]
 
 
-def published(script, row):
+def published(script, row: Row):
     """The options of the published command of a CNN, but for the names of files and folders.
 
     Returns {} where no such command was published.
@@ -161,7 +162,7 @@ def published(script, row):
     return {name: found[name] for name in found if name not in idle}
 
 
-def values(row, asked, seed):
+def values(row: Row, asked: RowSettings, seed):
     """What stands for `{name}` in a recipe."""
     found = {**flat(asked), **vars(row)}
     # what is a default of the scripts stays out of recipes
@@ -184,7 +185,7 @@ def values(row, asked, seed):
     }
 
 
-def stages(row, asked, seed):
+def stages(row: Row, asked: RowSettings, seed):
     """The stages of a row; the last one is the row's network. asked: `options.RowSettings`.
 
     Raises:
@@ -229,7 +230,7 @@ def stages(row, asked, seed):
 # ---- what a row takes ----
 
 
-def trainings(row):
+def trainings(row: Row):
     """[(epochs, T)] of the published schedule, of each network that is trained; [] if none is."""
     if not row.cnn:
         return [(row.recipe["epochs"], row.steps)]
@@ -248,12 +249,12 @@ def trainings(row):
     return found
 
 
-def epochs(row):
+def epochs(row: Row):
     """Epochs of the published schedule, of each network that is trained."""
     return [count for count, _ in trainings(row)]
 
 
-def operations(row):
+def operations(row: Row):
     """Operations of the published schedule: 2 a MAC, and the backward costs twice the forward."""
     steps = sum(count * steps for count, steps in trainings(row))
     return 6 * row.macs * IMAGES[row.dataset] * steps

@@ -26,7 +26,7 @@ LISTED_HEAD = ("row", "neuron", "published", "published schedule", "measured so 
 HINT = "reproduce.py <row> --dry-run shows a row's commands, reproduce.py <row> runs them"
 
 
-def measured(row, folder):
+def measured(row: rows.Row, folder):
     """[(accuracy, energy, where and in what time)] as text of what is measured of a row."""
     found = []
     for result in results_of(row, folder):
@@ -41,7 +41,7 @@ def measured(row, folder):
     return found
 
 
-def ann_energy(row, form):
+def ann_energy(row: rows.Row, form):
     """Text of the energy of an ANN, which follows from its shape; '' of other rows."""
     # that of an SNN follows from its spikes
     if row.method != "ANN":
@@ -49,7 +49,7 @@ def ann_energy(row, form):
     return f"{form.format(MICRO * E_MAC * row.macs)} uJ at full width"
 
 
-def needs(row):
+def needs(row: rows.Row):
     """What it takes to measure a row that is not measured."""
     # there is a copy of CIFAR10 here
     if row.dataset == "CIFAR10":
@@ -58,7 +58,7 @@ def needs(row):
     return f"not measured: needs {title} and a GPU"
 
 
-def cost(row):
+def cost(row: rows.Row):
     """Training cost of the published schedule: epochs, and 10^15 operations."""
     found = rows.epochs(row)
     if not found:
@@ -67,7 +67,7 @@ def cost(row):
     return f"{counts} epochs, {1e-15 * rows.operations(row):,.0f} PFLOP"
 
 
-def neuron(row):
+def neuron(row: rows.Row):
     """The row's neuron: lanes and steps."""
     if row.method == "ANN":
         return "ANN"

@@ -2,6 +2,8 @@
 
 import statistics
 
+from .rows import Row
+
 POINTS = 0.5  # tolerance of the accuracy, in points below the published
 SHARE = 0.1  # tolerance of the energy, as a share above the published
 AS_PRINTED = "snn_as_printed"  # a stage beside the row's own, see `rows`
@@ -92,7 +94,7 @@ def effort(result):
     return ", ".join(parts)
 
 
-def _published(row):
+def _published(row: Row):
     """The published figures of a row."""
     found = {"accuracy": row.accuracy, "energy": row.energy}
     if row.ann:
@@ -120,7 +122,7 @@ def _checks(wanted, found, full_width):
     }
 
 
-def verdict(row, result):
+def verdict(row: Row, result):
     """Lines that hold what was measured beside what was published."""
     found = outcome(result)
     wanted = _published(row)

@@ -95,20 +95,20 @@ def get_parser():
     return Parser("python -m experiments.zoo", about, ZooSettings)
 
 
-def rules(asked):
+def rules(asked: ZooSettings):
     """Options that do nothing for what is asked."""
     adding = asked.zoo.action == "add"
     return [(["checkpoint", "made_by", "replace"], adding, "check measures what is stored")]
 
 
-def trained_on(content, asked, path):
+def trained_on(content, asked: ZooSettings, path):
     """The `Data` of a checkpoint."""
     data = load(run.trained_data(content, asked.data, asked.given, path), World())
     run.check_shape(content, data.about, path)
     return run.as_trained(data, content, path)
 
 
-def measured(net, data, asked):
+def measured(net, data, asked: ZooSettings):
     """The summary of `Measure` over all test images."""
     test = make_loader(data.test, data, asked.batches, 0, World(), training=False)
     return Measure(test, World(), data.about, energy=True)(net)
@@ -175,7 +175,7 @@ def shown(numbers):
     return ", ".join(f"{number:.4g}" for number in numbers)
 
 
-def check_added(asked):
+def check_added(asked: ZooSettings):
     """Refuse what cannot be added; returns (the content of the checkpoint, the file's path)."""
     how = asked.zoo
     if not re.fullmatch(r"[\w.-]+", how.name):
@@ -197,7 +197,7 @@ def check_added(asked):
     return content, path
 
 
-def add(asked):
+def add(asked: ZooSettings):
     """Store a checkpoint; returns its `Entry`."""
     how = asked.zoo
     content, path = check_added(asked)
@@ -227,7 +227,7 @@ def add(asked):
     return entry
 
 
-def differences(entry, asked):
+def differences(entry, asked: ZooSettings):
     """What of a network is not as on its card, as texts."""
     path = zoo.find(entry.name)
     content = checkpoint.load(path)
@@ -246,7 +246,7 @@ def differences(entry, asked):
         yield f"{about} is not the card of this file"
 
 
-def check(asked):
+def check(asked: ZooSettings):
     """Measure the network that is named, or all that have a file, again."""
     table = zoo.table()
     name = asked.zoo.name

@@ -71,13 +71,13 @@ class Loader:
     a process without a share of the last batch skips it.
 
     Args:
-        part: `Memory` or `Files`. data: the `Data` it is of. options: `BatchOptions`. seed: of
-            order and augmentation. world: `engine.dist.World`. training: shuffle and augment.
+        part: `Memory` or `Files`. data: the `Data` it is of. seed: of order and
+            augmentation. world: `engine.dist.World`. training: shuffle and augment.
     Raises:
         UseError: a batch is smaller than the number of processes.
     """
 
-    def __init__(self, part, data, options, seed, world, training):
+    def __init__(self, part, data, options: BatchOptions, seed, world, training):
         self.part, self.data, self.world = part, data, world
         self.seed, self.workers, self.training = seed, options.workers, training
         name, limit = "batch_size", options.limit_train_batches
@@ -328,7 +328,7 @@ def _hold_back(part, fraction, seed):
     return part.subset(order[held:]), part.subset(order[:held])
 
 
-def make_loader(part, data, options, seed, world, training, kind=None):
+def make_loader(part, data, options: BatchOptions, seed, world, training, kind=None):
     """The loader of one part of `Data`; see `Loader` and `loaders`."""
     # further augmentation than crop and flip runs in worker processes
     in_memory = isinstance(part, Memory) and not (training and data.transforms)
@@ -336,13 +336,13 @@ def make_loader(part, data, options, seed, world, training, kind=None):
     return kind(part, data, options, seed, world, training)
 
 
-def loaders(data, options, seed, world, kind=None):
+def loaders(data, options: BatchOptions, seed, world, kind=None):
     """(training, choosing, test) loaders.
 
     The best epoch is chosen on the second, which is the test loader itself without --val_fraction.
 
     Args:
-        data: `Data`. options: `BatchOptions`. seed: of order and augmentation.
+        seed: of order and augmentation.
         kind: class of the loaders; default: what fits the part.
     Raises:
         UseError: a batch is smaller than the number of processes.

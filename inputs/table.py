@@ -164,7 +164,7 @@ class CropOptions:
     )
 
 
-def augmented(data, options):
+def augmented(data: Data, options: CropOptions):
     """`Data` that is augmented as `CropOptions` say."""
     return replace(
         data,
@@ -175,10 +175,10 @@ def augmented(data, options):
     )
 
 
-def data_rules(options, crop=CropOptions()):
+def data_rules(options: DataOptions, crop: CropOptions = CropOptions()):
     """Options that do nothing with this data set (see `cli.parser.refuse_idle`).
 
-    options: `DataOptions`. crop: `CropOptions`, of commands that train.
+    crop: of commands that train.
     """
     entry = TABLE[options.dataset]
     name, looks_in = entry.name, entry.looks_in
@@ -197,7 +197,7 @@ def data_rules(options, crop=CropOptions()):
     ]
 
 
-def check_found(entry, found, side, classes):
+def check_found(entry: DataSet, found, side, classes):
     """Refuse parts that a reader must not return.
 
     Raises:
@@ -226,7 +226,7 @@ def check_found(entry, found, side, classes):
             )
 
 
-def load(options, world):
+def load(options: DataOptions, world):
     """The `Data` that `DataOptions` name.
 
     Raises:
@@ -261,7 +261,7 @@ def load(options, world):
     return Data(found.train, found.test, about, mean, std, crop, entry.flip)
 
 
-def _statistics(entry, train):
+def _statistics(entry: DataSet, train):
     """Mean and standard deviation per channel, of pixels in [0, 1]."""
     if entry.mean is not None:
         return entry.mean, entry.std

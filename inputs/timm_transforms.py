@@ -94,10 +94,10 @@ class AugmentOptions:
 
 
 @timms_errors()
-def make_transform(options, common, training):
+def make_transform(options: AugmentOptions, common, training):
     """timm's transform of a PIL image to float32 [3, side, side].
 
-    options: `AugmentOptions`. common: {"input_size": side in pixels, "mean", "std"}.
+    common: {"input_size": side in pixels, "mean", "std"}.
     Raises:
         UseError: timm refuses one of the options.
     """
@@ -122,7 +122,7 @@ def make_transform(options, common, training):
     )
 
 
-def augmented(data, options):
+def augmented(data, options: AugmentOptions):
     """The `Data` with the augmentation and normalisation of `AugmentOptions`.
 
     Raises:

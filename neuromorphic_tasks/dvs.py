@@ -20,7 +20,7 @@ from cli.parser import Parser
 from engine.errors import UseError, guard
 from engine.settings import Settings, group, natural, option
 from inputs.events import recordings
-from inputs.events.coding import count, merge_lanes, split_lanes
+from inputs.events.coding import Coding, count, merge_lanes, split_lanes
 from inputs.events.formats import PARTS
 from inputs.events.options import CodingOptions
 
@@ -50,7 +50,7 @@ def get_parser():
     return Parser("dvs.py", about, DrawSettings)
 
 
-def views(packed, coding):
+def views(packed, coding: Coding):
     """[(label, images [Q_F, 2, H, W])] of what becomes of a recording uint8 [1, 80, 2, 128, 16]."""
     counts = count(packed, coding)
     lanes = split_lanes(counts, coding.levels)  # [1, Q_F, S, 2, 128, 128]

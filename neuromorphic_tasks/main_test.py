@@ -60,7 +60,7 @@ def get_parser():
     return Parser("main_test.py", about, MeasureSettings)
 
 
-def work(asked, world):
+def work(asked: MeasureSettings, world):
     """Measure the network, as one of the processes of `world`; returns the summary."""
     # without a name, what the training wrote for these options
     path = asked.network.pretrained_snn or str(events.result(asked))

@@ -51,7 +51,7 @@ def get_parser():
     return Parser("main_training_parallel.py", about, VGGSNNSettings)
 
 
-def rules(asked):
+def rules(asked: VGGSNNSettings):
     """Options that do nothing for what is asked."""
     # a single boundary is an outer one
     inner = asked.neuron.levels > 1
@@ -65,7 +65,7 @@ def rules(asked):
     ]
 
 
-def work(asked, saved, world):
+def work(asked: VGGSNNSettings, saved, world):
     """Train or test, as one of the processes of `world`; returns the summary."""
     run.prepare_compile(asked.compute, world)
     weights, trained_on = asked.network.pretrained_snn, None

@@ -60,7 +60,7 @@ def idle():
     return (training | IDLE) - IMAGES - {"amp"}
 
 
-def filled(asked, stored, path, wanted):
+def filled(asked: TransformerSettings, stored, path, wanted):
     """The settings, with what the stored ones of the checkpoint `path` say of the options `wanted`
     ({name}).
     """
@@ -73,7 +73,7 @@ def filled(asked, stored, path, wanted):
     return settings.make(TransformerSettings, values | taken)
 
 
-def load(asked, path, world):
+def load(asked: TransformerSettings, path, world):
     """(network, `Data`, test loader) of a checkpoint of train.py, or of weights alone.
 
     Raises:
@@ -115,7 +115,7 @@ def load(asked, path, world):
     return net, data, loaders[2]
 
 
-def work(asked, world):
+def work(asked: TransformerSettings, world):
     """Measure the network, as one of the processes of `world`; returns the summary."""
     path = asked.run.resume
     net, data, test = load(asked, path, world)

@@ -26,7 +26,7 @@ def get_parser():
     return TransformerParser("train.py", about, TransformerSettings)
 
 
-def result(asked):
+def result(asked: TransformerSettings):
     """File of the trained network."""
     network, data = asked.network, asked.data
     name = asked.experiment.experiment
@@ -39,7 +39,7 @@ def result(asked):
     return Path(asked.run.output_dir) / f"{name}.pth"
 
 
-def image_rules(asked):
+def image_rules(asked: TransformerSettings):
     """Options of the images that do nothing for what is asked."""
     data, augment = asked.data, asked.augment
     large = (data.side or 0) > IN_MEMORY
@@ -72,7 +72,7 @@ def image_rules(asked):
     ]
 
 
-def rules(asked):
+def rules(asked: TransformerSettings):
     """Options that do nothing for what is asked."""
     network, timm = asked.network, asked.timm
     inner = network.spike_mode == "mlif" and network.mlif_channels > 1
@@ -96,7 +96,7 @@ def rules(asked):
     ]
 
 
-def start_network(task):
+def start_network(task: run.Task):
     """The network with its starting weights, on the device."""
     asked, world = task.asked, task.world
     net = build(asked, task.about)
@@ -116,7 +116,7 @@ def start_network(task):
     return net
 
 
-def make_recipe(task, net):
+def make_recipe(task: run.Task, net):
     """The recipe of the options.
 
     Raises:
@@ -134,7 +134,7 @@ def make_recipe(task, net):
     return TimmRecipe(*parts, task.about["num_classes"], net)
 
 
-def work(asked, saved, world):
+def work(asked: TransformerSettings, saved, world):
     """Train or test, as one of the processes of `world`; returns the summary."""
     compute = asked.compute
     run.prepare_compile(compute, world)

@@ -98,7 +98,7 @@ class TrainingOptions:
     )
 
 
-def make_optimizer(net, options):
+def make_optimizer(net, options: TrainingOptions):
     """SGD with momentum or Adam.
 
     With `thr_lr` > 0 thetas (and output scales) form a group of their own, at that constant rate.
@@ -130,7 +130,7 @@ def make_optimizer(net, options):
     return torch.optim.Adam(groups, betas=options.betas, amsgrad=options.amsgrad, **common)
 
 
-def learning_rate(epoch, options):
+def learning_rate(epoch, options: TrainingOptions):
     """Learning rate at `epoch`, counted from 1: 2.5 is the middle of the second epoch.
 
     'step' (published): divided by lr_reduce from epoch int(f * epochs) on, for every f in
@@ -155,13 +155,12 @@ class CNNRecipe(Recipe):
     """The published recipe of ANN, LQ-ANN and SNN.
 
     Args:
-        options: `TrainingOptions`.
         teacher: a trained network in eval mode whose softened outputs the loss follows, too
             (Hinton et al. 2015), with w = distill_weight and t = distill_temperature:
             `(1 - w) * CE + w * t^2 * KL(softmax(teacher / t) || softmax(out / t))`.
     """
 
-    def __init__(self, options, teacher=None):
+    def __init__(self, options: TrainingOptions, teacher=None):
         super().__init__(options.epochs)
         self.options, self.teacher = options, teacher
 

@@ -4,7 +4,7 @@ epoch.
 
 import models
 
-from .cnn import CNNRecipe
+from .cnn import CNNRecipe, TrainingOptions
 
 CALIBRATION = 10**6  # epochs of a loader from here on are those of the calibration
 
@@ -18,7 +18,7 @@ class LQRecipe(CNNRecipe):
         world: rank 0 measures the ranges, all processes use them.
     """
 
-    def __init__(self, options, batches, world, teacher=None):
+    def __init__(self, options: TrainingOptions, batches, world, teacher=None):
         super().__init__(options, teacher)
         self.batches, self.world = batches, world
 

@@ -6,6 +6,7 @@ import torch
 
 from models.rates import Additions
 
+from ..dist import World
 from ..settings import fraction, nonnegative_float, option, positive_float
 
 MOST = 10.0  # weight where the energy is over what is aimed at by more than `BAND`
@@ -65,12 +66,12 @@ class Price:
     in a line from the first batch's energy down to the target over those epochs.
 
     Args:
-        options: `PriceOptions`. net: the network, watched from now on. epochs: of the training.
+        net: the network, watched from now on. epochs: of the training.
         fixed: energy that no spike of the network saves, uJ. full: energy if all other MACs were
-            additions, uJ. world: `dist.World`.
+            additions, uJ.
     """
 
-    def __init__(self, options, net, epochs, fixed, full, world):
+    def __init__(self, options: PriceOptions, net, epochs, fixed, full, world: World):
         self.fixed, self.full, self.world = fixed, full, world
         self.options = options
         self.target = options.target(fixed, full)

@@ -13,7 +13,7 @@ from models.rates import neuron_counts
 
 from ..errors import RunError
 from ..settings import number, option
-from .cnn import CNNRecipe
+from .cnn import CNNRecipe, TrainingOptions
 
 THETA_MIN = 1e-4  # thresholds and output scales are kept above it
 
@@ -51,16 +51,16 @@ class SpikingRecipe(CNNRecipe):
     Args:
         net: the network that is trained.
         images: function that gives images [B, 3, H, W] on which what is stored is proved.
-        levels: `LevelOptions`. lanes: S at the end; None: that of the network.
+        lanes: S at the end; None: that of the network.
     """
 
     def __init__(
         self,
-        options,
+        options: TrainingOptions,
         net,
         images=None,
         teacher=None,
-        levels=LevelOptions(),
+        levels: LevelOptions = LevelOptions(),
         lanes=None,
     ):
         super().__init__(options, teacher)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from ..settings import boolean, finite, option, share
 from .base import Recipe, mean_readout
-from .cnn import cosine
+from .cnn import TrainingOptions, cosine
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,12 @@ class TETOptions:
     lamb: float = option(1e-3, "weight of the regulariser of TET", share, spellings=("--TET_lamb",))
 
 
-def tet_loss(out, targets, options, smoothing=0.0):
+def tet_loss(out, targets, options: TETOptions, smoothing=0.0):
     """TET of the readouts of T steps, out [T, B, classes], summed over the B images.
 
     (1 - lamb) * mean_t CE(y_t, targets) + lamb * MSE(y_t, means)       (docs/method.md, section 3)
 
-    targets: labels [B] or class probabilities [B, classes]. options: `TETOptions`.
+    targets: labels [B] or class probabilities [B, classes].
     """
     flat = out.flatten(0, 1)  # [T*B, classes]
     repeated = targets.repeat(len(out), *[1] * (targets.dim() - 1))
@@ -51,11 +51,10 @@ class TETRecipe(Recipe):
     """Adam, its rate a cosine to 0 over the epochs, set once per epoch, as published; TET loss.
 
     Args:
-        training: `TrainingOptions`, of which epochs, learning_rate and weight_decay count.
-        loss: `TETOptions`.
+        training: epochs, learning_rate and weight_decay count.
     """
 
-    def __init__(self, training, loss):
+    def __init__(self, training: TrainingOptions, loss: TETOptions):
         super().__init__(training.epochs)
         self.training, self.options = training, loss
 

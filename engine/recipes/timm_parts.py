@@ -15,7 +15,8 @@ from torch.nn import functional as F
 from ..errors import UseError
 from ..settings import finite, natural, nonnegative_float, option, positive_float, share
 from .base import Recipe
-from .tet import tet_loss
+from .cnn import TrainingOptions
+from .tet import TETOptions, tet_loss
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,7 @@ def timms_errors():
         raise UseError(f"timm refuses one of the options ({kind}: {error})") from None
 
 
-def make_optimizer(net, training, timm):
+def make_optimizer(net, training: TrainingOptions, timm: TimmOptions):
     """timm's optimizer of the options; biases and norms have no weight decay."""
     named = {"eps": timm.opt_eps, "betas": timm.opt_betas}
     return create_optimizer_v2(
@@ -135,17 +136,23 @@ class TimmRecipe(Recipe):
     """The recipe of the transformer; `epochs` includes the cool-down.
 
     Args:
-        training: `TrainingOptions`, of which epochs, learning_rate, weight_decay, momentum and
-            label_smoothing count.
-        timm: `TimmOptions`. schedule: `ScheduleOptions`. mixing: `MixingOptions`.
-        loss: `TETOptions`.
+        training: epochs, learning_rate, weight_decay, momentum and label_smoothing count.
         num_classes: of the data set. net: what is trained, on the device.
     Raises:
         UseError: timm refuses a value.
     """
 
     @timms_errors()
-    def __init__(self, training, timm, schedule, mixing, loss, num_classes, net):
+    def __init__(
+        self,
+        training: TrainingOptions,
+        timm: TimmOptions,
+        schedule: ScheduleOptions,
+        mixing: MixingOptions,
+        loss: TETOptions,
+        num_classes,
+        net,
+    ):
         # --sched step goes on dropping, the others end at the lowest rate
         cooldown = 0 if schedule.sched == "step" else schedule.cooldown_epochs
         super().__init__(training.epochs + cooldown)

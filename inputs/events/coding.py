@@ -65,7 +65,7 @@ def unpack(packed):
     return words.view(packed.shape).view(torch.uint8)
 
 
-def count(packed, coding):
+def count(packed, coding: Coding):
     """Recordings uint8 [B, 80, 2, 128, 16] -> uint8 counts [B, Q_F, 2, 128, 128]."""
     used = packed[:, : coding.used]
     runs = used.unflatten(1, (coding.frames, -1))  # [B, T_F, 80 // T_F, 2, 128, 16]
@@ -130,7 +130,7 @@ def _without_alpha(resized):
     return torch.stack([torch.where(partial, restored, grey), alpha], -3)
 
 
-def merge_lanes(lanes, coding):
+def merge_lanes(lanes, coding: Coding):
     """Lanes [B, Q_F, S, 2, 128, 128] -> merged codes [B, Q_F, 2, 48, 48] in units of 1/255."""
     codes = 0
     for k, lane in enumerate(lanes.unbind(2)):
@@ -138,7 +138,7 @@ def merge_lanes(lanes, coding):
     return codes.to(coding.dtype)
 
 
-def encode(packed, coding):
+def encode(packed, coding: Coding):
     """Recordings uint8 [B, 80, 2, 128, 16] -> merged codes [B, Q_F, 2, 48, 48], units of 1/255."""
     return merge_lanes(split_lanes(count(packed, coding), coding.levels), coding)
 

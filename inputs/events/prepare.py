@@ -294,10 +294,10 @@ def _say_result(manifest):
         print(f"training / test recordings where they are not 900 / 100: {'; '.join(said)}")
 
 
-def prepare(options, target, processes):
-    """Prepare the recordings that `PrepareOptions` name.
+def prepare(options: PrepareOptions, target, processes):
+    """Prepare the recordings that the options name.
 
-    target: `CodingOptions`, whose `prepared` and `split` say where to and how.
+    target: its `prepared` and `split` say where to and how.
     Returns the manifest, or None if that was done before.
     Raises:
         UseError: no recordings, or (unless `skip_bad`) an unusable one.

@@ -16,6 +16,7 @@ from inputs.loader import AUGMENTATION, Loader, seeded
 
 from .coding import SENSOR, SIDE, Coding, augment, encode
 from .formats import DATA, FORMAT, FRAMES, PARTS
+from .options import CodingOptions
 
 SHIFT = 5  # pixels by which training images are rolled at most
 CHUNK = 4  # recordings that are coded at once: few, so that a CPU's caches hold them
@@ -106,8 +107,8 @@ class EventLoader(Loader):
             yield codes.float() / 255, send(self.part.labels[index]), whole_batch
 
 
-def coding(levels, options):
-    """The `Coding` of S = `levels` lanes that `CodingOptions` ask for.
+def coding(levels, options: CodingOptions):
+    """The `Coding` of S = `levels` lanes that the options ask for.
 
     Raises:
         UseError: lanes that could never fire.
@@ -133,8 +134,8 @@ def _source(manifest):
     return f"{source}, split {manifest['split']}"
 
 
-def read_manifest(options):
-    """(folder, manifest) of the prepared recordings that `CodingOptions` name.
+def read_manifest(options: CodingOptions):
+    """(folder, manifest) of the prepared recordings that the options name.
 
     Raises:
         UseError: there are none, they are of another format or split, or the manifest is
@@ -187,8 +188,8 @@ def _read_part(path, rows):
     return Recordings(frames, torch.arange(len(rows)), labels)
 
 
-def load(options, coding):
-    """The `EventData` that `CodingOptions` name, to be coded as `coding` says.
+def load(options: CodingOptions, coding: Coding):
+    """The `EventData` that the options name, to be coded as `coding` says.
 
     Raises:
         UseError: see `read_manifest`; an array is missing, truncated or not what the manifest says.

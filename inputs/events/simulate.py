@@ -143,10 +143,10 @@ def stray_events(noise, rng):
     return rng.random(count), pixel, on
 
 
-def record(image, options, rng):
+def record(image, options: CameraOptions, rng):
     """The first events of a recording of `image` (uint8 [H, W, 3]), as columns (t, x, y, p).
 
-    options: `CameraOptions`, whose `events` says how many.
+    options: `events` says how many.
     Raises:
         UseError: the image gives no events.
     """
@@ -207,7 +207,7 @@ def plan(data, per_class):
     return jobs
 
 
-def make(output, options, about, job):
+def make(output, options: CameraOptions, about, job):
     """Write the recording of a job, unless it is there; returns its size in bytes.
 
     about: what it was made with, for its header.
@@ -223,7 +223,7 @@ def make(output, options, about, job):
     return path.stat().st_size
 
 
-def simulate(data, options, seed, output, processes, world):
+def simulate(data, options: CameraOptions, seed, output, processes, world):
     """Record the images of `Data` into the folder `output`, as `CameraOptions` say.
 
     Raises:

@@ -82,6 +82,27 @@ def test_comments_say_why():
     assert found["comments per 1,000 lines"] >= 60, found
 
 
+def untyped(texts):
+    """Functions that take the settings of a command and do not name their type."""
+    functions = [
+        node
+        for text in texts
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.FunctionDef)
+    ]
+    return [
+        function.name
+        for function in functions
+        for taken in function.args.args
+        if taken.arg == "asked" and taken.annotation is None
+    ]
+
+
+def test_a_signature_tells_which_settings_it_takes():
+    assert untyped(["def f(x, asked): ...\n\ndef g(asked: Settings): ...\n"]) == ["f"]
+    assert untyped(product()) == []
+
+
 def test_the_measures_by_hand():
     text = '"""Doc."""\n\n\ndef f(x):\n    # why\n    return x + 1  # [N]\n'
     found = measures([text])
