@@ -291,7 +291,7 @@ class Energy:
                 **asdict(model),
                 "total_uj": self.uj(name),
                 "ann_uj": self.ann(name),
-                "bits": self.bits(name),
+                "bits_read": self.bits(name),
                 "step_lane_uj": self.by_lane(name),
             }
         return {

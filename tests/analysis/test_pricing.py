@@ -254,7 +254,8 @@ def test_the_files(tmp_path):
     assert stored["total_uj"] == stored["models"]["paper"]["total_uj"] == energy.total_uj
     assert stored["additions_per_mac"] == 0.75
     assert stored["models"]["device"]["source"].startswith("second-hand")
-    assert stored["models"]["int8"]["bits"] == [12_000 * 8 + 400, 3000 * 8]
+    assert stored["models"]["int8"]["bits"] == 8
+    assert stored["models"]["int8"]["bits_read"] == [12_000 * 8 + 400, 3000 * 8]
     assert stored["lane_rates_per_layer"] == {"act": [0.5, 0.25]}
     assert stored["layers"][1]["lane_additions"] == {"1.0": [250, 250], "2.0": [0, 250]}
     assert stored["layers"][1]["rate"] == 0.75
@@ -288,7 +289,7 @@ def test_command(cifar, tmp_path, capsys):
     for name in MODELS:
         total = sum(r["energy_uj"][name] for r in stored["layers"])
         assert stored["models"][name]["total_uj"] == pytest.approx(total)
-        assert stored["models"][name]["bits"] == list(found.bits(name))
+        assert stored["models"][name]["bits_read"] == list(found.bits(name))
         assert stored["models"][name]["source"]
     lines = list(csv.DictReader((tmp_path / "snn_energy.csv").read_text().splitlines()))
     prices = [float(line["int8_uj"]) for line in lines]
