@@ -139,6 +139,29 @@ def _to_rgb(image):
     return Image.fromarray(high.astype(np.uint8)).convert("RGB")
 
 
+def _turn(image):
+    """Turn a PIL image as the camera says, where that can be read."""
+    from PIL import ImageOps
+
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:
+        # Pillow raises anything on malformed EXIF data, which viewers pass over: it says nothing.
+        # Of malformed pixels the decoding that follows tells.
+        return
+
+
+def fit(image, size):
+    """A PIL image with the shorter side resized to `size` and the centre cut out: size x size."""
+    from PIL import Image
+
+    scale = size / min(image.size)
+    sides = [max(size, round(side * scale)) for side in image.size]
+    image = image.resize(sides, Image.Resampling.BILINEAR)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
 def decode(path, size=None, upright=False):
     """One image file as uint8 [H, W, 3]; with `size`, shorter side resized to it and the centre cut
     out.
@@ -148,7 +171,7 @@ def decode(path, size=None, upright=False):
     Raises:
         UseError: the file is truncated, huge or not an image, or its white is unknown.
     """
-    from PIL import Image, ImageOps
+    from PIL import Image
 
     try:
         with Image.open(path) as image:
@@ -158,22 +181,16 @@ def decode(path, size=None, upright=False):
             if image.format == "EPS":
                 raise ValueError("it is PostScript")
             if upright:
-                ImageOps.exif_transpose(image, in_place=True)
+                _turn(image)
             image = _to_rgb(image)
     except UseError:
         raise
     except Exception as error:  # Pillow's decoders raise anything on a damaged file, or a huge one
         raise UseError(
-            f"{path} cannot be read as an image ({reason(error)}): replace it or remove it"
+            f"{path} cannot be read as an image ({reason(error)}): replace it, or remove it "
+            "and begin anew"
         ) from None
-    if size:
-        # the shorter side fits; the longer one is cut to the middle
-        scale = size / min(image.size)
-        sides = [max(size, round(side * scale)) for side in image.size]
-        image = image.resize(sides, Image.Resampling.BILINEAR)
-        left, top = (image.width - size) // 2, (image.height - size) // 2
-        image = image.crop((left, top, left + size, top + size))
-    return np.asarray(image)
+    return np.asarray(fit(image, size) if size else image)
 
 
 def _class_folders(folder):

@@ -11,7 +11,7 @@ from engine import checkpoint
 from engine.errors import MALFORMED, UseError, reason
 from models import image_side
 
-from .images import IN_MEMORY, MARGIN
+from .images import IN_MEMORY, MARGIN, fit
 from .table import TABLE
 
 
@@ -20,7 +20,8 @@ class Transform:
     """A picture, PIL's in RGB or uint8 [H, W, 3], as a normalised image float32 [3, side, side].
 
     The shorter side is scaled and the middle cut out. mean, std: per channel, of pixels in [0, 1].
-    shorter: pixels of the scaled side, None: `side`. interpolation: one of torchvision's.
+    shorter: pixels of the scaled side, None: as `images.fit` does. interpolation: one of
+    torchvision's.
     """
 
     side: int
@@ -30,16 +31,17 @@ class Transform:
     interpolation: str = "bilinear"
 
     def __call__(self, picture):
+        from PIL import Image
         from torchvision.transforms.v2 import InterpolationMode, functional
 
-        image = functional.to_image(np.array(picture))
-        image = functional.resize(
-            image,
-            self.shorter or self.side,
-            InterpolationMode(self.interpolation),
-            antialias=True,
-        )
-        image = functional.center_crop(image, self.side)
+        pixels = np.array(picture)
+        if self.shorter is None:
+            image = functional.to_image(fit(Image.fromarray(pixels), self.side))
+        else:
+            kind = InterpolationMode(self.interpolation)
+            image = functional.to_image(pixels)
+            image = functional.resize(image, self.shorter, kind, antialias=True)
+            image = functional.center_crop(image, self.side)
         image = functional.to_dtype(image, torch.float32, scale=True)
         return functional.normalize(image, self.mean, self.std).as_subclass(torch.Tensor)
 

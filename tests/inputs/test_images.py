@@ -149,6 +149,16 @@ def tagged(tag, value):
     return file.getvalue().replace(before, after)
 
 
+@pytest.mark.parametrize("name", ["a.png", "a.webp", "a.jpg"])
+def test_malformed_camera_data_is_passed_over(tmp_path, name):
+    picture = Image.linear_gradient("L").convert("RGB")
+    picture.save(tmp_path / "plain.png")
+    picture.save(tmp_path / name, exif=b"Exif\0\0no header", lossless=True, dpi=(72, 72))
+    found = decode(tmp_path / name, upright=True)
+    apart = found.astype(int) - decode(tmp_path / "plain.png")
+    assert np.abs(apart).max() <= 2
+
+
 UNKNOWN = {  # file: (what writes it, its mode)
     "float.tif": (Image.fromarray(RAMP / np.float32(255)), "F"),
     "float.ppm": (Image.fromarray(RAMP / np.float32(255)), "F"),
@@ -176,7 +186,7 @@ def test_a_file_that_is_no_image_is_named(tmp_path, content):
     with pytest.raises(UseError) as error:
         decode(path)
     assert f"{path} cannot be read as an image (" in str(error.value)
-    assert "replace it or remove it" in str(error.value)
+    assert "replace it, or remove it and begin anew" in str(error.value)
 
 
 def test_the_digest_tells_images_and_labels_apart():
