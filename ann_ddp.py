@@ -54,7 +54,7 @@ def rules(asked: AnnSettings):
     reason = "it belongs to the quantiser, give --quant_act"
     return [
         *run.cnn_rules(asked),
-        run.head_rule(asked),
+        run.head_rule(asked, asked.network.pretrained_ann),
         (names, asked.quant.quant_act, reason),
     ]
 

@@ -121,7 +121,7 @@ def rules(asked: SnnSettings):
             "--pretrained_snn holds thresholds and leaks",
         ),
         (["bn"], not network.pretrained_snn, "a stored spiking network has no batch norm"),
-        run.head_rule(asked),
+        run.head_rule(asked, network.pretrained_ann or network.pretrained_snn),
         (["conversion"], from_ann, "there is no --pretrained_ann to convert"),
         (
             ["scaling_factor", "balance", "balance_steps"],

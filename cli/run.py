@@ -122,12 +122,10 @@ def kernel_rule(network: NetworkOptions):
     return (["kernel_size"], free, f"{name} has no free kernel size")
 
 
-def head_rule(asked: CNNSettings):
-    """--new_head does nothing without weights to start a training from."""
-    network = asked.network
-    starts = network.pretrained_ann or network.pretrained_snn
+def head_rule(asked: TrainingSettings, start):
+    """--new_head does nothing without weights to start a training from; start: their file."""
     trains = not asked.run.test_only
-    return (["new_head"], starts and trains, "it goes with the weights that a training starts from")
+    return (["new_head"], start and trains, "it goes with the weights that a training starts from")
 
 
 def backend_rule(asked: TrainingSettings, reason):

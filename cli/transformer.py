@@ -11,7 +11,7 @@ from engine.recipes.price import PriceOptions
 from engine.recipes.snn import lane_count
 from engine.recipes.tet import TETOptions
 from engine.recipes.timm_parts import MixingOptions, ScheduleOptions, TimmOptions
-from engine.settings import boolean, group, number, option, positive_int, width
+from engine.settings import boolean, group, number, option, positive_int, run_option, width
 from inputs.loader import BatchOptions, loaders
 from inputs.table import DataOptions, load
 from inputs.timm_transforms import AugmentOptions, augmented
@@ -59,7 +59,8 @@ GONE = {
 class ExperimentOptions:
     """experiment"""
 
-    config: str = option(
+    # what is in it holds, wherever it lies
+    config: str = run_option(
         "", "YAML file of options, which those of the command line override", spellings=("-c",)
     )
     model: str = option("sdt", "network, or a named size of the network", choices=tuple(SIZES))
@@ -67,6 +68,10 @@ class ExperimentOptions:
         "",
         "weights to start from: ours, the published code's or those of the original Spike-Driven "
         "Transformer",
+    )
+    new_head: bool = option(
+        False,
+        "start with a last layer of new weights, for other classes than those of the checkpoint",
     )
     sync_bn: bool = option(False, "statistics of batch norm over all processes (GPUs)")
     experiment: str = option("", "name of the run; default: made of network, data set and neuron")

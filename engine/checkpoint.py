@@ -421,8 +421,7 @@ def load_into(
 
     _check_norm(net, state, path)
     if new_head:
-        own = {name: value for name, value in net.state_dict().items() if _of_head(name)}
-        state = {name: value for name, value in state.items() if not _of_head(name)} | own
+        state = _with_own_head(net, state)
     try:
         published.fit(net, state, new, dropped)
     except published.Misfit as misfit:
@@ -430,16 +429,23 @@ def load_into(
         raise UseError(f"{path} {_explained(net, misfit, held, new_head is False)}") from None
 
 
+def _with_own_head(net, state):
+    """The weights `state` with the last layer of `net` in the place of theirs."""
+    own = {name: value for name, value in net.state_dict().items() if _of_head(name)}
+    return {name: value for name, value in state.items() if not _of_head(name)} | own
+
+
 def _of_head(name):
     return name.startswith("head.")
 
 
-def load_named(net, path):
+def load_named(net, path, new_head=None):
     """Copy the weights of the file `path` into a transformer or a VGGSNN, strictly.
 
     Their neurons' theta and leak are settings and not weights: the file may have them or not, as
     M-LIF stores them and SpikingJelly's LIF does not.
 
+    new_head: see `load_into`.
     Returns:
         What is said of them, see `told`.
     Raises:
@@ -448,12 +454,15 @@ def load_named(net, path):
     settings = ("theta", "leak")
     checkpoint = load(path)
     if checkpoint["format"] != PUBLISHED:
-        load_into(net, checkpoint, path, new=settings, dropped=settings)
+        load_into(net, checkpoint, path, settings, settings, new_head)
         return told(checkpoint, path)
+    state = _renamed(net, checkpoint, path)
+    if new_head:
+        state = _with_own_head(net, state)
     try:
-        published.fit(net, _renamed(net, checkpoint, path), new=settings)
+        published.fit(net, state, new=settings)
     except published.Misfit as misfit:
-        raise UseError(f"{path}: {misfit}") from None
+        raise UseError(f"{path}: {misfit}{_start(misfit, new_head is False)}") from None
     return told(checkpoint, path)
 
 
@@ -509,6 +518,12 @@ def _check_norm(net, state, path):
         )
 
 
+def _start(misfit, offer):
+    """The way out where all but the last layer fits; offer: whether there is --new_head."""
+    head = misfit.resized and all(map(_of_head, misfit.resized))
+    return "; --new_head trains it for others" if offer and head else ""
+
+
 def _explained(net, misfit, held, offer):
     """What is wrong with weights that do not fit, and the option that may be the cause.
 
@@ -517,9 +532,7 @@ def _explained(net, misfit, held, offer):
     # sizes first: with another width, some tensors are missing or surplus as well
     wrong = misfit.resized
     differ = f"{len(wrong)} of {len(net.state_dict())} tensors differ"
-    # with another last layer the rest fits
-    head = all(map(_of_head, wrong))
-    start = "; --new_head trains it for others" if offer and head else ""
+    start = _start(misfit, offer)
     for name, option in SIZES.items():
         here, there = net.built.get(name), held.get(name)
         if wrong and None not in (here, there) and here != there:

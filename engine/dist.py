@@ -35,6 +35,7 @@ MEETING = timedelta(minutes=10)
 ANSWER = 10  # s, in which a store answers that can be reached
 ADDRESS_OF = 0x8915  # SIOCGIFADDR of Linux's sockios.h
 SLURM_PORTS = 10_000, 20_000  # the first, and how many: jobs on one host must not share one
+STEP_APART = 7_919  # nor steps of one job; without a divisor in common with the number of ports
 
 
 @dataclass(frozen=True)
@@ -161,8 +162,8 @@ class World:
         # rank 0, which holds the store, has gone: if it was killed, it has told nothing
         if first is None:
             return self.rank == 1
-        # ends the waiting of the others
-        self.close()
+        # under gloo this ends the waiting of the others, under NCCL the end of the process does
+        self.close(failed=True)
         if self.main:
             atexit.register(self._keep_store)
         return first
@@ -180,9 +181,17 @@ class World:
         while time.monotonic() < end and self.store.add("failed", 0) < self.size:
             time.sleep(0.1)
 
-    def close(self):
-        """Leave the process group and end its threads; networks in DDP are left behind before."""
-        if dist.is_initialized():
+    def close(self, failed=False):
+        """Leave the process group and end its threads; networks in DDP are left behind before.
+
+        failed: at once, although the others may wait for this process.
+        """
+        if not dist.is_initialized():
+            return
+        if failed and dist.get_backend() == "nccl":
+            # an orderly end waits for the others, which wait for what will never come
+            dist.distributed_c10d._abort_process_group()
+        else:
             dist.destroy_process_group()
 
 
@@ -222,7 +231,9 @@ def _launched(spawning=False):
         return None
     host = _first_host(env.get("SLURM_STEP_NODELIST", "127.0.0.1"))
     first, count = SLURM_PORTS
-    port = first + int(env.get("SLURM_JOB_ID", 0)) % count
+    # the next jobs have the next numbers, further steps of this one are far from them
+    number = int(env.get("SLURM_JOB_ID", 0)) + STEP_APART * int(env.get("SLURM_STEP_ID", 0))
+    port = first + number % count
     env.setdefault("MASTER_ADDR", host)
     env.setdefault("MASTER_PORT", str(port))
     if spawning and env.get("SLURM_STEP_NUM_NODES") == str(tasks):
@@ -371,7 +382,9 @@ def _carry_out(work, amp, debug, world):
     except (Exception, KeyboardInterrupt) as error:
         # the network in their variables would keep the process group
         traceback.clear_frames(error.__traceback__)
-        if world.fail() or debug:
+        speaks = world.fail()
+        world.close(failed=True)
+        if speaks or debug:
             raise
         # a launcher ends all processes when one leaves: let the first one speak
         time.sleep(1)

@@ -324,6 +324,7 @@ class Trainer:
             "processes": self.processes,
             "rng": states,
             "batch_size": self.train_loader.batch_size,
+            "rate": self.rate,
         }
         content = self._content(self.net, self.epoch - 1, training=training)
         checkpoint.save(self.record.folder / "last.pth", content)
@@ -395,6 +396,8 @@ class Trainer:
         # nor had they a price with a state
         if self.price and state.get("price"):
             self.price.load_state_dict(state["price"])
+        # for the log, where no step of the epoch is left; files of earlier versions have none
+        self.rate = state.get("rate", 0.0)
         # files of earlier versions have the number of the last ones alone
         before = state.get("processes", [len(state["rng"])])
         self.processes = sorted({*before, self.world.size})
@@ -432,7 +435,7 @@ class Trainer:
             hint = f"; {folder}/last.pth holds the state before" if folder else ""
             raise RunError(
                 f"the loss is {loss} at epoch {self.epoch}, step {self.step}: "
-                f"lower --learning_rate{hint}"
+                f"begin anew with a lower --learning_rate{hint}"
             )
         return loss / max(count, 1), correct / max(count, 1)
 
@@ -452,7 +455,8 @@ class Trainer:
                     # the bar knows when it is due
                     bar.set_postfix(shown, refresh=False)
                 every = self.run.save_freq
-                if every and self.step % every == 0 and self.step < total:
+                # after the last step, too: what evaluates may fail or be killed
+                if every and (self.step % every == 0 or self.step == total):
                     self._check(self.sums)
                     # weights that are not finite are not stored: the next loss ends the run
                     if finite(self.net):
@@ -560,7 +564,7 @@ class Trainer:
         for net in dict.fromkeys((self.net, self.recipe.trained(self.net))):
             self.world.share(net.buffers())
         # the steps before a resumption were not of this process
-        images = self.train_loader.images - first * self.train_loader.batch_size
+        images = max(0, self.train_loader.images - first * self.train_loader.batch_size)
         speed = images / (time.perf_counter() - start)
         trained = self._check(self.world.sum(self.sums.clone()))
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from engine.errors import UseError
-from engine.settings import machine_option, natural, number, option, positive_int
+from engine.settings import machine_option, natural, number, option, positive_int, run_option
 
 from .images import MARGIN, Memory, decode
 
@@ -29,7 +29,7 @@ class BatchOptions:
     batch_size: int = option(
         64, "images per step, all processes together", positive_int, spellings=("-b",)
     )
-    val_batch_size: int | None = option(
+    val_batch_size: int | None = run_option(
         None,
         "images per step in evaluation; default: --batch_size",
         positive_int,

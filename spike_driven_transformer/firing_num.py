@@ -44,6 +44,7 @@ IDLE = {
     "energy",
     "initial_checkpoint",
     "keep",
+    "new_head",
     "sync_bn",
     "val_fraction",
     "limit_train_batches",

@@ -83,6 +83,7 @@ def rules(asked: TransformerSettings):
         (["neuron_backend"], network.multi_level, "lif and plif are SpikingJelly's"),
         (["scaled"], network.multi_level, "lif and plif have one lane"),
         run.backend_rule(asked, "--compile traces the neuron"),
+        run.head_rule(asked, asked.experiment.initial_checkpoint),
         run.price_rule(asked.price, asked.run.keep),
         (["means", "lamb"], asked.loss.TET, "give --TET"),
         (["cooldown_epochs"], sched != "step", "--sched step has no cool-down"),
@@ -103,7 +104,10 @@ def start_network(task: run.Task):
     path = asked.experiment.initial_checkpoint
     # a resumed run has its weights in last.pth
     if path and not task.saved:
-        world.say(checkpoint.load_named(net, path))
+        # a test keeps the head
+        new_head = None if asked.run.test_only else asked.experiment.new_head
+        but = ", but for a new last layer" if new_head else ""
+        world.say(f"{checkpoint.load_named(net, path, new_head)}{but}")
         if asked.run.test_only:
             run.note_activation(checkpoint.load(path), net.act, path, world)
     net = world.place(net)

@@ -115,6 +115,9 @@ class Price:
             "first": None if self.first is None else self.first.item(),
             "fixed": self.fixed,
             "full": self.full,
+            # of the last batch, for the log
+            "weight": self.weight.item(),
+            "energy": self.energy.item(),
         }
 
     def load_state_dict(self, state):
@@ -125,3 +128,6 @@ class Price:
         if "fixed" in state:
             self.fixed, self.full = float(state["fixed"]), float(state["full"])
             self.target = self.options.target(self.fixed, self.full)
+        for name in ("weight", "energy"):
+            if name in state:
+                setattr(self, name, torch.tensor(float(state[name]), device=self.world.device))

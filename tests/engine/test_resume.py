@@ -208,6 +208,33 @@ def test_cut_twice_between_log_and_checkpoint(commands, uninterrupted, monkeypat
     assert_same(folder, uninterrupted("ann"))
 
 
+@pytest.mark.parametrize("kind", ["ann", "price"])
+def test_an_epoch_whose_evaluation_fails_is_not_trained_again(
+    kind, commands, uninterrupted, monkeypatch, tmp_path
+):
+    main, argv = commands[kind]
+    evaluate, step = Trainer._evaluate, Trainer._train_step
+    trained = []
+
+    def failing(self):
+        if self.epoch == 2:
+            raise Cut
+        return evaluate(self)
+
+    def noting(self, *batch):
+        trained.append(self.epoch)
+        step(self, *batch)
+
+    with monkeypatch.context() as patch, pytest.raises(Cut):
+        patch.setattr(Trainer, "_evaluate", failing)
+        train(main, argv, tmp_path)
+    folder = run_folder(tmp_path)
+    monkeypatch.setattr(Trainer, "_train_step", noting)
+    main(["--resume", str(folder)])
+    assert set(trained) == {3}
+    assert_same(folder, uninterrupted(kind))
+
+
 def test_image_files_and_held_back_images(cut, tmp_path):
     """Decoded by workers, augmented by torchvision: the same after a cut inside an epoch."""
     for part, count in (("train", 24), ("val", 6)):
@@ -238,6 +265,8 @@ def test_killed_process(commands, uninterrupted, tmp_path, wait):
     finally:
         process.send_signal(signal.SIGKILL)
         process.communicate()
+    # else it had ended before
+    assert process.returncode == -signal.SIGKILL
     folder = run_folder(tmp_path / "cut")
     main(["--resume", str(folder)])
     assert_same(folder, uninterrupted("ann"))
@@ -338,7 +367,8 @@ def test_a_run_is_resumed_from_inside_its_folder(commands, cut, monkeypatch):
 def test_resume_takes_free_options_and_repeated_ones(commands, cut):
     main, argv = commands["ann"]
     folder = cut(main, argv.replace("--epochs 3", "--epochs 1"), 2)
-    main(f"--resume {folder} --epochs 1 -lr 0.01 --print_freq 7 --save_freq 0".split())
+    words = "--epochs 1 -lr 0.01 --print_freq 7 --save_freq 0 --val_batch_size 5"
+    main(f"--resume {folder} {words}".split())
     assert (folder / "summary.json").exists()
 
 

@@ -6,9 +6,11 @@ import torch
 import ann_ddp
 import models
 import snn_ddp
+from cli import run
 from engine import checkpoint
 from engine.errors import UseError
-from models import NeuronConfig, Spiking
+from models import NeuronConfig, Spiking, transformer
+from spike_driven_transformer import train
 from tests.helpers import image_folder
 
 NETWORK = "--architecture RESNET20 --width_mult 0.0625 --bias --dropout 0 --batch_size 4"
@@ -55,6 +57,33 @@ def test_all_but_the_head_comes_from_the_file(here, fails, script, kind, start):
     own = ("head.weight", "theta", "leak")
     shared = [key for key in before if not key.endswith(own)]
     assert len(shared) > 40
+    assert all(torch.equal(after[key], before[key]) for key in shared)
+
+
+TRANSFORMER = (
+    "--dataset FOLDER --data_dir images --img_size 32 --dim 16 --layer 1 --num_heads 1 --epochs 1 "
+    "--batch_size 8 --limit_train_batches 1 --device cpu --initial_checkpoint sdt.pth"
+)
+
+
+@pytest.mark.parametrize("published", [False, True], ids=["ours", "bare weights"])
+def test_a_transformer_takes_all_but_its_head(here, fails, monkeypatch, published):
+    act = transformer.activation("mlif", 3, 1)
+    net = models.build("sdt", act, num_classes=10, img_size=32, dim=16, depth=1, num_heads=1)
+    content = checkpoint.content(net, "sdt", ABOUT, {})
+    if published:
+        content = net.state_dict()
+    torch.save(content, "sdt.pth")
+    starts = []
+    monkeypatch.setattr(run, "train", lambda net, *_, **__: starts.append(net))
+    argv = f"{TRANSFORMER} --spike_mode mlif --mlif_channels 3 --time_steps 1"
+    fails(train.main, argv, "sdt.pth", "; --new_head trains it for others")
+
+    train.main([*argv.split(), "--new_head"])
+    (found,) = starts
+    before, after = net.state_dict(), found.state_dict()
+    assert after["head.weight"].shape[0] == 3
+    shared = [key for key in before if not key.startswith("head.")]
     assert all(torch.equal(after[key], before[key]) for key in shared)
 
 
