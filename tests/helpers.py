@@ -28,6 +28,21 @@ def environment(folder, **more):
     return env | {name: str(value) for name, value in more.items()}
 
 
+def listed(pattern="*"):
+    """The repository's files whose names match, and none that a user or a run put there."""
+    command = ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard", pattern]
+    try:
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        # an unpacked archive, or no git
+        found = [path.relative_to(ROOT) for path in ROOT.rglob(pattern)]
+        names = [path for path in found if not path.parts[0].startswith((".", "runs"))]
+    else:
+        names = done.stdout.splitlines()
+    paths = [ROOT / name for name in names]
+    return [path for path in paths if path.is_file()]
+
+
 def free_port():
     """A port of this machine that nobody listens on."""
     with socket.socket() as free:

@@ -8,6 +8,7 @@ import torch
 
 import ann_ddp
 import models
+import snn_ddp
 from cli import run
 from cli.options import NetworkOptions, TrainingSettings
 from cli.parser import Parser
@@ -16,6 +17,7 @@ from engine.dist import World
 from engine.errors import UseError
 from engine.loop import ComputeOptions
 from engine.settings import group
+from inputs.loader import padded
 from inputs.table import DataOptions
 from models.neuron.backends import compiled
 from tests.inputs.noise import marked
@@ -325,6 +327,26 @@ def test_a_single_image_may_be_enough(side, bn, steps):
 
 
 # ---- images of a conversion
+
+
+def test_augmentation_that_is_asked_for_reaches_the_loader(cifar):
+    words = f"--data_root {cifar} --padding reflect --cutout 8 --flip alternating --batch_size 8"
+    task = run.start(ann_ddp.get_parser().parse(words.split()), None, World())
+    training, *_ = task.loaders
+    data = training.data
+    assert (data.reflect, data.cutout, data.alternate) == (True, 8, True)
+    images = task.data.train.images
+    assert torch.equal(training.store, padded(images, data.crop, reflect=True))
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_recomputation_that_is_asked_for_reaches_the_network(asked, cifar, monkeypatch):
+    trained = []
+    monkeypatch.setattr(run, "train", lambda net, *_: trained.append(net))
+    words = f"--data_root {cifar} --architecture RESNET20 --width_mult 0.0625 --batch_size 8"
+    snn_ddp.main([*words.split(), *(["--recompute"] if asked else [])])
+    (net,) = trained
+    assert net.recompute is asked
 
 
 def test_calibration_images_do_not_depend_on_the_processes():

@@ -1,12 +1,11 @@
 """Links of the documents: every file, line and heading that they point to is there."""
 
 import re
-import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, listed
 
 FENCED = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`[^`\n]*`")
@@ -16,10 +15,7 @@ CITED = re.compile(r"docs/method\.md,?\s+sections?\s+(\d)")
 
 def documents():
     """Every Markdown file of the repository, and none that a user or a run put there."""
-    command = ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard", "*.md"]
-    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    found = [ROOT / line for line in listed.stdout.splitlines()]
-    return sorted(path for path in found if path.is_file() and not path.is_symlink())
+    return sorted(path for path in listed("*.md") if not path.is_symlink())
 
 
 def prose(path):

@@ -181,6 +181,26 @@ def test_a_step_descends_by_the_mean_gradient_of_the_batch():
     torch.testing.assert_close(net.weight.detach(), want)
 
 
+def test_a_smaller_last_batch_counts_by_its_own_images(monkeypatch):
+    """Its step descends by its own mean, the epoch's loss is the mean over all images."""
+    net, train = linear(), noise(4, 2)
+    by_hand, total = linear(), 0.0
+    by_hand.load_state_dict(net.state_dict())
+    for images, labels in train.given:
+        loss = F.cross_entropy(by_hand(images), labels)
+        total += loss.item() * len(labels)
+        gradients = torch.autograd.grad(loss, list(by_hand.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(by_hand.parameters(), gradients):
+                parameter -= 0.1 * gradient
+    run, told = trainer(net, Noting(epochs=1), train), []
+    monkeypatch.setattr(run, "_log_epoch", lambda log, trained, *_: told.append(trained))
+    run.fit()
+    torch.testing.assert_close(net.weight.detach(), by_hand.weight.detach())
+    ((loss, _),) = told
+    assert loss == pytest.approx(total / 6)
+
+
 def test_the_summary_says_what_was_reached(capsys):
     summary = trainer(linear(), Noting(epochs=3), noise(4), dont_save=True).fit()
     assert (summary["kind"], summary["epochs"], summary["colour"]) == ("toy", 3, "red")

@@ -229,7 +229,7 @@ def test_what_the_code_computes_is_what_it_was(case):
     stored = json.loads(PINNED.read_text())
     assert stored["version"] == ARITHMETIC, "the pinned numbers are of another version: " + CHANGED
     found = numbers(case)
-    wanted = pytest.approx(stored["numbers"][case.__name__], rel=1e-4, abs=1e-5)
+    wanted = pytest.approx(stored["numbers"][case.__name__], rel=1e-4, abs=1e-9)
     assert found == wanted, CHANGED
 
 

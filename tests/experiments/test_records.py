@@ -105,6 +105,11 @@ def test_the_newest_record_stands_first_and_what_is_not_measured_is_left_out(tmp
     assert "second" not in page
 
 
+def test_the_log_is_that_of_the_recorded_results():
+    page = records.page(CONTENT, ROOT / "results/records")
+    assert page == (ROOT / "results/records.md").read_text(encoding="utf-8")
+
+
 @pytest.mark.parametrize("path", MEASURED, ids=lambda path: path.stem)
 def test_what_was_measured_is_what_is_declared(path):
     stored = json.loads(path.read_text())

@@ -70,6 +70,8 @@ def killed(tmp_path_factory, cifar):
     while not list(seed.glob("ann/ann/*/best.pth")):
         assert time.monotonic() < deadline and process.poll() is None, process.communicate()[0]
         time.sleep(0.02)
+    # nor does it end while it is looked at
+    os.killpg(process.pid, signal.SIGSTOP)
     with pytest.raises(UseError) as error:
         reproduce.main(argv)
     os.killpg(process.pid, signal.SIGKILL)

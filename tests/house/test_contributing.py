@@ -3,11 +3,10 @@
 import re
 import shlex
 import shutil
-import subprocess
 
 import pytest
 
-from tests.helpers import ROOT, read
+from tests.helpers import ROOT, listed, read
 
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 BLOCK = re.compile(r"^```\w+ (file=[^\n]*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -90,13 +89,12 @@ def carry_out(blocks, folder):
 @pytest.fixture
 def copy(tmp_path):
     """A copy of the product and of its tests."""
-    command = ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    for name in done.stdout.splitlines():
-        if not name.startswith(("results/", "docs/")) and (ROOT / name).is_file():
+    for path in listed():
+        name = path.relative_to(ROOT)
+        if name.parts[0] not in ("results", "docs"):
             target = tmp_path / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(ROOT / name, target)
+            shutil.copy(path, target)
     return tmp_path
 
 

@@ -5,10 +5,9 @@ Docstrings, comments, blank lines, tests and results do not count.
 
 import ast
 import io
-import subprocess
 import tokenize
 
-from tests.helpers import ROOT
+from tests.helpers import ROOT, listed
 
 NO_CODE = {
     tokenize.COMMENT,
@@ -28,10 +27,12 @@ LONG = 60  # lines of a function
 
 def product():
     """Texts of the product's Python files."""
-    command = ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard", "*.py"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    files = [name for name in done.stdout.split() if not name.startswith(("tests/", "results/"))]
-    return [(ROOT / name).read_text() for name in files if (ROOT / name).is_file()]
+    others = ROOT / "tests", ROOT / "results"
+    return [
+        path.read_text()
+        for path in listed("*.py")
+        if not any(other in path.parents for other in others)
+    ]
 
 
 def docstring_lines(tree):

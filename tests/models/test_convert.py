@@ -49,6 +49,11 @@ def test_an_lq_ann_is_fused_with_its_ranges():
     assert error < 1e-5
     ranges = zip(net.sites(), fused.sites(), strict=True)
     assert all(after.ready and after.hi == before.hi for before, after in ranges)
+    # and is the start of an SNN, which leaves the ranges behind
+    snn = convert.to_spiking(fused, Spiking(NeuronConfig.vgg(3), 1, 0.1))
+    weights = dict(fused.named_parameters())
+    stored = snn.state_dict()
+    assert all(torch.equal(stored[name], value) for name, value in weights.items())
 
 
 @pytest.mark.parametrize("steps", [1, 2])

@@ -23,14 +23,27 @@ SCRIPT = "python3 main_training_parallel.py "
 PRINTED = [line.removeprefix(SCRIPT) for line in PAGE.splitlines() if line.startswith(SCRIPT)]
 
 
-@pytest.mark.parametrize(("words", "steps"), zip(PRINTED, (10, 10, 5, 5, 3, 3, 10), strict=True))
-def test_printed_commands(words, steps, prepared, tmp_path):
+STEPS = dict(zip(PRINTED, (10, 10, 5, 5, 3, 3, 10), strict=True))
+# the first of M-LIF and plain LIF, the last
+EVERYDAY = PRINTED[0], PRINTED[-1]
+
+
+@pytest.mark.parametrize("words", PRINTED)
+def test_printed_commands_are_understood(words):
+    assert events.coding(parsed(words)).steps == STEPS[words]
+
+
+@pytest.mark.parametrize(
+    "words",
+    [pytest.param(words, marks=() if words in EVERYDAY else pytest.mark.long) for words in PRINTED],
+)
+def test_printed_commands(words, prepared, tmp_path):
     """As written, at the true width: one epoch of two batches of one recording."""
     summary = train(
         f"{words} --prepared {prepared} --epochs 1 -b 1 --limit_train_batches 2 --device cpu "
         f"--limit_eval_batches 1 --output_dir {tmp_path}"
     )
-    assert summary["Q_F"] == steps and summary["network"]["width_mult"] == 1
+    assert summary["Q_F"] == STEPS[words] and summary["network"]["width_mult"] == 1
     lanes = f"C{summary['S']}" if "--multi_channel 1" in words else "LIF"
     name = f"vggsnn_dvscifar10_first900_T{summary['T_F']}_{lanes}.pth"
     assert Path(summary["checkpoint"]).name == name

@@ -67,7 +67,7 @@ def resumed(before, recordings):
     def run(kind):
         if kind not in runs:
             # the folder of best.pth stays that of the interrupted run
-            folder = shutil.copytree(before / kind, before / f"{kind}_resumed")
+            folder = shutil.copytree(before / kind, before / f"{kind}_resumed", dirs_exist_ok=True)
             argv = f"--resume {folder} {DATA[kind]}".split()
             with pytest.MonkeyPatch.context() as patch:
                 patch.chdir(before)

@@ -168,9 +168,15 @@ DRAWN = {
     "SNN T=1": lambda path: write(path, SNN[1]),
     "SNN T=2": lambda path: write(path, SNN[2], name="vgg16"),
 }
+# toys of the others are held by tests/engine/test_onnx_file.py
+EVERYDAY = ("ANN", "SNN T=1")
+DRAWN_CASES = [
+    pytest.param(make, id=name, marks=() if name in EVERYDAY else pytest.mark.long)
+    for name, make in DRAWN.items()
+]
 
 
-@pytest.mark.parametrize("make", DRAWN.values(), ids=DRAWN)
+@pytest.mark.parametrize("make", DRAWN_CASES)
 def test_onnx_runtime_computes_what_torch_does(make, cifar, tmp_path, capsys):
     pytest.importorskip("onnxruntime")
     path = make(tmp_path / "net.pth")

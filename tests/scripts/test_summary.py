@@ -67,7 +67,7 @@ def test_an_epoch_is_told_as_it_trains(spiking):
 
 def test_a_file_is_measured_on_the_backend_that_is_asked_for(spiking, measured):
     words = f"{SPIKING} --pretrained_ann {ANN}_bn_fused.pth --neuron_backend reference"
-    run(snn_ddp, f"{TRAINING} {words} --output_dir other")
+    run(snn_ddp, f"{TRAINING} {words} --limit_train_batches 1 --output_dir other")
     (net,) = measured
     assert {site.backend for site in net.sites()} == {"reference"}
 
@@ -91,6 +91,7 @@ def test_the_state_of_a_training_is_billed_as_what_is_stored(spiking):
 def test_a_later_run_of_the_same_name_is_not_named_as_the_result(spiking):
     """Of two runs into one folder the stable file is the later one's."""
     words = f"{SPIKING} --keep last --pretrained_ann {ANN}_bn_fused.pth --output_dir same"
+    words += " --limit_train_batches 1"
     first, second = (run(snn_ddp, f"{TRAINING} {words} --seed {seed}") for seed in (1, 2))
     assert first["checkpoint"] == second["checkpoint"]
     again = run(snn_ddp, f"--resume {first['run']}")

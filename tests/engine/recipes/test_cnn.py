@@ -132,6 +132,9 @@ def test_sgd_has_momentum_and_decay():
     optimizer = make_optimizer(Site(), options(momentum=0.8, weight_decay=0.1))
     assert isinstance(optimizer, torch.optim.SGD)
     assert (optimizer.defaults["momentum"], optimizer.defaults["weight_decay"]) == (0.8, 0.1)
+    assert not optimizer.defaults["nesterov"]
+    optimizer = make_optimizer(Site(), options(momentum=0.8, nesterov=True))
+    assert optimizer.defaults["nesterov"]
 
 
 def test_adam_is_amsgrad_by_default_as_published():

@@ -136,7 +136,9 @@ def here(monkeypatch, tmp_path):
 
 def test_a_penalised_network_takes_less_energy(here):
     energies = [
-        snn_ddp.main(f"{LINE} --epochs 2 --rate_penalty {weight}".split())["energy_uj"]
+        snn_ddp.main(f"{LINE} --epochs 2 --limit_train_batches 8 --rate_penalty {weight}".split())[
+            "energy_uj"
+        ]
         for weight in (0, 3)
     ]
     assert energies[1] < 0.9 * energies[0]

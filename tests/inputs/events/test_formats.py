@@ -468,7 +468,7 @@ JAER = [jaer_file(*version, count) for version in VERSIONS for count in (1, 4, 1
 
 
 @given(damaged(JAER))
-@settings(max_examples=2000, deadline=None, database=None)
+@settings(max_examples=300, deadline=None, database=None)
 @example(HEAD + struct.pack(">II", 0, 0) + struct.pack(">II", 0, 2**31) * 2)
 def test_damaged_aedat_is_refused_or_read_as_it_is(tmp_path_factory, data):
     path = stored(tmp_path_factory.getbasetemp() / "damaged.aedat", data)

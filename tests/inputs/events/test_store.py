@@ -69,6 +69,8 @@ def killed(recordings, tmp_path):
         return journal.exists() and journal.read_bytes().count(b"\n") > 40
 
     wait_until(begun)
+    # it does not end while it is looked at
+    process.send_signal(signal.SIGSTOP)
     workers = children(process.pid)
     process.send_signal(signal.SIGKILL)
     end(process)
