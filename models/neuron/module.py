@@ -87,9 +87,9 @@ class MLIF(nn.Module):
         self._step_mode = mode
 
     def _apply(self, fn, *args, **kwargs):
-        # `.to(device)` takes the potential along
+        # `.to(device)` takes the potential along; one without memory has nothing to take
         if self.v is not None:
-            self.v = fn(self.v)
+            self.v = None if self.v.is_meta else fn(self.v)
         return super()._apply(fn, *args, **kwargs)
 
     def __getstate__(self):

@@ -5,6 +5,9 @@ is compiled as a whole (`--compile`) traces `traced`, so that the neuron melts i
 around it. The backward is written out, so that x alone is saved and all steps are one kernel.
 """
 
+import os
+import shutil
+import sys
 from functools import cache, partial
 from types import FunctionType
 
@@ -18,16 +21,16 @@ def why_not(device, dtype):
     if not dtype.is_floating_point or dtype.itemsize < 2:
         return f"it has no {dtype} kernel"
     if device.type == "cpu":
-        from .cpp import compiler
-
-        if compiler():
+        # Inductor looks for no other; of a path with blanks it makes several words
+        standard = "clang++" if sys.platform == "darwin" else "g++"
+        chosen = os.environ.get("CXX", "").split() or [standard]
+        if shutil.which(chosen[0]):
             return None
         return "Inductor needs a C++ compiler: install g++ (Debian: apt install g++) or set CXX"
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return "Inductor needs Triton on a GPU: pip install triton"
-    return None
+    from . import triton
+
+    reason = triton.why_not(device, torch.float32)
+    return f"Inductor needs Triton on a GPU: {reason}" if reason else None
 
 
 def _forward(
@@ -138,6 +141,7 @@ class _Traced(torch.autograd.Function):
         dtype = membrane_dtype(x.dtype)
         theta = theta.to(dtype)
         leak = leak.to(dtype)
+        v = None if v is None else v.to(dtype)
         return _forward(x, theta, leak, v, config, want_state)
 
     @staticmethod
@@ -151,7 +155,7 @@ class _Traced(torch.autograd.Function):
             g,
             theta.to(dtype),
             leak.to(dtype),
-            v,
+            None if v is None else v.to(dtype),
             g_last,
             ctx.config,
         )
@@ -159,7 +163,7 @@ class _Traced(torch.autograd.Function):
             gx,
             d_theta.to(theta.dtype),
             d_leak.to(leak.dtype),
-            gv,
+            None if v is None else gv.to(v.dtype),
             None,  # config and want_state are no tensors
             None,
         )

@@ -89,9 +89,13 @@ def _output(command):
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def _program(variants):
-    """C++ source with `launch_forward_k` and `launch_backward_k` for the k-th variant."""
-    parts = [text("shim.h")]
+def _program(variants, half):
+    """C++ source with `launch_forward_k` and `launch_backward_k` for the k-th variant.
+
+    half: with float16.
+    """
+    parts = ["#define HALF"] if half else []
+    parts.append(text("shim.h"))
     for k, variant in enumerate(variants):
         flags = variant.flags()
         parts += [f"#define {name} {value}" for name, value in flags.items()]
@@ -128,9 +132,10 @@ def _remove_left(folder):
                 shutil.rmtree(each)
 
 
-def compile_library(variants):
+def compile_library(variants, half=False):
     """Path of the shared library of these variants' kernels (see `_program`).
 
+    half: with float16 though no variant has it.
     Raises:
         RuntimeError: there is no compiler, or it fails; the message ends with its first error.
     """
@@ -138,7 +143,8 @@ def compile_library(variants):
         raise RuntimeError(
             "no C++ compiler found: install g++ (Debian: apt install g++) or set CXX"
         )
-    program = _program(variants)
+    half = half or any(variant.dtype == torch.float16 for variant in variants)
+    program = _program(variants, half)
     command = [*compiler(), *OPTIONS]
     facts = "\n".join([program, *command, _machine()])
     key = hashlib.sha256(facts.encode()).hexdigest()
@@ -206,10 +212,10 @@ class Cpp(CudaSource):
 
 
 @lru_cache
-def _broken():
-    """Why not even an empty program can be compiled here, or None."""
+def _broken(half):
+    """Why not even an empty program can be compiled here, or None; half: one with float16."""
     try:
-        ctypes.CDLL(str(compile_library([])))
+        ctypes.CDLL(str(compile_library([], half)))
     except (RuntimeError, OSError) as error:
         return str(error)
     return None
@@ -219,7 +225,9 @@ def why_not(device, dtype):
     """Reason why this backend cannot run there, or None."""
     if device.type != "cpu":
         return f"it runs on a CPU, the tensor is on {device}"
-    return f"it has no {dtype} kernel" if dtype not in STORAGE else _broken()
+    if dtype not in STORAGE:
+        return f"it has no {dtype} kernel"
+    return _broken(dtype == torch.float16)
 
 
 _launcher = Cpp()

@@ -91,13 +91,14 @@ def mlif(
     """
     _check(x, theta, leak, v)
     if x.is_meta:  # shapes alone, which no backend need launch anything for
-        return mlif_reference(x, theta, leak, config, v)
+        return _by_definition(x, theta, leak, v, config, want_state)
     arguments = (x, theta, leak, v, config, want_state)
     if exported.exporting():  # a graph for others knows no backend
         out, v = exported.mlif(list(x), theta, leak, config, v, want_state)
         return torch.stack(out), v
     with torch.autocast(x.device.type, enabled=False):  # the potential stays in its own type
-        if torch.compiler.is_compiling():
+        # of this thread: `is_compiling` is true of all while one compiles
+        if torch.compiler.is_dynamo_compiling():
             if backend not in ("auto", "compiled"):
                 raise RuntimeError(
                     f"neuron backend {backend} cannot run inside torch.compile: "
@@ -107,11 +108,16 @@ def mlif(
 
         name = choose(backend, x.device, x.dtype)
         if name == "reference" or not x.numel():  # no kernel is launched on nothing
-            return mlif_reference(x, theta, leak, config, v)
+            return _by_definition(*arguments)
         run = partial(Neuron.apply, load(name))
         if name == "torch":  # it unrolls nothing
             return run(*arguments)
         return _in_stretches(run, *arguments)
+
+
+def _by_definition(x, theta, leak, v, config, want_state):
+    o, v = mlif_reference(x, theta, leak, config, v)
+    return o, v if want_state else None
 
 
 def _check(x, theta, leak, v):

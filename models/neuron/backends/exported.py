@@ -40,6 +40,7 @@ def mlif(currents, theta, leak, config, v=None, want_state=False):
     dtype = membrane_dtype(currents[0].dtype)
     theta = theta.to(dtype)
     leak = leak.to(dtype)
+    v = None if v is None else v.to(dtype)
     unit = theta * config.gain
 
     out = []

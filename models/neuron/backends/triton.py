@@ -33,6 +33,20 @@ def why_not(device, dtype):
         )
     if dtype not in (torch.float32, torch.bfloat16, torch.float16):
         return f"it has no {dtype} kernel"
+    return None if INTERPRETED else _broken()
+
+
+@lru_cache
+def _broken():
+    """Why Triton cannot start here, or None: then it compiles a part of its driver."""
+    try:
+        triton.runtime.driver.active.utils  # noqa: B018
+    except Exception as error:  # of any type: no compiler, no headers, no driver
+        first, *_ = str(error).splitlines() or [type(error).__name__]
+        return (
+            f"it cannot start ({first}): install gcc and Python's headers (Debian: apt install gcc "
+            "python3-dev)"
+        )
     return None
 
 

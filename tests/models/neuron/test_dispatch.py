@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from models import NeuronConfig
-from models.neuron.backends import cpp, cupy, dispatch
+from models.neuron.backends import compiled, cpp, cupy, dispatch, triton
 
 ONE = torch.tensor(1.0)
 X = torch.ones(1, 2)
@@ -60,8 +60,41 @@ def test_without_a_compiler(monkeypatch):
         cpp._broken.cache_clear()
 
 
+def test_triton_without_a_compiler_of_its_driver(monkeypatch):
+    class Driver:
+        @property
+        def active(self):
+            raise RuntimeError("Failed to find C compiler.")
+
+    runtime = types.SimpleNamespace(driver=Driver())
+    monkeypatch.setattr(triton, "triton", types.SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(triton, "INTERPRETED", False)
+    monkeypatch.setattr(cupy, "why_not", lambda *_: None)
+    triton._broken.cache_clear()
+    try:
+        with pytest.raises(RuntimeError, match=r"cannot start \(Failed to find C compiler\.\)"):
+            dispatch.choose("triton", "cuda")
+        assert dispatch.choose("auto", "cuda") == "cupy"
+    finally:
+        triton._broken.cache_clear()
+
+
+@pytest.mark.parametrize("backend", ["traced", "reference", "torch", "cpp"])
+def test_a_narrow_potential_is_widened(backend):
+    """0.9 * 1 + 0.1011 is above 1, in bfloat16 below."""
+    x, v = torch.full((1, 1), 0.1011), torch.ones(1, dtype=torch.bfloat16, requires_grad=True)
+    config = NeuronConfig.vgg(3)
+    if backend == "traced":
+        o, _ = compiled.traced(x, ONE, 0.9 * ONE, v, config, False)
+    else:
+        o, _ = dispatch.mlif(x, ONE, 0.9 * ONE, config, v=v, backend=backend)
+    assert o.item() == 1
+    (gradient,) = torch.autograd.grad(o.sum(), v)
+    assert gradient.dtype == torch.bfloat16
+
+
 def test_only_the_compiled_backend_runs_inside_torch_compile(monkeypatch):
-    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    monkeypatch.setattr(torch.compiler, "is_dynamo_compiling", lambda: True)
     with pytest.raises(RuntimeError, match=r"cpp cannot run inside torch\.compile: use auto or"):
         mlif(backend="cpp")
     for name in ("auto", "compiled"):

@@ -5,6 +5,7 @@ import contextlib
 import ctypes
 import itertools
 import os
+import shlex
 import subprocess
 import sys
 import types
@@ -226,6 +227,26 @@ def test_a_compiler_may_be_several_words(cache, monkeypatch):
     monkeypatch.setenv("CXX", f"env {' '.join(words)}")
     assert cpp.compiler()[1:] == words
     assert cpp.compile_library([]).exists()
+
+
+def test_a_compiler_without_float16_compiles_the_rest(cache, monkeypatch, tmp_path):
+    """As g++ before version 12."""
+    fake = tmp_path / "cc"
+    fake.write_text(f"""#!/bin/sh
+for word; do
+    case $word in *.cpp) grep -q HALF$ $word && echo "error: no _Float16" >&2 && exit 1; esac
+done
+exec {shlex.join(cpp.compiler())} "$@"
+""")
+    fake.chmod(0o755)
+    monkeypatch.setenv("CXX", str(fake))
+    cpp._broken.cache_clear()
+    try:
+        device = torch.device("cpu")
+        assert cpp.why_not(device, torch.bfloat16) is None
+        assert "no _Float16" in cpp.why_not(device, torch.float16)
+    finally:
+        cpp._broken.cache_clear()
 
 
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:4000] + b"?" + b[4001:]])

@@ -62,6 +62,8 @@ def test_shapes_are_known_without_memory(backend):
         o = neuron(torch.empty(2, 3, 5, dtype=torch.bfloat16))
     assert (o.device.type, o.shape, o.dtype) == ("meta", (2, 3, 5), torch.bfloat16)
     assert (neuron.v.shape, neuron.v.dtype) == ((3, 5), torch.float32)
+    # whose potential is none when it comes to have some
+    assert neuron.to_empty(device="cpu").v is None
 
 
 @pytest.mark.parametrize("learn", [True, False])

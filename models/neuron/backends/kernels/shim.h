@@ -25,8 +25,10 @@ template <class To, class From> DEVICE To bits(From from) {
   memcpy(&to, &from, sizeof(to));
   return to;
 }
+#ifdef HALF  // g++ knows the type from version 12 on
 DEVICE float half_to_float(unsigned short h) { return (float)bits<_Float16>(h); }
 DEVICE unsigned short float_to_half(float f) { return bits<unsigned short>((_Float16)f); }
+#endif
 
 DEVICE double exponential(double a) { return std::exp(a); }
 
