@@ -41,7 +41,7 @@ def dry_run(row: rows.Row, asked: RowSettings):
     chain = results.make_chain(row, asked, first)
     for stage in chain.stages.values():
         stage.parsed()
-        print(stage.command)
+        print(stage.command(stage.words))
 
 
 def run(row: rows.Row, asked: RowSettings, folder):

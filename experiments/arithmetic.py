@@ -18,7 +18,8 @@ LEGACY = {
     "cd7a7b142854f8f0": 1,
 }
 
-# What the stages of a chain run, beside the scripts. Other files may change while a chain goes on.
+# What the stages of a chain run. Other files may change while a chain goes on.
+SCRIPTS = ("ann_ddp.py", "absorb_bn.py", "snn_ddp.py")
 ROOMS = (
     "models",
     "engine",
@@ -38,7 +39,7 @@ def version(stored):
 
 def sources():
     """Digest of the sources, by which a running chain notices that they have changed."""
-    files = [*ROOT.glob("*.py")]
+    files = [path for path in map(ROOT.joinpath, SCRIPTS) if path.is_file()]
     for room in ROOMS:
         # recordings may lie in a room, too
         files += [path for path in (ROOT / room).rglob("*") if path.suffix in KINDS]

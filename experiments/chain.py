@@ -70,10 +70,14 @@ class Chain:
                 if sources() != begun:
                     raise RunError(
                         f"the code has changed since this chain began, before {name}: results "
-                        "never mix, undo the change, or give another --output_dir"
+                        "never mix, undo the change, give another --output_dir, or run this again "
+                        "if nothing that is computed has changed"
                     )
                 done[name] = stage.run(lock)
                 if stage.trains:
                     data[name] = stage.data
-                    same_data(data)
+                    try:
+                        same_data(data)
+                    except UseError as error:
+                        raise UseError(f"{error}, and remove {stage.folder}") from None
         return done

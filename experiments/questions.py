@@ -108,6 +108,26 @@ def read(path):
     return found
 
 
+def needed(question: Question, values):
+    """The stages of a question, with `values` in the place of `{name}`."""
+    stages = declared.stages(declared.filled(question.chain, values))
+    return declared.needed(stages, question.stages.values())
+
+
+def idle(asked: QuestionSettings, question: Question):
+    """The given options that no stage of the question takes: questions.yml has their values."""
+    values = flat(asked) | {"seed": 0, "twice_the_epochs": 0}
+    before = needed(question, values)
+    found = []
+    for name in sorted(asked.given & {"ann_epochs", "epochs", "learning_rate"}):
+        others = {name: "another"}
+        if name == "epochs":
+            others["twice_the_epochs"] = "another"
+        if needed(question, values | others) == before:
+            found.append(name)
+    return found
+
+
 def make_chain(asked: QuestionSettings, question: Question, seed):
     """The chain of a question and seed; chains of the same seed share their folder.
 
@@ -119,8 +139,7 @@ def make_chain(asked: QuestionSettings, question: Question, seed):
     values = flat(asked)
     values["seed"] = seed
     values["twice_the_epochs"] = 2 * asked.training.epochs
-    stages = declared.stages(declared.filled(question.chain, values))
-    stages = declared.needed(stages, question.stages.values())
+    stages = needed(question, values)
     about_stem = any("stem" in stage.given.values() for stage in stages)
     name = network.architecture
     if about_stem and not models.network(name).stem:
@@ -154,6 +173,8 @@ def main(argv=None):
             raise UseError(f"there is no question {name!r}: all, {', '.join(known)}")
         question = known[name]
         chains[name] = {seed: make_chain(asked, question, seed) for seed in what.seeds}
+        for given in idle(asked, question):
+            print(f"note: --{given} does nothing for {name}, which has a value of its own")
         # hours later it would be too late
         if not what.report:
             answers.check_free(asked, question, chains[name])

@@ -288,7 +288,8 @@ def main(argv=None):
     folder = Path(what.results)
     log = folder.with_name(f"{folder.name}.md")
     wanted = list(content["records"]) if names == ("all",) else names
-    left = set(content["records"]) - set(wanted)
+    # what is not measured anew, and then what is
+    compared = set(content["records"]) - set(wanted)
     if not what.report:
         # all of a log are compared, the ones that are not asked for, too
         for name in content["records"]:
@@ -301,11 +302,16 @@ def main(argv=None):
             if name not in wanted:
                 continue
             result = measure(asked, content, name)
-            for other in sorted(left):
+            for other in sorted(compared):
                 check_data(result, folder / f"{other}.json")
             write_json(folder / f"{name}.json", result)
+            compared.add(name)
             write_text(log, page(content, folder))
-    write_text(log, page(content, folder))
+    elif not any((folder / f"{name}.json").is_file() for name in content["records"]):
+        raise UseError(f"{folder} holds no record: give the folder of --results")
+    text = page(content, folder)
+    write_text(log, text)
+    print(f"{text}written to {log}", flush=True)
 
 
 if __name__ == "__main__":

@@ -172,10 +172,14 @@ class Stage:
         """File of the stage's result."""
         return Path(self.module.result(self.parsed()))
 
+    def command(self, words):
+        """The script with these words as a user types it."""
+        return shlex.join([*(self.launcher or ["python3"]), self.file, *words])
+
     @property
-    def command(self):
-        """The stage's command line as a user types it."""
-        return shlex.join(["python3", self.file, *self.words])
+    def launcher(self):
+        """Words of the chain's launcher, by which the stages that train are started."""
+        return self.chain.launcher if self.trains else ()
 
     # ---- what there is of it ----
 
@@ -241,9 +245,11 @@ class Stage:
             told = IDENTITY[key]
             if isinstance(value, dict):
                 told += f", {first_difference(old[key], value)}"
+            ways = "give another --output_dir or remove that folder"
+            if key == "recipe":
+                ways = f"give the same as then, or {ways}"
             raise UseError(
-                f"{self.folder} was made {told} (commit {old['commit']}): "
-                "results never mix, give another --output_dir or remove that folder"
+                f"{self.folder} was made {told} (commit {old['commit']}): results never mix, {ways}"
             )
 
     # ---- running ----
@@ -269,16 +275,17 @@ class Stage:
             self.chain.say(f"{self.name}: done before")
             return summary
 
-        command = self.command
         if run:
-            self.chain.say(f"{self.name}: resumed: {command}")
-            self._start(["--resume", str(run), *self.new_words], lock)
+            words = ["--resume", str(run), *self.new_words]
+            self.chain.say(f"{self.name}: resumed: {self.command(words)}")
         else:
+            words = self.words
+            command = self.command(words)
             self.chain.say(f"{self.name}: {command}")
             # noted before it starts, so that a stage that is killed is known, too
             about = {**now, "command": command, "commit": commit()}
             write_json(self.folder / "stage.json", about)
-            self._start(self.words, lock)
+        self._start(words, lock)
         return self.summary
 
     @property
@@ -286,6 +293,9 @@ class Stage:
         """Words of the options that a resumed run may change."""
         recipe = self.recipe
         given = {name: self.given[name] for name in self.given if name not in recipe}
+        # the run may have been compiled before
+        if "compile" in given:
+            given["compile"] = given["compile"] or "none"
         # the folder of the stages may have been moved meanwhile
         if self.given.get("distill") in self.inputs:
             given["distill"] = str(self.inputs[self.given["distill"]])
@@ -293,10 +303,8 @@ class Stage:
 
     def _start(self, words, lock):
         """Run the script to its end."""
-        python = [sys.executable]
-        if self.trains and self.chain.launcher:
-            python = self.chain.launcher
-        command = [*python, str(ROOT / self.file), *words]
+        program = self.launcher or [sys.executable]
+        command = [*program, str(ROOT / self.file), *words]
         with subprocess.Popen(command, cwd=ROOT, pass_fds=(lock,)) as script:
             ended = []
 

@@ -155,6 +155,10 @@ def report(folder, page):
     for row in published:
         for result in results_of(row, folder):
             points.append((row, outcome(result), where(result)))
-    lines = prices(Path(folder).parent / "questions" / "rate_target.json")
+    # a results folder of one's own holds the answers, too
+    answers = Path(folder)
+    if answers.name == "rows":
+        answers = answers.with_name("questions")
+    lines = prices(answers / "rate_target.json")
     figures.rows(published, points, lines, Path(folder) / "rows.png")
     return shown

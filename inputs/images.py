@@ -139,8 +139,8 @@ def _to_rgb(image):
     return Image.fromarray(high.astype(np.uint8)).convert("RGB")
 
 
-def _turn(image):
-    """Turn a PIL image as the camera says, where that can be read."""
+def turn(image):
+    """Turn a PIL image in place as the camera says, where that can be read."""
     from PIL import ImageOps
 
     try:
@@ -181,7 +181,7 @@ def decode(path, size=None, upright=False):
             if image.format == "EPS":
                 raise ValueError("it is PostScript")
             if upright:
-                _turn(image)
+                turn(image)
             image = _to_rgb(image)
     except UseError:
         raise

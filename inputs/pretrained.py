@@ -11,7 +11,7 @@ from engine import checkpoint
 from engine.errors import MALFORMED, UseError, reason
 from models import image_side
 
-from .images import IN_MEMORY, MARGIN, fit
+from .images import IN_MEMORY, MARGIN, fit, turn
 from .table import TABLE
 
 
@@ -19,7 +19,8 @@ from .table import TABLE
 class Transform:
     """A picture, PIL's in RGB or uint8 [H, W, 3], as a normalised image float32 [3, side, side].
 
-    The shorter side is scaled and the middle cut out. mean, std: per channel, of pixels in [0, 1].
+    PIL's is turned as the camera says (EXIF). The shorter side is scaled and the middle cut out.
+    mean, std: per channel, of pixels in [0, 1].
     shorter: pixels of the scaled side, None: as `images.fit` does. interpolation: one of
     torchvision's.
     """
@@ -34,6 +35,9 @@ class Transform:
         from PIL import Image
         from torchvision.transforms.v2 import InterpolationMode, functional
 
+        if isinstance(picture, Image.Image):
+            picture = picture.copy()
+            turn(picture)
         pixels = np.array(picture)
         if self.shorter is None:
             image = functional.to_image(fit(Image.fromarray(pixels), self.side))

@@ -107,7 +107,7 @@ def fuse_bn(net, images, tolerance=1e-4):
 
 
 def to_spiking(net, act):
-    """The spiking network of a fused ANN or LQ-ANN, on its device.
+    """The spiking network of a fused ANN or LQ-ANN, on its device and in its mode.
 
     Its weights are those of `net`, its thetas and leaks, too, if that is an SNN; else these are as
     `act` (a `Spiking`) starts them.
@@ -120,7 +120,7 @@ def to_spiking(net, act):
 
     spiking = build(act=act, **how_built(net)).to(net.head.weight.device)
     fit(spiking, net.state_dict(), NEW, LEFT)
-    return spiking
+    return spiking.train(net.training)
 
 
 # Balancing: theta_l is a percentile of layer l's current while every earlier layer fires.

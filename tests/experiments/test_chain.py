@@ -56,6 +56,18 @@ def test_a_value_may_be_several_words():
 # ---- what belongs to a machine ----
 
 
+@pytest.mark.parametrize("more, mode", [("", "none"), ("--compile default", "default")])
+def test_a_resumed_stage_is_compiled_as_is_asked_now(more, mode):
+    ann = chain_of("cifar10-resnet20-mlif", more).stages["ann"]
+    assert options(ann.new_words)["compile"] == mode
+
+
+def test_a_stage_that_trains_is_shown_with_its_launcher():
+    stages = chain_of("cifar10-resnet20-mlif", "--launcher 'torchrun --nproc_per_node 2'").stages
+    assert stages["ann"].command(["--bn"]) == "torchrun --nproc_per_node 2 ann_ddp.py --bn"
+    assert stages["ann_fused"].command([]) == "python3 absorb_bn.py"
+
+
 @pytest.mark.parametrize(
     "script, more",
     [
@@ -132,7 +144,7 @@ def test_the_sources_are_those_that_stages_run(tmp_path, monkeypatch):
         assert arithmetic.sources() not in before, name
         before.add(arithmetic.sources())
     (tmp_path / "experiments").mkdir()
-    for name in ("README.md", "experiments/rows.py"):
+    for name in ("README.md", "finetune.py", "experiments/rows.py"):
         (tmp_path / name).write_text("1")
         assert arithmetic.sources() in before
 

@@ -291,6 +291,21 @@ def test_bad_input(argv, words, fails):
     fails(questions.main, argv, *words)
 
 
+@pytest.mark.parametrize(
+    "words, idle",
+    [
+        ("teacher --learning_rate 0.001 --epochs 5", ["learning_rate"]),
+        ("conversion_long --epochs 5 --learning_rate 0.001", ["epochs"]),
+        ("start --epochs 5 --learning_rate 0.001 --ann_epochs 3", []),
+        ("teacher", []),
+    ],
+)
+def test_what_a_question_does_not_take_is_told(words, idle):
+    asked = questions.get_parser().parse(words.split())
+    (name,) = asked.question.questions
+    assert questions.idle(asked, questions.read(questions.FILE)[name]) == idle
+
+
 @pytest.mark.parametrize("text", BROKEN)
 def test_a_wrong_declaration_says_where_and_what(text, tmp_path, fails):
     (tmp_path / "q.yml").write_text(text)

@@ -153,11 +153,25 @@ def test_a_log_is_of_one_data_set(tmp_path, monkeypatch, fails):
     words = f"steep --seeds 0 --epochs 20 --amp bf16 --results {tmp_path}"
     told = r"base.json on CIFAR-10 (JPEG copy): results never mix"
     fails(records.main, words, "steep was measured on CIFAR-10, ", told, keep=tmp_path)
+    # two that are measured at once, of which one was trained before
+    (tmp_path / "base.json").unlink()
+    data = {"base": "CIFAR-10 (JPEG copy)", "steep": "CIFAR-10"}
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            records, "measure", lambda asked, content, name: record(name, data=data[name])
+        )
+        fails(records.main, words.replace("steep", "steep base"), "steep was measured on", told)
     # all of it anew
     for path in tmp_path.glob("*.json"):
         path.unlink()
     records.main(shlex.split(words.replace("steep", "steep base")))
     assert read_json(tmp_path / "base.json")["runs"][0]["data"] == "CIFAR-10"
+
+
+def test_a_log_of_nothing_is_refused(tmp_path, fails):
+    (tmp_path / "none").mkdir()
+    words = f"--report --results {tmp_path}/none"
+    fails(records.main, words, "none holds no record: give the folder of", keep=tmp_path)
 
 
 def test_a_record_of_other_trainings_is_not_replaced(tmp_path, fails):

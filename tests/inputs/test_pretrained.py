@@ -116,6 +116,18 @@ def test_a_picture_is_scaled_as_in_the_evaluation(side, tmp_path):
     assert np.allclose(found.permute(1, 2, 0), expected, atol=1e-6)
 
 
+def test_a_picture_is_turned_as_the_camera_says():
+    picture = Image.linear_gradient("L").convert("RGB")
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees, clockwise
+    picture.info["exif"] = exif.tobytes()
+    before = np.array(picture)
+    transform = Transform(32, MEAN, STD)
+    turned = transform(np.rot90(before, -1).copy())
+    assert torch.equal(transform(picture), turned)
+    assert np.array_equal(picture, before)
+
+
 def test_a_transformer_s_picture_is_scaled_as_its_settings_say(tmp_path):
     act = transformer.activation("mlif", 3, 1)
     net = models.build("sdt", act, img_size=128, num_classes=10, dim=16, depth=1)

@@ -54,6 +54,7 @@ def test_an_lq_ann_is_fused_with_its_ranges():
     weights = dict(fused.named_parameters())
     stored = snn.state_dict()
     assert all(torch.equal(stored[name], value) for name, value in weights.items())
+    assert not snn.training  # as the fused one
 
 
 @pytest.mark.parametrize("steps", [1, 2])
