@@ -24,7 +24,7 @@ from engine.recipes.cnn import TrainingOptions
 from engine.settings import Settings, group, natural, number, option, positive_int
 from inputs.loader import BatchOptions, make_loader
 from inputs.loader import loaders as make_loaders
-from inputs.pretrained import class_names, normalisation
+from inputs.pretrained import class_names, normalisation, resizing
 from inputs.table import DataOptions, load
 
 
@@ -174,6 +174,13 @@ def tuning(asked: ExportSettings, data):
     )
 
 
+def tuned(asked: ExportSettings):
+    """How `tuning` does it, as files have it."""
+    epochs = asked.export.qat_epochs
+    rate = asked.training.learning_rate
+    return {"qat_epochs": epochs, "learning_rate": rate} if epochs else None
+
+
 # ---- what it is compared on: the fields of a `Source` that depend on it
 
 
@@ -181,7 +188,7 @@ def on_numbers(path, content, net, asked: ExportSettings):
     """Whole numbers, as of events: of a network whose data other scripts read."""
     idle = ["dataset", "data_root", "dataset_dir", "image_size"]
     refuse_idle(asked.given, [(idle, False, f"a {content['kind']} is compared on random images")])
-    count = asked.export.images or run.RANDOM
+    count = asked.export.images or run.random_count(image_shape(net)[-1])
     draw = torch.Generator().manual_seed(0)
     noise = torch.randint(-2, 3, (count, *image_shape(net)), generator=draw).float()
     # events have no normalisation
@@ -216,6 +223,7 @@ def on_test_images(data, asked: ExportSettings):
         "batches": Again(lambda: take(test.epoch(0), count, asked.batches.batch_size)),
         "shown": f"{count} test images of {data.about['source']}",
         "tune": tuning(asked, data),
+        "tuned": tuned(asked),
     }
 
 
@@ -229,8 +237,10 @@ def read_source(asked: ExportSettings):
     about = dict(content["data"])
     # who has the file alone wants to know what its outputs mean
     names = class_names(about)
-    if names:
-        about["classes"] = names
+    if names is not None:
+        about["classes"] = names or [str(number) for number in range(about["num_classes"])]
+    if content["kind"] != "vggsnn":
+        about |= resizing(content)
     source = partial(Source, path=path, net=net, about=about, opset=asked.export.opset)
     if content["kind"] in ELSEWHERE:
         return source(**on_numbers(path, content, net, asked))

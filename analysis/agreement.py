@@ -11,8 +11,9 @@ class Agreement:
     """Shares (0 to 1) over `images` images.
 
     predictions: on which both networks name the same class. spikes: {layer: of the outputs of its
-    neurons, at every step, that are equal}. accuracy, other_accuracy: of the spiking network and
-    of the other one; None where there are no labels. difference: the largest of their readouts.
+    neurons, at every step, that are equal, silence included}. accuracy, other_accuracy: of the
+    spiking network and of the other one; None where there are no labels. difference: the largest of
+    their readouts.
     """
 
     images: int
@@ -24,7 +25,7 @@ class Agreement:
 
     def table(self):
         """The layers' shares as text."""
-        lines = [f"{'equal spikes of':<28}{'share':>9}"]
+        lines = [f"{'equal outputs of':<28}{'share':>9}"]
         lines += [f"{name:<28}{share:>9.2%}" for name, share in self.spikes.items()]
         return "\n".join(lines)
 
@@ -37,7 +38,7 @@ class Agreement:
             worst = min(self.spikes, key=self.spikes.get)
             best = max(self.spikes.values())
             spikes = (
-                f" and, by layer, {self.spikes[worst]:.2%} ({worst}) to {best:.2%} of the spikes"
+                f" and, by layer, {self.spikes[worst]:.2%} ({worst}) to {best:.2%} of the outputs"
             )
         return f"{accuracy}{self.predictions:.2%} of the predictions{spikes} are equal"
 

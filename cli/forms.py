@@ -35,7 +35,7 @@ class Source:
     of the normalisation of its images, per channel, of pixels in [0, 1]; None where its data set is
     not read. batches: iterable of (normalised images [B, 3, H, W], labels [B] or None) to compare
     on. shown: what these are. opset: of ONNX. tune: network -> a copy fine-tuned for its integer
-    network; None: that is not asked for.
+    network, by `tuned`: {"qat_epochs", "learning_rate"}; None: that is not asked for.
     """
 
     path: Path
@@ -47,6 +47,7 @@ class Source:
     shown: str
     opset: int
     tune: Callable | None = None
+    tuned: dict | None = None
 
 
 def image_shape(net):
@@ -66,36 +67,55 @@ def has_no(form, source):
         raise UseError(f"{source.path} has no {form}: {error}") from None
 
 
-def integer_of(source, net):
-    """(the integer network of `net`, its `Agreement` with the SNN of the source)."""
+def made_integer(source, made):
+    """(what `made` makes of the SNN, or of its fine-tuned copy; the integer network, which stands
+    first in that; its `Agreement` with the SNN).
+
+    made: network -> (integer network, ...).
+    """
     mean, std = source.mean, source.std
-    with has_no("integer network", source):
-        whole = integer.to_integer(net, mean, std)
-    batches = ((x, integer.pixels(x, mean, std), labels) for x, labels in source.batches)
-    return whole, compare(source.net, whole, batches)
+
+    def of(net):
+        found = made(net)
+        whole, *_ = found
+        batches = ((x, integer.pixels(x, mean, std), labels) for x, labels in source.batches)
+        return found, compare(source.net, whole, batches)
+
+    # what cannot be made is told before anything is trained
+    found, agreement = of(source.net)
+    if source.tune:
+        print(f"before fine-tuning: {agreement.told()}")
+        found, agreement = of(source.tune(source.net))
+    print(agreement.table())
+    return found, agreement
 
 
 def write_integer(source, path):
     """Write the integer network of an SNN to `path`; returns the text of what was found."""
     mean, std = source.mean, source.std
-    whole, agreement = integer_of(source, source.net)
-    if source.tune:
-        print(f"before fine-tuning: {agreement.told()}")
-        whole, agreement = integer_of(source, source.tune(source.net))
-    print(agreement.table())
-    made_of = {"source": str(source.path), "data": source.about}
-    integer_file.save(path, whole, source.net, mean, std, **made_of)
+
+    def made(net):
+        with has_no("integer network", source):
+            return (integer.to_integer(net, mean, std),)
+
+    (whole,), agreement = made_integer(source, made)
+    about = {"source": str(source.path), "data": source.about, "fine_tuned": source.tuned}
+    integer_file.save(path, whole, source.net, mean, std, **about)
     return agreement.told()
 
 
 def write_integer_onnx(source, path):
     """Write the integer network of an SNN for ONNX Runtime; returns the text of what was found."""
     mean, std = source.mean, source.std
-    net = source.tune(source.net) if source.tune else source.net
-    with has_no("integer network in bytes", source):
-        whole = integer.to_integer(net, mean, std)
-        model, watched = integer_onnx.build(whole, image_shape(source.net)[-1])
-    content = onnx_file.stamped(model, onnx_header(source))
+
+    def made(net):
+        with has_no("integer network in bytes", source):
+            whole = integer.to_integer(net, mean, std)
+            return whole, *integer_onnx.build(whole, image_shape(source.net)[-1])
+
+    (whole, model, watched), agreement = made_integer(source, made)
+    header = onnx_header(source) | {"scale": whole.scale, "fine_tuned": source.tuned}
+    content = onnx_file.stamped(model, header)
     other = onnx_file.OnnxNetwork(content, watched.SerializeToString())
     batches = ((integer.pixels(x, mean, std), labels) for x, labels in source.batches)
     found = compare(whole, other, ((x, x, labels) for x, labels in batches))
@@ -103,10 +123,9 @@ def write_integer_onnx(source, path):
         told = found.told("models/integer.py")
         raise RunError(f"ONNX Runtime computes something else: {told}; not written")
     onnx_file.save(path, content)
-    accuracy = "" if found.accuracy is None else f"accuracy {found.accuracy:.2%}, "
     return (
-        f"opset {integer_onnx.OPSET}, {accuracy}every spike of {len(found.spikes)} layers and "
-        "every logit are those of models/integer.py, bit for bit"
+        f"opset {integer_onnx.OPSET}, {agreement.told()}; every spike of {len(found.spikes)} "
+        "layers and every logit are those of models/integer.py, bit for bit"
     )
 
 

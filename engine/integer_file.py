@@ -2,7 +2,8 @@
 
 An .npz holds the arrays of the network by the names of its `state_dict`, and `header`, a JSON text:
 `format`, `network` and `activation` (how to build it), `mean` and `std` (of the normalisation that
-its first layer has inside), `data`, `source` (the checkpoint that it was made of) and `versions`.
+its first layer has inside), `scale` (what an integer of the readout is worth), `data`, `source`
+(the checkpoint that it was made of), `fine_tuned` (how, or null) and `versions`.
 """
 
 import json
@@ -39,6 +40,7 @@ def save(path, whole, net, mean, std, **more):
         "activation": models.describe(net.act),
         "mean": list(mean),
         "std": list(std),
+        "scale": whole.scale,
         "versions": versions(),
         **more,
     }
@@ -87,6 +89,8 @@ def load(path):
         if wrong:
             raise ValueError(f"{wrong[0]} holds numbers of another type")
         whole.load_state_dict(state)
+        # files of earlier versions do not say it
+        whole.scale = header.get("scale")
     except FileNotFoundError:
         raise UseError(f"no integer network at {path}: write one with export.py") from None
     except DAMAGE as error:

@@ -76,26 +76,28 @@ def from_pretrained(name):
             "training images: python -m experiments.zoo add stores it"
         )
     with _told(name):
+        how = resizing(content) if content["data"]["image_size"] > IN_MEMORY else {}
         net.transform = Transform(
             content["data"]["image_size"],
             net.mean,
             net.std,
-            **_resizing(content),
+            **how,
         )
     return net
 
 
-def _resizing(content):
-    """What else of `Transform` the evaluation of a checkpoint's network does.
+def resizing(content):
+    """How the evaluation of a checkpoint's network scales pictures: {"shorter": pixels of the
+    shorter side, of which the middle is cut out, "interpolation": one of torchvision's}.
 
     Raises:
         `MALFORMED`: its settings cannot be those.
     """
     side = content["data"]["image_size"]
     if side <= IN_MEMORY:
-        return {}
+        return {"shorter": side, "interpolation": "bilinear"}
     if content["kind"] != "sdt":
-        return {"shorter": round(side * MARGIN)}
+        return {"shorter": round(side * MARGIN), "interpolation": "bilinear"}
     settings = content["settings"]
     # timm's own where the training named none
     share = float(settings.get("crop_pct") or 0.875)

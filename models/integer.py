@@ -230,13 +230,17 @@ class IntegerResidual(nn.Module):
 
 
 class IntegerNetwork(nn.Module):
-    """uint8 images [B, C, H, W] -> int32 [B, classes], the readout summed over the steps."""
+    """uint8 images [B, C, H, W] -> int32 [B, classes], the readout summed over the steps.
 
-    def __init__(self, stages, head, steps):
+    scale: what an integer of it is worth in the readout of the spiking network, its mean.
+    """
+
+    def __init__(self, stages, head, steps, scale):
         super().__init__()
         self.stages = nn.Sequential(*stages)
         self.head = head
         self.steps = steps
+        self.scale = scale
 
     def sites(self):
         """The neurons of every layer, in the order in which the signal reaches them."""
@@ -288,6 +292,7 @@ def check(net):
     neuron = net.act.neuron
     if neuron.scaled or neuron.input_gain != 1 or neuron.reset == "soft_theta":
         raise ValueError("its neurons are not those of VGG16 and ResNet20 (NeuronConfig.vgg)")
+    _check_geometry(net)
 
 
 def weight_of(layer):
@@ -327,8 +332,9 @@ def _reach(weight, highest):
 def _check_reach(reach, name):
     if reach.max() > LIMIT:
         raise ValueError(
-            f"the sums of {name} may reach {reach.max():.3g}, more than 32 bits hold: its "
-            "threshold is too small for its biases or its shortcut"
+            f"the sums of {name} may reach {reach.max():.3g}, more than 32 bits hold: it "
+            "adds too many inputs over too many steps, or its threshold is too small for its "
+            "biases or its shortcut"
         )
 
 
@@ -443,14 +449,32 @@ def _residual(stage, signal, name):
 
 
 def _head(layer, signal, steps):
-    """The readout, with one unit for all classes."""
+    """(the readout, with one unit for all classes; what an integer of its sum is worth)"""
     weight = weight_of(layer)
     if layer.bias is not None:
         raise ValueError("its readout has biases")
     scale = scale_of_readout(weight)
     weight = _quantised(weight, scale)
     _check_reach(steps * _reach(weight, signal.highest), "head")
-    return Sum(weight, layer, signal.highest)
+    worth = scale[0].item() * signal.unit / steps
+    return Sum(weight, layer, signal.highest), worth
+
+
+def _check_geometry(net):
+    """Refuse layers whose geometry the sums do not have."""
+    for name, module in net.named_modules():
+        if isinstance(module, nn.Conv2d):
+            plain = module.groups == 1 and module.padding_mode == "zeros"
+            plain &= module.dilation == (1, 1) and not isinstance(module.padding, str)
+            wanted = "no groups, no dilation, and a padding of zeros in numbers"
+        elif isinstance(module, nn.AvgPool2d):
+            plain = isinstance(module.kernel_size, int) and module.stride == module.kernel_size
+            plain &= not module.padding and module.divisor_override is None
+            wanted = "squares beside one another, a side as one number, without padding"
+        else:
+            continue
+        if not plain:
+            raise ValueError(f"{name} is {module}, expected {wanted}")
 
 
 @torch.no_grad()
@@ -486,4 +510,6 @@ def to_integer(net, mean, std):
             stages.append(Flatten())
         else:
             raise ValueError(f"{name} is a {type(stage).__name__}, which has no integer form")
-    return IntegerNetwork(stages, _head(net.head, signal, net.act.steps), net.act.steps)
+    steps = net.act.steps
+    head, scale = _head(net.head, signal, steps)
+    return IntegerNetwork(stages, head, steps, scale)

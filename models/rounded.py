@@ -89,7 +89,7 @@ class Rounded(nn.Module):
                 signal = signal.pooled(stage.kernel_size)
         head = self.net.head
         scale = integer.scale_of_readout(integer.weight_of(head))
-        found[head.weight] = on_grid(head, signal.unit, scale, scale)
+        found[head.weight] = on_grid(head, 1.0, scale, scale)
         return found
 
     def forward(self, images):

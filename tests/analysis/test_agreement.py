@@ -38,7 +38,7 @@ def test_shares_by_hand():
     assert found.difference == 2
     assert found.told() == (
         "accuracy 66.67% (the SNN: 100.00%), 66.67% of the predictions and, by layer, 66.67% "
-        "(second) to 100.00% of the spikes are equal"
+        "(second) to 100.00% of the outputs are equal"
     )
     assert "second                         66.67%" in found.table()
 

@@ -85,7 +85,7 @@ def by_hand(config, theta, weight=1):
     )
     head = torch.ones(2, len(theta) * 256, 1, 1, dtype=torch.int8)
     head = integer.Sum(head, torch.nn.Linear(1, 1), int(sum(config.jumps)))
-    return integer.IntegerNetwork([layer, integer.Flatten()], head, 1)
+    return integer.IntegerNetwork([layer, integer.Flatten()], head, 1, 1.0)
 
 
 @pytest.mark.parametrize("inclusive", [False, True])

@@ -4,9 +4,12 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 
+import models
 from analysis.agreement import compare, outputs
-from models import integer
+from models import NeuronConfig, Spiking, integer
+from models.layers import Layer, Network, Synapse
 from models.rounded import Rounded
 from tests.models.test_integer import CONFIGS, STD, exact, pixels, random
 from tests.zoo import network
@@ -46,9 +49,28 @@ def test_it_fires_as_the_integer_network_does(name, neuron, steps, bias):
         assert torch.equal(ours.flatten().int(), theirs.flatten())
     levels = torch.cat([theirs.flatten() for theirs in integers]).unique()
     assert len(levels) == config.levels + 1
-    # but for the unit of the readout
-    ratio = whole.double().norm() / readout.norm()
-    assert torch.allclose(readout * ratio, whole.double(), rtol=1e-9, atol=1e-6)
+    scale = integer.to_integer(net, MEAN, STD).scale
+    assert torch.allclose(readout, whole.double() * scale, rtol=1e-9, atol=1e-9)
+
+
+class PooledLast(Network):
+    """A convolution, an average pooling and the readout of images [B, 3, 32, 32]."""
+
+    def __init__(self, act, num_classes=10):
+        first = Layer(Synapse(nn.Conv2d(3, 8, 3, padding=1)), act.layer(first=True))
+        stages = [first, nn.AvgPool2d(4), nn.Flatten()]
+        super().__init__(act, stages, nn.Linear(8 * 64, num_classes, bias=False))
+
+
+def test_a_readout_behind_a_pooling_is_rounded_as_the_integers_are(monkeypatch):
+    monkeypatch.setattr(models, "NETWORKS", dict(models.NETWORKS))
+    models.register("pooled_last", PooledLast)
+    net = models.build("pooled_last", Spiking(NeuronConfig.vgg(3), theta=0.2)).eval()
+    images = pixels()
+    whole = integer.to_integer(net, MEAN, STD)
+    with torch.no_grad():
+        readout = Rounded(net, MEAN, STD).double().eval()(normalised(images))
+    assert torch.allclose(readout, whole(images).double() * whole.scale, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("steps", [1, 2])

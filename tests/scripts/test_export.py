@@ -185,7 +185,7 @@ def test_onnx_runtime_computes_what_torch_does(make, cifar, tmp_path, capsys):
     line = last_line(capsys)
     assert line.startswith("onnx network, on 12 test images of CIFAR-10 (JPEG copy")
     assert "opset 18, accuracy " in line and "100.00% of the predictions" in line
-    spikes = "and, by layer, 100.00% (stages.0.act) to 100.00% of the spikes are equal"
+    spikes = "and, by layer, 100.00% (stages.0.act) to 100.00% of the outputs are equal"
     assert (spikes in line) == (checkpoint.load(path)["kind"] == "snn")
     assert float(re.search(r"logits differ by up to (\S+); written to", line)[1]) < 1e-4
 
@@ -218,7 +218,7 @@ def test_networks_of_other_data_are_compared_on_random_images(make, fails, tmp_p
     export.main([*line.split(), "--images", "5"])
     line = last_line(capsys)
     assert line.startswith("onnx network, on 5 random images: opset 18, 100.00% of the predictions")
-    assert "100.00% of the spikes are equal" in line
+    assert "100.00% of the outputs are equal" in line
     # events have no normalisation
     session = onnx_file.session(next(tmp_path.glob("*.onnx")))
     mean = json.loads(session.get_modelmeta().custom_metadata_map["mean"])
@@ -249,7 +249,7 @@ def test_nir(name, cifar, tmp_path, capsys):
     assert line.startswith("nir network, on 12 test images of CIFAR-10 (JPEG copy")
     assert "read back and run by Norse, accuracy" in line
     assert "100.00% of the predictions and, by layer, 100.00%" in line
-    assert line.endswith(f"of the spikes are equal; written to {tmp_path}/snn.nir")
+    assert line.endswith(f"of the outputs are equal; written to {tmp_path}/snn.nir")
 
     graph = nir.read(found["output"])
     assert graph.metadata["source"] == str(path)
@@ -291,6 +291,12 @@ def test_the_integer_network_of_onnx_runtime_is_equal_bit_for_bit(steps, cifar, 
     images = torch.randint(0, 256, (5, 3, 32, 32), dtype=torch.uint8)
     (logits,) = session.run(None, {"images": images.numpy()})
     assert torch.equal(torch.from_numpy(logits), whole(images))
+    assert header["scale"] == whole.scale and header["fine_tuned"] is None
+    about = header["data"]
+    assert (about["shorter"], about["interpolation"], about["classes"][9]) == (
+        *(32, "bilinear"),
+        "truck",
+    )
 
 
 def test_an_integer_network_that_differs_is_not_written(cifar, fails, tmp_path, monkeypatch):
@@ -305,7 +311,7 @@ def test_an_integer_network_that_differs_is_not_written(cifar, fails, tmp_path, 
     monkeypatch.setattr(integer_onnx.Count, "rounding", wrong)
     monkeypatch.setattr(integer_onnx.Count, "fits", lambda count: True)
     path = write(tmp_path / "snn.pth", SNN[1], name="vgg16")
-    words = "ONNX Runtime computes something else: ", "of the spikes are equal; not written"
+    words = "ONNX Runtime computes something else: ", "of the outputs are equal; not written"
     argv = f"{path} --to integer-onnx --data_root {cifar}"
     fails(export.main, argv, *words, status=1, keep=tmp_path)
     assert list(tmp_path.iterdir()) == [path]
@@ -461,6 +467,11 @@ CASES = {  # what writes the file, arguments ({c}: --data_root with CIFAR), word
         "--data_root {c}",
         "snn.pth has no integer network: stages.0 has the leak 0.9: with 2 steps",
         "--fixed_leak",
+    ),
+    "leak before fine-tuning": (
+        lambda path: write(path, LEAKY),
+        "--to integer-onnx --qat_epochs 1 --data_root {c}",
+        "snn.pth has no integer network in bytes: stages.0 has the leak 0.9",
     ),
     "training data is missing": (
         lambda path: write(path, data=CIFAR | {"name": "IMAGENET"}),
