@@ -27,7 +27,7 @@ class FuseSettings(Settings):
     """Options of absorb_bn.py."""
 
     network: NetworkOptions = group(
-        hidden=("pretrained_snn", "new_head"),
+        hidden=("pretrained_snn",),
         dropout={"help": "kept as a setting; does not change the result"},
         bn={"help": "accepted as published, the checkpoint says whether there is one"},
         pretrained_ann={"help": "checkpoint of ann_ddp.py, or of the published code"},

@@ -240,7 +240,7 @@ def read_source(asked: ExportSettings):
     if names is not None:
         about["classes"] = names or [str(number) for number in range(about["num_classes"])]
     if content["kind"] != "vggsnn":
-        about |= resizing(content)
+        about |= resizing(content, path)
     source = partial(Source, path=path, net=net, about=about, opset=asked.export.opset)
     if content["kind"] in ELSEWHERE:
         return source(**on_numbers(path, content, net, asked))

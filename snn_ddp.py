@@ -88,7 +88,7 @@ def rules(asked: SnnSettings):
     traced = "--compile traces the neuron into the step; leave it out, or say auto or compiled"
     return [
         *run.cnn_rules(asked),
-        run.backend_rule(asked, traced),
+        run.backend_rule(asked.compute, neuron, traced),
         run.price_rule(asked.price, asked.run.keep),
         (
             ["num_channels", "hardware_opt"],

@@ -47,6 +47,12 @@ class NetworkOptions:
     bias: bool = option(False, "biases in the convolutions (the linear layers have none)")
     pretrained_ann: str = option("", "checkpoint to start from (ANN)")
     pretrained_snn: str = option("", "SNN checkpoint to start from")
+
+
+@dataclass(frozen=True)
+class HeadOptions:
+    """last layer"""
+
     new_head: bool = option(
         False,
         "start with a last layer of new weights, for other classes than those of the checkpoint",
@@ -179,6 +185,7 @@ class CNNSettings(TrainingSettings):
     """What the training commands of the CNNs have."""
 
     network: NetworkOptions = group()
+    head: HeadOptions = group()
     data: DataOptions = group()
     crop: CropOptions = group()
     training: TrainingOptions = group()

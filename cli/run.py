@@ -28,7 +28,7 @@ from inputs.table import TABLE, DataOptions, augmented, data_rules, load
 from models import convert
 from models.neuron.backends import compiled
 
-from .options import CNNSettings, NetworkOptions, TrainingSettings
+from .options import CNNSettings, NetworkOptions, NeuronOptions, TrainingSettings
 from .parser import Parser, refuse_idle
 
 RANDOM = 64  # random images on which two networks are compared
@@ -128,10 +128,10 @@ def head_rule(asked: TrainingSettings, start):
     return (["new_head"], start and trains, "it goes with the weights that a training starts from")
 
 
-def backend_rule(asked: TrainingSettings, reason):
+def backend_rule(compute: ComputeOptions, neuron: NeuronOptions, reason):
     """--neuron_backend does nothing where torch.compile traces the neuron."""
-    traced = asked.compute.compile != "none"
-    named = asked.neuron.neuron_backend not in ("auto", "compiled")
+    traced = compute.compile != "none"
+    named = neuron.neuron_backend not in ("auto", "compiled")
     return (["neuron_backend"], not (traced and named), reason)
 
 
@@ -155,7 +155,7 @@ def load_weights(net, path, task: Task, new, dropped=()):
     asked, world = task.asked, task.world
     content = checkpoint.load(path)
     # a test keeps the head
-    new_head = None if asked.run.test_only else asked.network.new_head
+    new_head = None if asked.run.test_only else asked.head.new_head
     checkpoint.load_into(net, content, path, new, dropped, new_head)
     but = ", but for a new last layer" if new_head else ""
     world.say(f"{checkpoint.told(content, path)}{but}")
@@ -253,7 +253,10 @@ def _resumed(parser: Parser, asked: TrainingSettings, path, saved):
     check_stored(path, options, values)
     values = settings.flat(settings.make(parser.kind, values))  # in today's spelling
     for name in asked.given:
-        if options[name].governs == settings.RESULT and now[name] != values[name]:
+        # a part of the evaluation images is as many as the batches hold
+        part = name == "val_batch_size" and values["limit_eval_batches"]
+        result = options[name].governs == settings.RESULT or part
+        if result and now[name] != values[name]:
             raise UseError(
                 f"--{name} {now[name]} differs from the interrupted run's {values[name]}: "
                 "leave it out, or start a new run"

@@ -17,7 +17,7 @@ from inputs.table import DataOptions, load
 from inputs.timm_transforms import AugmentOptions, augmented
 from models.transformer import MODES, ONE_LANE, sdt
 
-from .options import NeuronOptions, TrainingSettings
+from .options import HeadOptions, NeuronOptions, TrainingSettings
 from .parser import Parser, read_conf
 
 # scripts are started in their own folder, the data lie in the project's
@@ -69,10 +69,6 @@ class ExperimentOptions:
         "weights to start from: ours, the published code's or those of the original Spike-Driven "
         "Transformer",
     )
-    new_head: bool = option(
-        False,
-        "start with a last layer of new weights, for other classes than those of the checkpoint",
-    )
     sync_bn: bool = option(False, "statistics of batch norm over all processes (GPUs)")
     experiment: str = option("", "name of the run; default: made of network, data set and neuron")
 
@@ -112,6 +108,7 @@ class TransformerSettings(TrainingSettings):
     """Options of the transformer's scripts; all published names are names or spellings of them."""
 
     experiment: ExperimentOptions = group()
+    head: HeadOptions = group()
     network: TransformerOptions = group()
     neuron: NeuronOptions = group(only=("surrogate_edge", "neuron_backend"))
     # one folder for all data sets, see `load_data`

@@ -462,7 +462,7 @@ def load_named(net, path, new_head=None):
     try:
         published.fit(net, state, new=settings)
     except published.Misfit as misfit:
-        raise UseError(f"{path}: {misfit}{_start(misfit, new_head is False)}") from None
+        raise UseError(f"{path}: {misfit}{_head_hint(misfit, new_head is False)}") from None
     return told(checkpoint, path)
 
 
@@ -518,7 +518,7 @@ def _check_norm(net, state, path):
         )
 
 
-def _start(misfit, offer):
+def _head_hint(misfit, offer):
     """The way out where all but the last layer fits; offer: whether there is --new_head."""
     head = misfit.resized and all(map(_of_head, misfit.resized))
     return "; --new_head trains it for others" if offer and head else ""
@@ -532,13 +532,13 @@ def _explained(net, misfit, held, offer):
     # sizes first: with another width, some tensors are missing or surplus as well
     wrong = misfit.resized
     differ = f"{len(wrong)} of {len(net.state_dict())} tensors differ"
-    start = _start(misfit, offer)
+    hint = _head_hint(misfit, offer)
     for name, option in SIZES.items():
         here, there = net.built.get(name), held.get(name)
         if wrong and None not in (here, there) and here != there:
-            return f"was built with {name} {there}, here {here} ({differ}): check {option}{start}"
+            return f"was built with {name} {there}, here {here} ({differ}): check {option}{hint}"
     if wrong and _of_head(wrong[0]):
-        return f"is of another class count or width: {wrong[-1]} ({differ}){start}"
+        return f"is of another class count or width: {wrong[-1]} ({differ}){hint}"
     if wrong:
         return f"is of another size: {wrong[0]} ({differ}; check --width_mult)"
 

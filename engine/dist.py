@@ -162,7 +162,7 @@ class World:
         # rank 0, which holds the store, has gone: if it was killed, it has told nothing
         if first is None:
             return self.rank == 1
-        # under gloo this ends the waiting of the others, under NCCL the end of the process does
+        # under gloo this ends the waiting of the others, under NCCL their launcher ends them
         self.close(failed=True)
         if self.main:
             atexit.register(self._keep_store)

@@ -71,7 +71,8 @@ class RunOptions:
     )
     save_freq: int = run_option(
         0,
-        "how often a checkpoint is written inside an epoch, in batches; 0: never",
+        "how often a checkpoint is written inside an epoch, in batches, and before an evaluation; "
+        "0: never",
         natural,
     )
     resume: str = run_option(
@@ -397,7 +398,7 @@ class Trainer:
         if self.price and state.get("price"):
             self.price.load_state_dict(state["price"])
         # for the log, where no step of the epoch is left; files of earlier versions have none
-        self.rate = state.get("rate", 0.0)
+        self.rate = float(state.get("rate", 0.0))
         # files of earlier versions have the number of the last ones alone
         before = state.get("processes", [len(state["rng"])])
         self.processes = sorted({*before, self.world.size})

@@ -18,7 +18,7 @@ from engine.log import read_json, versions, write_json
 from engine.settings import flat
 
 from .chain import same_data
-from .options import ExperimentSettings
+from .options import QuestionSettings
 from .results import of_any_machine
 from .verdict import number, spread
 
@@ -167,7 +167,7 @@ def _row(variant, runs, first, early):
     return f"| {' | '.join(cells)} |"
 
 
-def command(asked: ExperimentSettings, question):
+def command(asked: QuestionSettings, question):
     """The command whose runs a page tells of."""
     more = {
         "limit_train_batches": asked.batches.limit_train_batches,
@@ -182,7 +182,7 @@ def command(asked: ExperimentSettings, question):
     return COMMAND.format(**flat(asked) | about)
 
 
-def page(asked: ExperimentSettings, question, runs):
+def page(asked: QuestionSettings, question, runs):
     """The question's Markdown page; runs: see `collect`."""
     first = runs[question.reference]
     trained = len(first[0]["curve"])  # epochs of the reference
@@ -207,7 +207,7 @@ def page(asked: ExperimentSettings, question, runs):
     return PAGE.format(**flat(asked) | about)
 
 
-def draw(asked: ExperimentSettings, runs, first, path):
+def draw(asked: QuestionSettings, runs, first, path):
     """Accuracy against energy, a curve over T for every S; first: the runs of the reference."""
     points = {}
     for found in runs.values():
@@ -223,7 +223,7 @@ def draw(asked: ExperimentSettings, runs, first, path):
     figures.tradeoff(title, points, ann, path)
 
 
-def check_free(asked: ExperimentSettings, question, chains):
+def check_free(asked: QuestionSettings, question, chains):
     """Refuse to replace an answer of other options, seeds, data or trainings, or of more variants.
 
     chains: {seed: the question's chain}.
@@ -257,7 +257,7 @@ def _told(found):
     return [(run["data"], run["curve"]) for run in found]
 
 
-def report(asked: ExperimentSettings, question, chains):
+def report(asked: QuestionSettings, question, chains):
     """Write the question's page and numbers; returns the page.
 
     Nothing is written while the reference is not finished for every seed.

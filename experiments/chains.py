@@ -85,7 +85,7 @@ def make(asked: ChainSettings, name, own):
     return folder, Chain(Path(asked.run.output_dir) / folder, stages, name)
 
 
-def place(what, folder):
+def place(what: ExperimentOptions, folder):
     """The results folder of a chain."""
     return Path(what.results or f"results/{folder}")
 

@@ -9,7 +9,9 @@ from engine.dist import DeviceOptions
 from engine.errors import UseError
 from engine.loop import ComputeOptions, RunOptions
 from engine.machine import fast_amp
-from engine.settings import Settings, group, option, seed
+from engine.recipes.cnn import TrainingOptions
+from engine.settings import Settings, group, option, positive_int, seed
+from inputs.loader import BatchOptions
 from inputs.table import DataOptions
 
 SCHEDULES = ("published", "fast", "smoke")  # from the most telling to the least
@@ -106,6 +108,30 @@ class RowSettings(ExperimentSettings):
         width_mult={"default": None, "help": "factor of every width; default: 1, of smoke 0.25"},
     )
     run: RunOptions = output("runs/reproduce")
+
+
+@dataclass(frozen=True)
+class QuestionOptions:
+    """questions"""
+
+    questions: tuple = option((), "names of questions, or all", positional=True, nargs="*")
+    ann_epochs: int = option(8, "epochs of the ANN", positive_int)
+
+
+@dataclass(frozen=True)
+class QuestionSettings(ExperimentSettings):
+    """Options of questions.py."""
+
+    question: QuestionOptions = group()
+    experiment: ExperimentOptions = group(seeds=THREE_SEEDS, results="results/questions")
+    network: NetworkOptions = NARROW
+    training: TrainingOptions = group(
+        only=("epochs", "learning_rate"),
+        epochs={"default": 3, "help": "epochs of the LQ-ANN and of every SNN"},
+        learning_rate={"help": "learning rate of the LQ-ANN and of every SNN"},
+    )
+    batches: BatchOptions = group(only=("limit_train_batches", "limit_eval_batches"))
+    run: RunOptions = output("runs/questions")
 
 
 def settled(asked: ExperimentSettings, amp=None):

@@ -13,44 +13,16 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import models
-from cli.options import NetworkOptions
 from cli.parser import Parser
 from engine.errors import UseError, guard
-from engine.loop import RunOptions
-from engine.recipes.cnn import TrainingOptions
-from engine.settings import flat, group, option, positive_int
-from inputs.loader import BatchOptions
+from engine.settings import flat
 
 from . import answers, declared
 from .chain import Chain
-from .options import NARROW, THREE_SEEDS, ExperimentOptions, ExperimentSettings, output, settled
+from .options import QuestionSettings, settled
 from .stage import slug
 
 FILE = Path(__file__).with_name("questions.yml")
-
-
-@dataclass(frozen=True)
-class QuestionOptions:
-    """questions"""
-
-    questions: tuple = option((), "names of questions, or all", positional=True, nargs="*")
-    ann_epochs: int = option(8, "epochs of the ANN", positive_int)
-
-
-@dataclass(frozen=True)
-class QuestionSettings(ExperimentSettings):
-    """Options of questions.py."""
-
-    question: QuestionOptions = group()
-    experiment: ExperimentOptions = group(seeds=THREE_SEEDS, results="results/questions")
-    network: NetworkOptions = NARROW
-    training: TrainingOptions = group(
-        only=("epochs", "learning_rate"),
-        epochs={"default": 3, "help": "epochs of the LQ-ANN and of every SNN"},
-        learning_rate={"help": "learning rate of the LQ-ANN and of every SNN"},
-    )
-    batches: BatchOptions = group(only=("limit_train_batches", "limit_eval_batches"))
-    run: RunOptions = output("runs/questions")
 
 
 @dataclass(frozen=True)

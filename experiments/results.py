@@ -19,7 +19,7 @@ FIELDS = {"row", "schedule", "width_mult", "code", "recipe", "runs", "commit"}
 
 
 def make_chain(row: rows.Row, asked: RowSettings, seed):
-    """The chain of a row and seed, in a folder of its own. asked: `options.RowSettings`."""
+    """The chain of a row and seed, in a folder of its own."""
     width = asked.network.width_mult
     name = row.group if width == 1 else f"{row.group}-w{width:g}"
     folder = Path(asked.run.output_dir) / f"{name}-{asked.row.schedule}" / f"seed{seed}"

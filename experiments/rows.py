@@ -186,7 +186,7 @@ def values(row: Row, asked: RowSettings, seed):
 
 
 def stages(row: Row, asked: RowSettings, seed):
-    """The stages of a row; the last one is the row's network. asked: `options.RowSettings`.
+    """The stages of a row; the last one is the row's network.
 
     Raises:
         UseError: the row has no such schedule, or no such width.

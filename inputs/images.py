@@ -143,11 +143,12 @@ def turn(image):
     """Turn a PIL image in place as the camera says, where that can be read."""
     from PIL import ImageOps
 
+    # malformed pixels are told once, and would be taken for good ones afterwards
+    image.load()
     try:
         ImageOps.exif_transpose(image, in_place=True)
     except Exception:
-        # Pillow raises anything on malformed EXIF data, which viewers pass over: it says nothing.
-        # Of malformed pixels the decoding that follows tells.
+        # Pillow raises anything on malformed EXIF data, which viewers pass over
         return
 
 

@@ -76,7 +76,8 @@ def from_pretrained(name):
             "training images: python -m experiments.zoo add stores it"
         )
     with _told(name):
-        how = resizing(content) if content["data"]["image_size"] > IN_MEMORY else {}
+        large = content["data"]["image_size"] > IN_MEMORY
+        how = resizing(content, name) if large else {}
         net.transform = Transform(
             content["data"]["image_size"],
             net.mean,
@@ -86,13 +87,18 @@ def from_pretrained(name):
     return net
 
 
-def resizing(content):
-    """How the evaluation of a checkpoint's network scales pictures: {"shorter": pixels of the
-    shorter side, of which the middle is cut out, "interpolation": one of torchvision's}.
+def resizing(content, path):
+    """How the evaluation of the network of the checkpoint `path` scales pictures: {"shorter":
+    pixels of the shorter side, of which the middle is cut out, "interpolation": torchvision's}.
 
     Raises:
-        `MALFORMED`: its settings cannot be those.
+        UseError: its settings cannot be those.
     """
+    with _told(path):
+        return _resizing(content)
+
+
+def _resizing(content):
     side = content["data"]["image_size"]
     if side <= IN_MEMORY:
         return {"shorter": side, "interpolation": "bilinear"}

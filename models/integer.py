@@ -232,7 +232,8 @@ class IntegerResidual(nn.Module):
 class IntegerNetwork(nn.Module):
     """uint8 images [B, C, H, W] -> int32 [B, classes], the readout summed over the steps.
 
-    scale: what an integer of it is worth in the readout of the spiking network, its mean.
+    scale: what an integer of it is worth in the readout of the spiking network, its mean; None of
+    files of before, which do not say it.
     """
 
     def __init__(self, stages, head, steps, scale):
@@ -464,16 +465,25 @@ def _check_geometry(net):
     """Refuse layers whose geometry the sums do not have."""
     for name, module in net.named_modules():
         if isinstance(module, nn.Conv2d):
-            plain = module.groups == 1 and module.padding_mode == "zeros"
-            plain &= module.dilation == (1, 1) and not isinstance(module.padding, str)
+            plain = (
+                module.groups == 1,
+                module.dilation == (1, 1),
+                module.padding_mode == "zeros",
+                not isinstance(module.padding, str),
+            )
             wanted = "no groups, no dilation, and a padding of zeros in numbers"
         elif isinstance(module, nn.AvgPool2d):
-            plain = isinstance(module.kernel_size, int) and module.stride == module.kernel_size
-            plain &= not module.padding and module.divisor_override is None
+            plain = (
+                isinstance(module.kernel_size, int),
+                module.stride == module.kernel_size,
+                not module.padding,
+                not module.ceil_mode,
+                not module.divisor_override,
+            )
             wanted = "squares beside one another, a side as one number, without padding"
         else:
             continue
-        if not plain:
+        if not all(plain):
             raise ValueError(f"{name} is {module}, expected {wanted}")
 
 

@@ -58,7 +58,7 @@ def rules(asked: VGGSNNSettings):
     return [
         events.lanes_rule(asked),
         run.price_rule(asked.price, asked.run.keep),
-        run.backend_rule(asked, "--compile traces the neuron into the step"),
+        run.backend_rule(asked.compute, asked.neuron, "--compile traces the neuron into the step"),
         (["surrogate_edge"], inner, "only neurons of several lanes have inner boundaries"),
         (["means", "lamb"], asked.loss.TET, "it belongs to the TET loss"),
         (["start_epoch"], False, "an interrupted run goes on with --resume <its run folder>"),

@@ -37,14 +37,13 @@ IMAGES = {"dataset", "data_root", "image_size", "mean", "std", "interpolation", 
 NETWORK = {known.name for known in fields(TransformerOptions)} | {"surrogate_edge"}
 
 # groups that only train.py obeys, but for IMAGES and --amp; and single options like them
-TRAINING = ("augment", "mixing", "training", "timm", "schedule", "loss", "price", "compute")
+TRAINING = ("head", "augment", "mixing", "training", "timm", "schedule", "loss", "price", "compute")
 IDLE = {
     # --val_batch_size is that of a measurement
     "batch_size",
     "energy",
     "initial_checkpoint",
     "keep",
-    "new_head",
     "sync_bn",
     "val_fraction",
     "limit_train_batches",

@@ -82,7 +82,7 @@ def rules(asked: TransformerSettings):
         (["surrogate_edge"], inner, "only mlif of several lanes has inner boundaries to weigh"),
         (["neuron_backend"], network.multi_level, "lif and plif are SpikingJelly's"),
         (["scaled"], network.multi_level, "lif and plif have one lane"),
-        run.backend_rule(asked, "--compile traces the neuron"),
+        run.backend_rule(asked.compute, asked.neuron, "--compile traces the neuron"),
         run.head_rule(asked, asked.experiment.initial_checkpoint),
         run.price_rule(asked.price, asked.run.keep),
         (["means", "lamb"], asked.loss.TET, "give --TET"),
@@ -105,7 +105,7 @@ def start_network(task: run.Task):
     # a resumed run has its weights in last.pth
     if path and not task.saved:
         # a test keeps the head
-        new_head = None if asked.run.test_only else asked.experiment.new_head
+        new_head = None if asked.run.test_only else asked.head.new_head
         but = ", but for a new last layer" if new_head else ""
         world.say(f"{checkpoint.load_named(net, path, new_head)}{but}")
         if asked.run.test_only:

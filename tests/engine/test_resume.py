@@ -250,7 +250,7 @@ def test_image_files_and_held_back_images(cut, tmp_path):
     assert_same(folder, whole)
 
 
-@pytest.mark.parametrize("wait", [0.0, 0.3])
+@pytest.mark.parametrize("wait", [0.0, 0.1])
 def test_killed_process(commands, uninterrupted, tmp_path, wait):
     """SIGKILL at a moment that nobody chose."""
     main, argv = commands["ann"]

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -106,6 +107,18 @@ def test_results_of_another_run_stay(cifar, tmp_path, fails):
     words = "ann.json is of another run, another: give another --results"
     fails(chains.main, f"{argv} --results {tmp_path}/out", words, keep=tmp_path / "out")
     assert not (tmp_path / "runs").exists()
+
+
+def test_chains_are_run_and_written_one_after_the_other(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(chain_module.Chain, "all", lambda chain: done.append(chain.title))
+    monkeypatch.setattr(chains, "write", lambda folder, runs: done.append((folder, len(runs))))
+    monkeypatch.chdir(tmp_path)
+    chains.main(["resnet20_norm", "resnet20_norm_75", "--output_dir", str(tmp_path)])
+    first, written, second, _ = done
+    assert (first, second) == ("resnet20_norm", "resnet20_norm_75")
+    labels = [stage for stage in KNOWN["resnet20_norm"]["stages"].values() if "label" in stage]
+    assert written == (Path("results/resnet20_norm"), len(labels))
 
 
 @pytest.mark.long

@@ -159,6 +159,18 @@ def test_malformed_camera_data_is_passed_over(tmp_path, name):
     assert np.abs(apart).max() <= 2
 
 
+@pytest.mark.parametrize("upright", [False, True])
+def test_damaged_pixels_are_told(tmp_path, upright):
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(noise).save(path)
+    content = bytearray(path.read_bytes())
+    content[3000:3010] = bytes(10)
+    path.write_bytes(content)
+    with pytest.raises(UseError, match="cannot be read as an image"):
+        decode(path, upright=upright)
+
+
 UNKNOWN = {  # file: (what writes it, its mode)
     "float.tif": (Image.fromarray(RAMP / np.float32(255)), "F"),
     "float.ppm": (Image.fromarray(RAMP / np.float32(255)), "F"),

@@ -285,7 +285,12 @@ def test_networks_without_an_integer_form_are_refused():
     net = random("vgg16")
     net.stages[2] = nn.MaxPool2d(2)
     refused(net, r"stages\.2 is a MaxPool2d")
-    for pool in (nn.AvgPool2d(3, 2, 1), nn.AvgPool2d((2, 2)), nn.AvgPool2d(2, 1)):
+    for pool in (
+        nn.AvgPool2d(3, 2, 1),
+        nn.AvgPool2d((2, 2)),
+        nn.AvgPool2d(2, 1),
+        nn.AvgPool2d(2, ceil_mode=True),
+    ):
         net.stages[2] = pool
         refused(net, r"stages\.2 is AvgPool2d\(.*expected squares beside one another")
     net = random("vgg16")

@@ -324,6 +324,14 @@ def test_lanes_that_bytes_do_not_hold_are_refused(cifar, fails, tmp_path):
     fails(export.main, f"{path} --to integer-onnx --data_root {cifar}", words, keep=tmp_path)
 
 
+@pytest.mark.parametrize("form", ["integer", "integer-onnx"])
+def test_what_cannot_be_written_is_not_fine_tuned(form, cifar, fails, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "fine_tune", lambda *_, **__: pytest.fail("was trained"))
+    path = write(tmp_path / "snn.pth", LEAKY)
+    argv = f"{path} --to {form} --qat_epochs 1 --data_root {cifar}"
+    fails(export.main, argv, "stages.0 has the leak 0.9", keep=tmp_path)
+
+
 # ---- what is refused
 
 
@@ -467,11 +475,6 @@ CASES = {  # what writes the file, arguments ({c}: --data_root with CIFAR), word
         "--data_root {c}",
         "snn.pth has no integer network: stages.0 has the leak 0.9: with 2 steps",
         "--fixed_leak",
-    ),
-    "leak before fine-tuning": (
-        lambda path: write(path, LEAKY),
-        "--to integer-onnx --qat_epochs 1 --data_root {c}",
-        "snn.pth has no integer network in bytes: stages.0 has the leak 0.9",
     ),
     "training data is missing": (
         lambda path: write(path, data=CIFAR | {"name": "IMAGENET"}),

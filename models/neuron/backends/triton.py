@@ -39,6 +39,9 @@ def why_not(device, dtype):
 @lru_cache
 def _broken():
     """Why Triton cannot start here, or None: then it compiles a part of its driver."""
+    # without a GPU it cannot be asked
+    if not torch.cuda.is_available():
+        return None
     try:
         triton.runtime.driver.active.utils  # noqa: B018
     except Exception as error:  # of any type: no compiler, no headers, no driver

@@ -69,6 +69,10 @@ def test_triton_without_a_compiler_of_its_driver(monkeypatch):
     runtime = types.SimpleNamespace(driver=Driver())
     monkeypatch.setattr(triton, "triton", types.SimpleNamespace(runtime=runtime))
     monkeypatch.setattr(triton, "INTERPRETED", False)
+    triton._broken.cache_clear()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert dispatch.choose("triton", "cuda") == "triton"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(cupy, "why_not", lambda *_: None)
     triton._broken.cache_clear()
     try:
