@@ -289,7 +289,7 @@ def test_the_measure_is_asked_for_the_best_network_alone():
 def test_a_loss_that_is_not_finite_ends_the_run():
     train = noise(2, 2, 2)
     train.given[1][0][0, 0] = float("inf")
-    with pytest.raises(RunError, match=r"the loss is (nan|inf) at epoch 1, step 2: lower --learn"):
+    with pytest.raises(RunError, match=r"the loss is (nan|inf) at epoch 1, step 2: begin anew"):
         trainer(linear(), Noting(1), train, print_freq=2).fit()
 
 
@@ -361,8 +361,9 @@ def test_the_time_of_an_interrupted_epoch_counts(tmp_path, monkeypatch):
     run = trainer(linear(), Noting(1), noise(4, 4), save_freq=1)
     run.save_last = lambda: seconds.append(run.seconds)
     whole = run.fit()
-    # before the epoch, after the first of its two steps, at its end
-    assert 0 == seconds[0] < seconds[1] < seconds[2] == whole["seconds"]
+    # before the epoch, after each of its two steps, at its end
+    before, *steps, end = seconds
+    assert 0 == before < steps[0] < steps[1] < end == whole["seconds"]
 
 
 class Averaging(Noting):
