@@ -128,6 +128,14 @@ def head_rule(asked: TrainingSettings, start):
     return (["new_head"], start and trains, "it goes with the weights that a training starts from")
 
 
+def own_head(asked: TrainingSettings):
+    """(`new_head` of `checkpoint.load_into`, how it is told of weights that were read)."""
+    # a test keeps the head of the file
+    if asked.run.test_only:
+        return None, ""
+    return asked.head.new_head, ", but for a new last layer" if asked.head.new_head else ""
+
+
 def backend_rule(compute: ComputeOptions, neuron: NeuronOptions, reason):
     """--neuron_backend does nothing where torch.compile traces the neuron."""
     traced = compute.compile != "none"
@@ -154,10 +162,8 @@ def load_weights(net, path, task: Task, new, dropped=()):
     """
     asked, world = task.asked, task.world
     content = checkpoint.load(path)
-    # a test keeps the head
-    new_head = None if asked.run.test_only else asked.head.new_head
+    new_head, but = own_head(asked)
     checkpoint.load_into(net, content, path, new, dropped, new_head)
-    but = ", but for a new last layer" if new_head else ""
     world.say(f"{checkpoint.told(content, path)}{but}")
     # a published file does not say which images it saw; --test_only tells of it, too
     if content["format"] != checkpoint.PUBLISHED and not asked.run.test_only:

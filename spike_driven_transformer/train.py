@@ -104,9 +104,7 @@ def start_network(task: run.Task):
     path = asked.experiment.initial_checkpoint
     # a resumed run has its weights in last.pth
     if path and not task.saved:
-        # a test keeps the head
-        new_head = None if asked.run.test_only else asked.head.new_head
-        but = ", but for a new last layer" if new_head else ""
+        new_head, but = run.own_head(asked)
         world.say(f"{checkpoint.load_named(net, path, new_head)}{but}")
         if asked.run.test_only:
             run.note_activation(checkpoint.load(path), net.act, path, world)
