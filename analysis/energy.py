@@ -142,6 +142,7 @@ class Counter:
         self.neurons = {}
         self.behind = {}
         self.batch = 0  # images of this call
+        self.met = set()  # layers that have run in it
         self.last = None  # the weighted layer that ran last
 
     def __enter__(self):
@@ -158,8 +159,15 @@ class Counter:
     def _count_images(self, net, args):
         self.batch = len(args[0])
         self.images += self.batch
+        self.met.clear()
+
+    def _meet(self, name):
+        if name in self.met:
+            raise ValueError(f"{name} runs twice in a forward: give each place its own layer")
+        self.met.add(name)
 
     def _count_inputs(self, name, module, args, out):
+        self._meet(name)
         x = args[0].detach()
         self.sizes[name] = Row(
             name,
@@ -186,6 +194,7 @@ class Counter:
         self.counts[name] += both.expand(-1, self.steps, -1) / repeats
 
     def _count_spikes(self, name, module, args, out):
+        self._meet(name)
         fired = module.lanes(out.reshape(self.steps, -1))  # [T, S, B * neurons]
         self.spikes[name] += fired.sum(2, dtype=torch.float64)
         self.neurons[name] = out[0].numel()

@@ -323,8 +323,8 @@ def content(
     """What a checkpoint of `net` holds, beside `more`.
 
     Raises:
-        ValueError: `models.build` did not make it, or not with these weights, so that the file
-            could not be read.
+        ValueError: `models.build` did not make it, or not with these weights, or not all that the
+            file says is plain, so that it could not be read.
     """
     built = models.how_built(net)
     state = net.state_dict()
@@ -337,14 +337,22 @@ def content(
             f"{name} {list(shape)} is not what models.build made: build the network with the sizes "
             "that it shall have (num_classes and so on), and load the weights into it"
         )
-    return {
-        "format": FORMAT,
-        "kind": kind,
-        "fused": not built.get("bn", True),
+    told = {
         "network": built,
         "activation": models.describe(net.act),
         "data": data,
         "settings": settings,
+    }
+    for part, value in told.items():
+        try:
+            check_plain(value)
+        except ValueError as error:
+            raise ValueError(f"{part!r} of a checkpoint takes plain values: {error}") from None
+    return {
+        "format": FORMAT,
+        "kind": kind,
+        "fused": not built.get("bn", True),
+        **told,
         # on the CPU, so that any machine can read it
         "model": {name: value.detach().cpu() for name, value in state.items()},
         "versions": versions(),

@@ -170,7 +170,7 @@ def evaluate(net, loader, world, amp="none", label="test", advice="give other we
     Raises:
         RunError: weights or outputs are not finite numbers; the advice is part of it.
     """
-    # outputs need not show it: a quantiser takes NaN for 0, and so does a neuron of SpikingJelly
+    # outputs need not show it: a neuron of SpikingJelly takes NaN for 0
     if not finite(net):
         raise RunError(f"the network has weights that are not finite numbers: {advice}")
     # loss, correct, images: summed on the device in float64, read once at the end

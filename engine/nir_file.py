@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from models import image_side
-from models.integer import check
+from models.integer import check_parts
 from models.layers import Layer, Residual
 
 from .extras import need
@@ -129,7 +129,7 @@ def build(net, **metadata):
     Raises:
         ValueError: NIR cannot express the network. UseError: `nir` is not installed.
     """
-    check(net)
+    check_parts(net)
     if net.act.steps > 1:
         raise ValueError(
             f"it runs {net.act.steps} steps, in which its lanes share a potential and its reset, "

@@ -119,8 +119,8 @@ def _known_white(image):
     return image.format in ("PNG", "PPM")
 
 
-def _to_rgb(image):
-    """An opened picture of any mode in 8-bit RGB, without its alpha channel.
+def to_rgb(image):
+    """A PIL picture of any mode in 8-bit RGB, without its alpha channel.
 
     Raises:
         UseError: its numbers are neither of 8 nor of 16 bits, so that white is unknown.
@@ -131,8 +131,9 @@ def _to_rgb(image):
     if image.mode != "F" and not image.mode.startswith("I"):
         return image.convert("RGB")
     if image.mode == "F" or not _known_white(image):
+        name = getattr(image, "filename", "") or "the picture"
         raise UseError(
-            f"{image.filename} is of mode {image.mode} ({image.format}), whose white is unknown: "
+            f"{name} is of mode {image.mode} ({image.format}), whose white is unknown: "
             "save it in 8 bits, or as a 16-bit grey PNG"
         )
     high = np.asarray(image) >> 8
@@ -183,7 +184,7 @@ def decode(path, size=None, upright=False):
                 raise ValueError("it is PostScript")
             if upright:
                 turn(image)
-            image = _to_rgb(image)
+            image = to_rgb(image)
     except UseError:
         raise
     except Exception as error:  # Pillow's decoders raise anything on a damaged file, or a huge one

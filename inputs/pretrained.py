@@ -11,18 +11,21 @@ from engine import checkpoint
 from engine.errors import MALFORMED, UseError, reason
 from models import image_side
 
-from .images import IN_MEMORY, MARGIN, fit, turn
+from .images import IN_MEMORY, MARGIN, fit, to_rgb, turn
 from .table import TABLE
 
 
 @dataclass(frozen=True)
 class Transform:
-    """A picture, PIL's in RGB or uint8 [H, W, 3], as a normalised image float32 [3, side, side].
+    """A picture, PIL's or uint8 [H, W, 3], as a normalised image float32 [3, side, side].
 
-    PIL's is turned as the camera says (EXIF). The shorter side is scaled and the middle cut out.
+    PIL's is made RGB without alpha, and turned as the camera says (EXIF). The shorter side is
+    scaled and the middle cut out.
     mean, std: per channel, of pixels in [0, 1].
     shorter: pixels of the scaled side, None: as `images.fit` does. interpolation: one of
     torchvision's.
+    Raises, when called:
+        ValueError: it is no such array. UseError: its white is unknown, see `images.to_rgb`.
     """
 
     side: int
@@ -36,9 +39,14 @@ class Transform:
         from torchvision.transforms.v2 import InterpolationMode, functional
 
         if isinstance(picture, Image.Image):
-            picture = picture.copy()
+            picture = to_rgb(picture)
             turn(picture)
         pixels = np.array(picture)
+        if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
+            raise ValueError(
+                "a picture is PIL's or an array uint8 [H, W, 3], "
+                f"got {pixels.dtype} {list(pixels.shape)}"
+            )
         if self.shorter is None:
             image = functional.to_image(fit(Image.fromarray(pixels), self.side))
         else:

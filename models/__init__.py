@@ -80,15 +80,20 @@ def register(name, cls):
     It lasts as long as the process. cls: a `layers.Network`, which takes an activation `act` first;
     its other arguments are plain values.
     Raises:
-        ValueError: a network of this package has that name, or the class takes no `act`.
+        ValueError: a network of this package has that name, or the class takes no `act`, or
+            arguments without names.
     """
     if isinstance(NETWORKS.get(name.lower()), str):
         raise ValueError(f"{name} is the name of a network of this package: give another")
-    first = next(iter(inspect.signature(cls).parameters), None)
+    parameters = inspect.signature(cls).parameters
+    first = next(iter(parameters), None)
     if first != "act":
         raise ValueError(
             f"the first argument of {cls.__name__} must be act, the activation; got {first}"
         )
+    for p in parameters.values():
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD):
+            raise ValueError(f"{cls.__name__} takes any {p.name}: name them, since they are stored")
     NETWORKS[name.lower()] = cls
 
 

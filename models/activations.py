@@ -236,7 +236,7 @@ class LIF(NeuronActivation):
     learn_tau makes it the PLIF baseline.
 
     Raises:
-        ValueError: tau or theta are none of that neuron.
+        ValueError: no step, or tau or theta are none of that neuron.
     """
 
     steps: int = 4
@@ -248,12 +248,15 @@ class LIF(NeuronActivation):
     module = LIFLayer
 
     def __post_init__(self):
-        # SpikingJelly asserts it
-        if type(self.tau) is not float or not self.tau > 1 or type(self.theta) is not float:
+        numbers = {type(self.tau), type(self.theta)} <= {int, float}
+        if not (numbers and self.tau > 1 and self.theta > 0 and self.steps >= 1):
             raise ValueError(
-                f"a LIF neuron needs real numbers tau > 1 and theta, got {self.tau!r} and "
-                f"{self.theta!r}"
+                "a LIF neuron needs numbers tau > 1, theta > 0 and steps >= 1, "
+                f"got {self.tau!r}, {self.theta!r} and {self.steps!r}"
             )
+        # SpikingJelly asserts that they are
+        object.__setattr__(self, "tau", float(self.tau))
+        object.__setattr__(self, "theta", float(self.theta))
 
 
 def set_backend(net, backend):

@@ -18,6 +18,7 @@ from .activations import unfold
 from .layers import Synapse, evaluating, hooked, norms
 from .neuron.backends.dispatch import mlif
 from .published import fit
+from .quantize import QuantReLU
 from .statistics import percentile
 
 PERCENT = 99.7
@@ -75,17 +76,17 @@ def fuse_bn(net, images, tolerance=1e-4):
         ValueError: net has no batch norm, or `build` cannot make it without.
         ConversionError: the outputs differ by more than `tolerance`.
     """
-    # only networks that can be built without batch norm say whether they have it
     built = how_built(net)
+    if not norms(net):
+        raise ValueError("the network has no batch norm that can be fused")
+
+    # only networks that can be built without batch norm say whether they have it
     lacking = [name for name in ("bn", "bias") if name not in built]
-    if norms(net) and lacking:
+    if lacking:
         raise ValueError(
             f"{built['name']} takes no argument {' and no '.join(lacking)}, so it cannot be built "
             "without batch norm and with biases"
         )
-    if not built.get("bn"):
-        raise ValueError("the network has no batch norm that can be fused")
-
     net = copy.deepcopy(net).eval()
     merged = copy.deepcopy(net).double()
     # in double precision, so that the only rounding is the last one
@@ -94,8 +95,13 @@ def fuse_bn(net, images, tolerance=1e-4):
             synapse.map = fuse_conv_bn_eval(synapse.map, synapse.norm)
             synapse.norm = nn.Identity()
 
+    left = set(norms(merged))
+    for name, module in merged.named_modules():
+        if module in left:
+            raise ValueError(f"{name} cannot be fused: it is not the batch norm of a Synapse")
+
     built = built | {"bn": False, "bias": True}
-    fused = build(act=net.act, **built).eval().to(net.head.weight.device)
+    fused = build(act=net.act, **built).eval().to(net.head.weight)
     fit(fused, merged.state_dict())
 
     # rounded weights may carry a value to another level: there the exact ones are compared
@@ -113,12 +119,17 @@ def to_spiking(net, act):
     `act` (a `Spiking`) starts them.
 
     Raises:
-        ValueError: net still has batch norm, or `build` did not make it.
+        ValueError: net still has batch norm, `build` did not make it, or it has a ReLU that is not
+            from `act.layer`.
     """
     if norms(net):
         raise ValueError("the network has batch norm: fuse it first (fuse_bn)")
 
-    spiking = build(act=act, **how_built(net)).to(net.head.weight.device)
+    spiking = build(act=act, **how_built(net)).to(net.head.weight)
+    for name, module in spiking.named_modules():
+        if isinstance(module, (nn.ReLU, QuantReLU)):
+            raise ValueError(f"{name} would stay a ReLU: take act.layer() for it")
+
     fit(spiking, net.state_dict(), NEW, LEFT)
     return spiking.train(net.training)
 
@@ -195,13 +206,19 @@ def balance_thresholds(
         progress: wraps the range of layers (a progress bar).
     Raises:
         ValueError: 'stem' for a network without one, images not directly encoded, or a network that
-            cannot be converted.
+            cannot be converted: without `firings`, or with a module that fires at two places.
     """
     name = (net.built or {}).get("name", type(net).__name__)
     if which == "stem" and not net.stem:
         raise ValueError(f"{name} has no stem: balance 'all'")
     if net.act.encoding != "direct":
         raise ValueError("thresholds are balanced under direct encoding")
+
+    once = _Once(net)
+    for stage in net.stages:
+        if hasattr(stage, "firings"):
+            for act, _ in stage.firings():
+                once.check(act)
 
     count = net.stem if which == "stem" else len(net.sites())
     # A layer fires when the next one is asked for: the last one has no need to.
@@ -211,6 +228,21 @@ def balance_thresholds(
     if None in thetas:
         raise ValueError(f"{name} has activations without `firings`: it cannot be balanced")
     return thetas
+
+
+class _Once:
+    """Refuses an activation module that fires at a second place: it has one threshold."""
+
+    def __init__(self, net):
+        self.names = {module: name for name, module in net.named_modules()}
+        self.met = set()
+
+    def check(self, act):
+        if act in self.met:
+            raise ValueError(
+                f"{self.names[act]} fires at two places: give each an act.layer() of its own"
+            )
+        self.met.add(act)
 
 
 def _thetas(net, images, steps):
@@ -367,16 +399,18 @@ def match_activations(net, images, progress=iter):
     Returns:
         [(theta, q, relative squared error)]
     Raises:
-        ValueError: the network was built without output scales.
+        ValueError: the network was built without output scales, or a module fires at two places.
     """
     if not net.act.scale:
         raise ValueError("matched conversion needs a network built with Spiking(scale=True)")
 
     sites = net.sites()
     layers = iter(progress(range(len(sites))))
+    once = _Once(net)
     chosen = []
 
     def match(act, args):
+        once.check(act)
         x = unfold(args[0], act.steps, act.constant)
         theta, q, error = best_fit(x, act)
         if not q > 0:
@@ -445,8 +479,10 @@ def fold_scales(net, images):
     Every scale is absorbed by what follows it, which is proved in float64 on `images` [B, C, H, W].
 
     Raises:
+        ValueError: a layer of neurons lies in a stage that cannot absorb a scale.
         ConversionError: the outputs differ by more than 1e-9 (relative).
     """
+    _check_foldable(net)
     original = copy.deepcopy(net).double().eval()
     scaled = copy.deepcopy(original)
     q = torch.ones_like(scaled.head.weight[0, 0])  # images have no scale
@@ -462,6 +498,20 @@ def fold_scales(net, images):
     images = images.double()
     prove("folded", _outputs(original, images), _outputs(plain, images), 1e-9)
     return plain.to(net.head.weight.dtype)
+
+
+def _check_foldable(net):
+    names = {module: name for name, module in net.named_modules()}
+    absorbed = set()
+    for stage in net.stages:
+        if hasattr(stage, "fold_scale"):
+            absorbed.update(act for act, _ in stage.firings())
+    for site in net.sites():
+        if site not in absorbed:
+            raise ValueError(
+                f"the output scale of {names[site]} cannot be folded: it is in no stage with "
+                "firings and fold_scale, such as layers.Layer"
+            )
 
 
 def _outputs(net, images):

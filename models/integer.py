@@ -282,6 +282,15 @@ class Signal:
 
 def check(net):
     """Raise ValueError for a network that has no integer form."""
+    check_parts(net)
+    if net.head.bias is not None:
+        raise ValueError("its readout has biases")
+    _check_stages(net)
+    _check_leaks(net)
+
+
+def check_parts(net):
+    """Raise ValueError unless it has plain layers, of multi-level neurons and weights alone."""
     if not isinstance(net.act, Spiking):
         raise ValueError("its activations are no multi-level neurons")
     if norms(net):
@@ -294,6 +303,31 @@ def check(net):
     if neuron.scaled or neuron.input_gain != 1 or neuron.reset == "soft_theta":
         raise ValueError("its neurons are not those of VGG16 and ResNet20 (NeuronConfig.vgg)")
     _check_geometry(net)
+
+
+def _check_stages(net):
+    for name, stage in net.stages.named_children():
+        if not isinstance(stage, (Layer, Residual, nn.AvgPool2d, nn.Flatten)):
+            kind = type(stage).__name__
+            raise ValueError(f"stages.{name} is a {kind}, which has no integer form")
+    # the first sees pixels, and has products
+    first = net.stages[0]
+    constant = [site for site in net.sites() if site.constant]
+    if not isinstance(first, Layer) or constant != [first.act]:
+        raise ValueError(
+            "its stages do not begin with a layers.Layer of act.layer(first=True), the only one"
+        )
+
+
+def _check_leaks(net):
+    steps = net.act.steps
+    for name, site in net.named_modules():
+        if isinstance(site, net.act.module) and steps > 1 and site.leak != 1:
+            raise ValueError(
+                f"{name.removesuffix('.act')} has the leak {site.leak.item():.7g}: with {steps} "
+                "steps an integer network has none: convert the ANN anew, with --leak 1 "
+                "--fixed_leak or with --timesteps 1"
+            )
 
 
 def weight_of(layer):
@@ -386,11 +420,6 @@ def _neurons(act, name, scale, bias, reach):
     if act.steps == 1:
         # beyond what the sums reach, one bias is as good as another
         bias = bias.clamp(-reach - 1, reach + top)
-    elif act.leak != 1:
-        raise ValueError(
-            f"{name} has the leak {act.leak.item():.7g}: with {act.steps} steps an integer network "
-            "has none: convert the ANN anew, with --leak 1 --fixed_leak or with --timesteps 1"
-        )
     # a neuron that fired all lanes may fall below zero by less than its top output
     _check_reach(act.steps * (reach + bias.abs()) + top, name)
     boundaries = theta.new_tensor(config.boundaries)[:, None]  # [S, 1]
@@ -452,8 +481,6 @@ def _residual(stage, signal, name):
 def _head(layer, signal, steps):
     """(the readout, with one unit for all classes; what an integer of its sum is worth)"""
     weight = weight_of(layer)
-    if layer.bias is not None:
-        raise ValueError("its readout has biases")
     scale = scale_of_readout(weight)
     weight = _quantised(weight, scale)
     _check_reach(steps * _reach(weight, signal.highest), "head")
@@ -504,7 +531,7 @@ def to_integer(net, mean, std):
     stages = []
     for index, stage in enumerate(net.stages):
         name = f"stages.{index}"
-        if isinstance(stage, Layer) and stage.act.constant:
+        if index == 0:
             stages.append(_first(stage, mean, std, name))
             signal = spikes
         elif isinstance(stage, Layer):
@@ -516,10 +543,8 @@ def to_integer(net, mean, std):
         elif isinstance(stage, nn.AvgPool2d):
             stages.append(PoolSum(stage.kernel_size))
             signal = signal.pooled(stage.kernel_size)
-        elif isinstance(stage, nn.Flatten):
-            stages.append(Flatten())
         else:
-            raise ValueError(f"{name} is a {type(stage).__name__}, which has no integer form")
+            stages.append(Flatten())
     steps = net.act.steps
     head, scale = _head(net.head, signal, steps)
     return IntegerNetwork(stages, head, steps, scale)

@@ -65,11 +65,22 @@ class HeldDropout(nn.Module):
 
 
 class Synapse(nn.Module):
-    """A weighted map and its batch norm, if any: what turns spikes into current."""
+    """A weighted map and its batch norm, if any: what turns spikes into current.
+
+    Raises:
+        ValueError: not one convolution (with `norm`) or one convolution or linear layer.
+    """
 
     def __init__(self, weighted, norm=False):
         super().__init__()
-        # a linear layer has no norm
+        # between two there would be no spikes, which energies and prices count
+        kinds = nn.Conv2d if norm else WEIGHTED
+        if not isinstance(weighted, kinds):
+            wanted = "Conv2d" if norm else "Conv2d or Linear"
+            raise ValueError(
+                f"a synapse {'with batch norm ' if norm else ''}is one {wanted}, "
+                f"got {type(weighted).__name__}"
+            )
         self.map = weighted
         self.norm = nn.BatchNorm2d(weighted.out_channels) if norm else nn.Identity()
 
@@ -180,6 +191,9 @@ class Residual(nn.Module):
     """Basic block: the activation acts on the sum of the second synapse and the shortcut.
 
     The current of the sum is `synapse(inner(x)) + shortcut(x)`.
+
+    Raises:
+        ValueError: the shortcut is neither `nn.Identity` nor a `Synapse`.
     """
 
     def __init__(
@@ -190,6 +204,10 @@ class Residual(nn.Module):
         act,
     ):
         super().__init__()
+        if not isinstance(shortcut, nn.Identity | Synapse):
+            raise ValueError(
+                f"a shortcut is nn.Identity or a Synapse, got {type(shortcut).__name__}"
+            )
         self.inner = inner
         self.synapse = synapse
         self.shortcut = shortcut
@@ -346,18 +364,31 @@ class Network(nn.Module):
 
     def sites(self):
         """Every activation module, once, in the order in which the signal reaches them."""
-        return [m for m in in_signal_order(self.stages) if isinstance(m, self.act.module)]
+        found = [m for m in in_signal_order(self.stages) if isinstance(m, self.act.module)]
+        return list(dict.fromkeys(found))
 
     def currents(self, x):
-        """The readout at each step, [T*B, classes]."""
-        x = self.act.encode(x)
-        if not (self.recompute and torch.is_grad_enabled()):
-            return self.head(self.stages(x))
+        """The readout at each step, [T*B, classes].
 
-        # stage by stage: what lies inside one is kept while it alone runs backward
-        for stage in self.stages:
-            x = run_again(stage, x)
-        return self.head(x)
+        Raises:
+            ValueError: the stages do not return T*B of them, since the first layer is not that of
+                `act.layer(first=True)`.
+        """
+        batch = x.shape[0]
+        x = self.act.encode(x)
+        if self.recompute and torch.is_grad_enabled():
+            # stage by stage: what lies inside one is kept while it alone runs backward
+            for stage in self.stages:
+                x = run_again(stage, x)
+        else:
+            x = self.stages(x)
+        y = self.head(x)
+        if y.shape[0] != self.act.steps * batch:
+            raise ValueError(
+                f"{batch} images of {self.act.steps} steps became {y.shape[0]} rows: the first "
+                "layer, and no other, must be that of act.layer(first=True)"
+            )
+        return y
 
     def forward(self, x):
         y = self.currents(x)

@@ -48,8 +48,11 @@ def sources(net):
 
     Args:
         net: a network of images [B, 3, image_size, image_size].
+    Raises:
+        ValueError: a layer reads the spikes of several, or of none.
     """
     outputs, found = {}, {}
+    names = {module: name for name, module in net.named_modules()}
 
     def begin(site, args, out):
         # a graph of its own goes from here to the next neurons
@@ -60,9 +63,16 @@ def sources(net):
     def end(module, args):
         x = args[0]
         if x.requires_grad:
-            gradients = torch.autograd.grad(x.sum(), list(outputs), allow_unused=True)
-            # each layer of neurons begins a graph of its own, so one of them is reached
+            gradients = ()
+            if outputs:
+                gradients = torch.autograd.grad(x.sum(), list(outputs), allow_unused=True)
+            # each layer of neurons begins a graph of its own
             reached = [s for s, g in zip(outputs.values(), gradients) if g is not None]
+            if len(reached) != 1:
+                raise ValueError(
+                    f"{names[module]} reads the spikes of {len(reached)} layers of neurons, "
+                    "expected 1: dropout and output scales go with no other under a price"
+                )
             (found[module],) = reached
 
     with hooked(net, net.sites(), begin), hooked(net, weighted(net), end, before=True):

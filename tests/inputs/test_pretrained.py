@@ -82,6 +82,16 @@ def test_a_picture_becomes_what_the_network_was_trained_on(tmp_path):
         assert np.allclose(found.permute(1, 2, 0), expected, atol=1e-6)
 
 
+def test_a_picture_of_another_mode_is_made_rgb():
+    transform = Transform(32, MEAN, STD)
+    picture = Image.linear_gradient("L").convert("RGB").quantize(16)
+    expected = transform(picture.convert("RGB"))
+    for mode in ("P", "RGBA", "RGB"):
+        assert torch.equal(transform(picture.convert(mode)), expected)
+    with pytest.raises(ValueError, match=r"an array uint8 \[H, W, 3\], got float32 \[8, 8, 3\]"):
+        transform(np.zeros((8, 8, 3), np.float32))
+
+
 @pytest.mark.parametrize("size", [(64, 96), (96, 64), (20, 10)])
 def test_the_shorter_side_fits_and_the_middle_is_taken(size):
     """A white stripe in the middle of a black picture stays there."""

@@ -19,10 +19,15 @@ def test_a_description_is_read_back(act):
     assert from_description(describe(act)) == act
 
 
-@pytest.mark.parametrize("odd", [{"tau": 1.0}, {"tau": True}, {"theta": 1}])
+@pytest.mark.parametrize("odd", [{"tau": 1.0}, {"tau": True}, {"theta": 0}, {"steps": 0}])
 def test_a_lif_neuron_that_cannot_be_is_refused(odd):
     with pytest.raises(ValueError, match="a LIF neuron needs"):
         from_description(describe(models.LIF(2)) | odd)
+
+
+def test_a_lif_neuron_takes_whole_numbers():
+    assert models.LIF(2, tau=3, theta=1) == models.LIF(2, tau=3.0, theta=1.0)
+    models.LIF(2, tau=3, theta=1).layer()
 
 
 @pytest.mark.parametrize("learn_tau", [False, True])

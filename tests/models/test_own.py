@@ -8,10 +8,12 @@ import models
 from analysis.energy import measure
 from engine import checkpoint
 from models import MLIF, NeuronConfig, ReLU, Spiking, convert, integer
-from models.layers import Layer, Network, Synapse
+from models.layers import Layer, Network, Residual, Synapse
 from models.rates import sources
+from models.rounded import Rounded
 
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+PICTURES = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
 
 
 class Own(Network):
@@ -98,8 +100,103 @@ def test_lanes_do_not_go_without_output_scales(registered):
     assert net.act.neuron.levels == 3
 
 
+def test_a_forgotten_first_layer_is_told(registered):
+    """Else its images were taken for steps."""
+    snn = models.build("own", Spiking(steps=2))
+    snn.stages[0].act = snn.act.layer()
+    for use in (lambda: snn(IMAGES), lambda: measure(snn, [IMAGES])):
+        with pytest.raises(ValueError, match="4 images of 2 steps became 4 rows: the first layer"):
+            use()
+
+
+def test_a_module_that_fires_at_two_places_is_told(registered):
+    """It has one threshold."""
+    act = Spiking(NeuronConfig.vgg(3), scale=True)
+    snn = Own(act, middle=[Layer(Synapse(nn.Conv2d(4, 4, 1)), act.layer())])
+    snn.stages[1].act = snn.stages[0].act
+    assert len(snn.sites()) == 1
+    for use in (convert.match_activations, convert.balance_thresholds):
+        with pytest.raises(ValueError, match=r"stages\.0\.act fires at two places"):
+            use(snn, IMAGES)
+    with pytest.raises(ValueError, match=r"stages\.0\.act runs twice"):
+        measure(snn, [IMAGES])
+
+
+def test_a_scale_that_no_stage_absorbs_is_told():
+    act = Spiking(NeuronConfig.vgg(3), scale=True)
+    inner = Layer(Synapse(nn.Conv2d(4, 4, 1)), act.layer())
+    snn = Own(act, middle=[nn.Sequential(inner)])
+    with pytest.raises(ValueError, match=r"stages\.1\.0\.act cannot be folded"):
+        convert.fold_scales(snn, IMAGES)
+
+
+class Torn(Network):
+    """With a ReLU and a batch norm of its own."""
+
+    def __init__(self, act, image_size=8, bn=True, bias=True):
+        first = Layer(Synapse(nn.Conv2d(3, 4, 3, padding=1)), act.layer(first=True))
+        norm = nn.BatchNorm2d(4) if bn else nn.Identity()
+        stages = [first, norm, nn.ReLU(), nn.Flatten()]
+        super().__init__(act, stages, nn.Linear(4 * image_size**2, 2))
+
+
+def test_what_a_conversion_leaves_over_is_told(registered):
+    models.register("torn", Torn)
+    with pytest.raises(ValueError, match=r"stages\.1 cannot be fused: it is not the batch norm of"):
+        convert.fuse_bn(models.build("torn", ReLU()), IMAGES)
+    with pytest.raises(ValueError, match=r"stages\.2 would stay a ReLU: take act\.layer"):
+        convert.to_spiking(models.build("torn", ReLU(), bn=False), Spiking())
+
+
+def test_a_conversion_keeps_double_precision(registered):
+    ann = models.build("own", ReLU()).double()
+    snn = convert.to_spiking(ann, Spiking())
+    assert torch.equal(snn.head.weight, ann.head.weight)
+    fused, _ = convert.fuse_bn(models.build("vgg16", ReLU(), width_mult=1 / 16).double(), PICTURES)
+    assert fused.head.weight.dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Synapse(nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 3, 1))),
+        lambda: Synapse(nn.Linear(3, 3), norm=True),
+        lambda: Residual(None, None, nn.AvgPool2d(2), None),
+    ],
+    ids=["two maps", "norm of a linear layer", "shortcut"],
+)
+def test_parts_that_no_conversion_knows_are_refused(make):
+    with pytest.raises(ValueError, match=r"a (synapse|shortcut) .*got (Seq|Linear|AvgPool)"):
+        make()
+
+
+def test_what_no_file_can_hold_is_told_before_it_is_stored(registered):
+    net = models.build("own", ReLU())
+    with pytest.raises(ValueError, match=r"'data' of a checkpoint takes plain.*holds a Tensor"):
+        checkpoint.content(net, "ann", {"mean": torch.zeros(3)}, {})
+
+    class Any(Own):
+        def __init__(self, act, **more):
+            super().__init__(act, **more)
+
+    with pytest.raises(ValueError, match="Any takes any more: name them"):
+        models.register("any", Any)
+
+
+def test_integers_need_a_first_layer():
+    """It has products, and the normalisation of pixels."""
+    for stages in ([1, 0, 2], [1, 2]):
+        net = Own(Spiking(NeuronConfig.vgg(3)), middle=[nn.AvgPool2d(2)])
+        net.head = nn.Linear(64, 2, bias=False)
+        net.stages = nn.Sequential(*(net.stages[i] for i in stages))
+        for use in (integer.to_integer, Rounded):
+            with pytest.raises(ValueError, match="do not begin with a layers"):
+                use(net, (0.5,) * 3, (0.2,) * 3)
+
+
 def test_integers_are_not_refused_for_a_batch_norm_that_is_not_there():
     net = Own(Spiking(NeuronConfig.vgg(3)))
+    net.head = nn.Linear(4 * 64, 2, bias=False)
     integer.check(net)
     net.stages[0].synapse.norm = nn.BatchNorm2d(4)
     with pytest.raises(ValueError, match="it has batch norm"):

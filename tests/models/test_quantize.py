@@ -47,6 +47,14 @@ def test_zero_is_the_zero_level_in_every_precision(dtype, bits):
     assert quantize(zero, zero, one, bits, "log") == 0
 
 
+@pytest.mark.parametrize("scheme", ["log", "lvl", "uniform"])
+def test_what_is_not_a_number_stays_none(scheme):
+    """A training that diverges is noticed."""
+    x = torch.tensor([float("nan"), 1.0])
+    found = quantize(x, torch.zeros(()), torch.ones(()), 2, scheme)
+    assert found.isnan().tolist() == [True, False]
+
+
 def test_the_gradient_is_straight_through():
     weight = numbers("ste_w").clone().requires_grad_()
     x = numbers("xr").clone().requires_grad_()

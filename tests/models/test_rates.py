@@ -117,6 +117,24 @@ def toy(scale=False):
     return net
 
 
+def test_a_layer_that_reads_several_layers_of_neurons_is_told():
+    net = toy()
+
+    class Both(torch.nn.Module):
+        def __init__(self, act):
+            super().__init__()
+            self.one, self.other = act.layer(), act.layer()
+
+        def forward(self, x):
+            return torch.cat([self.one(x), self.other(x)], 1)
+
+    net.stages.insert(1, Both(net.act))
+    net.stages[2] = torch.nn.Conv2d(6, 3, 1)
+    net.stages.append(torch.nn.Flatten())
+    with pytest.raises(ValueError, match=r"stages\.2 reads the spikes of 2 layers"):
+        sources(net)
+
+
 def test_a_layer_counts_by_its_macs():
     """Two linear layers of 48 * 2 and 2 * 6 MACs."""
     net = toy()
