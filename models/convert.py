@@ -112,18 +112,20 @@ def fuse_bn(net, images, tolerance=1e-4):
     return fused, prove("fused", *outputs, tolerance)
 
 
-def to_spiking(net, act):
+def to_spiking(net, act, keep_norm=False):
     """The spiking network of a fused ANN or LQ-ANN, on its device and in its mode.
+
+    keep_norm: of an ANN with batch norm, which trains on and `stored_form` fuses at the end.
 
     Its weights are those of `net`, its thetas and leaks, too, if that is an SNN; else these are as
     `act` (a `Spiking`) starts them.
 
     Raises:
-        ValueError: net still has batch norm, `build` did not make it, or it has a ReLU that is not
-            from `act.layer`.
+        ValueError: net has batch norm that is not kept, `build` did not make it, or it has a ReLU
+            that is not from `act.layer`.
     """
-    if norms(net):
-        raise ValueError("the network has batch norm: fuse it first (fuse_bn)")
+    if norms(net) and not keep_norm:
+        raise ValueError("the network has batch norm: fuse it first (fuse_bn), or keep_norm")
 
     spiking = build(act=act, **how_built(net)).to(net.head.weight)
     for name, module in spiking.named_modules():

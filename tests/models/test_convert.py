@@ -8,6 +8,7 @@ import models
 from analysis import energy
 from models import NeuronConfig, Spiking, convert, vggsnn
 from models.convert import SpikeTrain
+from models.layers import norms
 from models.neuron.backends.dispatch import mlif
 from models.statistics import percentile
 from tests.models import golden
@@ -55,6 +56,21 @@ def test_an_lq_ann_is_fused_with_its_ranges():
     stored = snn.state_dict()
     assert all(torch.equal(stored[name], value) for name, value in weights.items())
     assert not snn.training  # as the fused one
+
+
+def test_batch_norm_may_be_kept_for_the_training():
+    """Stored, it is the SNN of the fused ANN."""
+    ann, images = golden.ann("resnet20").double(), torch.randn(4, 3, 32, 32).double()
+    act = Spiking(NeuronConfig.vgg(3), 1, 0.1, scale=True)
+    kept = convert.to_spiking(ann, act, keep_norm=True)
+    fused = convert.to_spiking(convert.fuse_bn(ann, images)[0], act)
+    for net in (kept, fused):
+        convert.match_activations(net, images)
+    stored = convert.stored_form(kept.eval(), images)
+    assert not norms(stored)
+    expected = convert.fold_scales(fused, images)(images)
+    assert expected.std() > 0
+    assert torch.allclose(stored(images), expected, atol=1e-9)
 
 
 @pytest.mark.parametrize("steps", [1, 2])
