@@ -339,7 +339,8 @@ def lane_curves(net, images):
     """Firing rate of each lane on one batch [B, C, H, W], in eval mode, for TensorBoard.
 
     Returns:
-        {'rate/<layer>/lane<worth of its spikes>': share of the neurons, summed over the T steps}.
+        {'rate/<layer>/lane<worth, the lowest one's being 1>': share of the neurons, summed over the
+        T steps}.
     """
     rates = measure(net, [images]).lane_rates_per_layer
     return {

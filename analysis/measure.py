@@ -1,12 +1,15 @@
 """What is measured of a network: accuracy, firing rates, energy; the curves of a training."""
 
 from contextlib import nullcontext
+from functools import cached_property
 
-from engine.loop import evaluate
+from engine.loop import autocast, evaluate
 from models import SpikingLayer
 
 from . import figures
 from .energy import Counter, lane_curves
+
+FEW = 32  # images of a curve: counting takes more memory than a forward
 
 
 class Measure:
@@ -52,7 +55,7 @@ class Measure:
         return summary | {"energy": energy}
 
     def curves(self, net):
-        """{name: number} for TensorBoard: learned thetas and leaks, firing rates on one batch."""
+        """{name: number} for TensorBoard: learned thetas and leaks, firing rates on FEW images."""
         # fixed thresholds would be flat lines
         found = {}
         for name, site in net.named_modules():
@@ -61,9 +64,15 @@ class Measure:
                     f"{kind}/{name}": getattr(site, kind).item() for kind in ("theta", "leak")
                 }
         if any(isinstance(module, SpikingLayer) for module in net.modules()):
-            images, *_ = next(self.loader.epoch(0))
-            found |= lane_curves(net, images)
+            with autocast(self.world.device, self.amp):
+                found |= lane_curves(net, self.few)
         return found
+
+    @cached_property
+    def few(self):
+        """The first images of an evaluation."""
+        images, *_ = next(self.loader.epoch(0))
+        return images[:FEW].clone()
 
 
 def rates_table(energy):

@@ -322,9 +322,9 @@ class Energy:
             lines.append(f"additions per MAC of spikes: {self.additions_per_mac:.4f}")
         if self.lane_rates:
             for t, step in enumerate(self.by_lane(name)):
-                lines.append(f"uJ at step {t}, by lane: {_lanes(step)}")
+                lines.append(f"uJ at step {t}, by worth of a digit: {_lanes(step)}")
             rates = {2**s: rate for s, rate in enumerate(self.lane_rates)}
-            lines.append(f"firing rate per lane: {_lanes(rates)}")
+            lines.append(f"firing rate per lane (lowest: 1): {_lanes(rates)}")
         return "\n".join(lines)
 
     def write(self, stem, measured=None):

@@ -15,7 +15,7 @@ from engine.settings import boolean, group, number, option, positive_int, run_op
 from inputs.loader import BatchOptions, loaders
 from inputs.table import DataOptions, load
 from inputs.timm_transforms import AugmentOptions, augmented
-from models.transformer import MODES, ONE_LANE, sdt
+from models.transformer import FAST, M_LIF, MODES, ONE_LANE, sdt
 
 from .options import HeadOptions, NeuronOptions, TrainingSettings
 from .parser import Parser, read_conf
@@ -28,6 +28,12 @@ SIZES = {
     "sdt": {},
     "sdt_2_512_cifar": {"layer": 2, "dim": 512, "pooling_stat": "0011"},
     "sdt_8_512_imagenet": {"layer": 8, "dim": 512, "pooling_stat": "1111"},
+}
+# and of its neuron, where no option does
+NEURONS = {
+    "sdt": {},
+    "sdt_2_512_cifar": M_LIF,
+    "sdt_8_512_imagenet": FAST,
 }
 
 # keys of the published configurations that are no options here, and why
@@ -63,7 +69,11 @@ class ExperimentOptions:
     config: str = run_option(
         "", "YAML file of options, which those of the command line override", spellings=("-c",)
     )
-    model: str = option("sdt", "network, or a named size of the network", choices=tuple(SIZES))
+    model: str = option(
+        "sdt",
+        "network; a name with sizes sets the sizes, and the neuron where no option names one",
+        choices=tuple(SIZES),
+    )
     initial_checkpoint: str = option(
         "",
         "weights to start from: ours, the published code's or those of the original Spike-Driven "
@@ -154,21 +164,28 @@ class TransformerParser(Parser):
         path = super().parse(argv).experiment.config
         # the later one of two words counts, so the command line overrides the file
         words = read_conf(self, path, GONE) if path else []
-        return sized(super().parse(words + argv))
+        return filled_by_name(super().parse(words + argv))
 
 
-def sized(asked: TransformerSettings):
-    """The settings with the sizes that --model names.
+def filled_by_name(asked: TransformerSettings):
+    """The settings with the sizes that --model names, and with its neuron unless that is given.
 
     Raises:
         UseError: a given size is another one.
     """
     model, network = asked.experiment.model, asked.network
-    for name, value in SIZES[model].items():
+    sizes = SIZES[model]
+    for name, value in sizes.items():
         wanted = getattr(network, name)
         if name in asked.given and wanted != value:
             raise UseError(f"--{name} {wanted} contradicts --model {model}: use --model sdt")
-    return replace(asked, network=replace(network, **SIZES[model]))
+
+    neuron = {}
+    if "spike_mode" not in asked.given:
+        neuron = {name: value for name, value in NEURONS[model].items() if name not in asked.given}
+    network = replace(network, **sizes, **neuron)
+    # a checkpoint of other sizes contradicts the name
+    return replace(asked, network=network, given=asked.given | sizes.keys())
 
 
 def folder_of(data: DataOptions):

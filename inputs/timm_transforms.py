@@ -7,6 +7,7 @@ from functools import partial
 
 from timm.data import create_transform
 
+from engine.errors import UseError
 from engine.recipes.timm_parts import timms_errors
 from engine.settings import (
     finite,
@@ -44,7 +45,7 @@ class AugmentOptions:
     pad_crop: int = option(
         0,
         "zeros around an image before a random crop on the device; needs --scale 1 1, "
-        "--ratio 1 1 and no further augmentation than the flip and mixing",
+        "--ratio 1 1, --hflip 0 or 0.5 and no further augmentation than mixing",
         number(int, low=0, high=IN_MEMORY),
         unit="pixels",
     )
@@ -122,12 +123,31 @@ def make_transform(options: AugmentOptions, common, training):
     )
 
 
+def _check_values(options: AugmentOptions):
+    """Refuse what timm refuses in the middle of a run alone.
+
+    Raises:
+        UseError: bounds that no crop is between, or a filter that --aa does not turn pictures with.
+    """
+    for name in ("scale", "ratio"):
+        low, high = getattr(options, name)
+        if not 0 < low <= high:
+            raise UseError(f"--{name} {low:g} {high:g}: expected 0 < smallest <= largest")
+    filter_ = options.train_interpolation
+    if options.aa and filter_ in ("box", "hamming", "lanczos"):
+        raise UseError(
+            f"--aa does not turn pictures with --train_interpolation {filter_}: "
+            "give nearest, bilinear or bicubic"
+        )
+
+
 def augmented(data, options: AugmentOptions):
     """The `Data` with the augmentation and normalisation of `AugmentOptions`.
 
     Raises:
         UseError: timm refuses one of the options.
     """
+    _check_values(options)
     # digits are never mirrored
     if not data.flip:
         options = replace(options, hflip=0.0)

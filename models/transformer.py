@@ -251,11 +251,11 @@ def sdt(
     return net
 
 
-M_LIF = {"spike_mode": "mlif", "mlif_channels": 3, "scaled": True}
+# the neurons of networks that have a name of their own
+M_LIF = {"spike_mode": "mlif", "mlif_channels": 3, "time_steps": 4, "scaled": True}
+FAST = M_LIF | {"spike_mode": "fast_mlif", "time_steps": 1}
 IMAGENET = {
-    **M_LIF,
-    "spike_mode": "fast_mlif",
-    "time_steps": 1,
+    **FAST,
     "depth": 8,
     "img_size": 224,
     "num_classes": 1000,

@@ -102,6 +102,8 @@ def load(asked: TransformerSettings, path, world):
         net = checkpoint.rebuild(content, path)
     if set_backend(net, asked.neuron.neuron_backend):
         run.say_backend(asked.neuron.neuron_backend, world)
+    elif "neuron_backend" in asked.given:
+        raise UseError("--neuron_backend has no effect: the neurons are SpikingJelly's")
 
     classes, about = net.head.out_features, data.about
     if classes != about["num_classes"]:

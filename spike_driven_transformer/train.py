@@ -16,8 +16,9 @@ from cli.transformer import TransformerParser, TransformerSettings, build, folde
 from engine import checkpoint
 from engine.errors import UseError, guard
 from engine.loop import seed_all
-from engine.recipes.timm_parts import TimmRecipe
+from engine.recipes.timm_parts import TimmRecipe, takes
 from inputs.images import IN_MEMORY
+from inputs.table import TABLE
 
 
 def get_parser():
@@ -41,7 +42,9 @@ def result(asked: TransformerSettings):
 
 def image_rules(asked: TransformerSettings):
     """Options of the images that do nothing for what is asked."""
-    data, augment = asked.data, asked.augment
+    data, augment, mixing = asked.data, asked.augment, asked.mixing
+    entry = TABLE[data.dataset]
+    patches = mixing.cutmix or mixing.cutmix_minmax
     large = (data.side or 0) > IN_MEMORY
     on_device = augment.device_side and not large
     return [
@@ -62,13 +65,17 @@ def image_rules(asked: TransformerSettings):
             ["pad_crop"],
             on_device and not augment.no_aug,
             f"it needs images up to {IN_MEMORY} pixels, --scale 1 1 --ratio 1 1 --color_jitter 0 "
-            "and neither --aa, --reprob, --vflip nor --no_aug",
+            "--hflip 0 or 0.5 and neither --aa, --reprob, --vflip nor --no_aug",
         ),
+        (["hflip"], entry.flip, f"{entry.name} is not mirrored"),
+        (["data_root"], entry.looks_in, f"{entry.name} needs no folder"),
         (
             ["mixup_mode", "mixup_prob", "mixup_switch_prob", "mixup_off_epoch"],
-            asked.mixing.on,
+            mixing.on,
             "give --mixup or --cutmix",
         ),
+        (["mixup_switch_prob"], mixing.mixup and patches, "give --mixup and --cutmix"),
+        (["cutmix"], not mixing.cutmix_minmax, "--cutmix_minmax takes its place"),
     ]
 
 
@@ -82,6 +89,10 @@ def rules(asked: TransformerSettings):
         (["surrogate_edge"], inner, "only mlif of several lanes has inner boundaries to weigh"),
         (["neuron_backend"], network.multi_level, "lif and plif are SpikingJelly's"),
         (["scaled"], network.multi_level, "lif and plif have one lane"),
+        (["drop_path"], network.layer > 1, "the first block drops nothing"),
+        (["opt_eps"], takes(timm, "eps"), f"--opt {timm.opt} has none"),
+        (["opt_betas"], takes(timm, "betas"), f"--opt {timm.opt} has none"),
+        (["momentum"], takes(timm, "momentum"), f"--opt {timm.opt} has none"),
         run.backend_rule(asked.compute, asked.neuron, "--compile traces the neuron"),
         run.head_rule(asked, asked.experiment.initial_checkpoint),
         run.price_rule(asked.price, asked.run.keep),

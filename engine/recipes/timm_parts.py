@@ -7,7 +7,7 @@ from dataclasses import asdict, astuple, dataclass
 
 from timm.data import Mixup
 from timm.models import model_parameters
-from timm.optim import create_optimizer_v2
+from timm.optim import create_optimizer_v2, get_optimizer_info
 from timm.scheduler import create_scheduler_v2
 from timm.utils import ModelEmaV3, dispatch_clip_grad
 from torch.nn import functional as F
@@ -109,14 +109,39 @@ class MixingOptions:
         return bool(self.mixup or self.cutmix or self.cutmix_minmax)
 
 
+# an optimizer of a package that is not installed is an ImportError
+REFUSALS = (
+    AssertionError,
+    ImportError,
+    IndexError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
 @contextmanager
 def timms_errors():
     """timm refuses values by errors of many kinds; all of them are the command line's."""
     try:
         yield
-    except (AssertionError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except REFUSALS as error:
         kind = type(error).__name__
         raise UseError(f"timm refuses one of the options ({kind}: {error})") from None
+
+
+def takes(timm: TimmOptions, what):
+    """Whether the optimizer of the options has 'eps', 'betas' or 'momentum'.
+
+    One that timm does not know may have anything: its making is refused.
+    """
+    # lookahead_adamw is adamw, and something around it
+    *_, name = timm.opt.lower().split("_")
+    try:
+        return getattr(get_optimizer_info(name), f"has_{what}")
+    except ValueError:
+        return True
 
 
 def make_optimizer(net, training: TrainingOptions, timm: TimmOptions):
@@ -132,6 +157,15 @@ def make_optimizer(net, training: TrainingOptions, timm: TimmOptions):
     )
 
 
+def _check_patches(mixing: MixingOptions):
+    """timm would draw patches that cannot be, and fail in the middle of a run."""
+    low, high = mixing.cutmix_minmax or (0, 1)
+    if not 0 <= low < high <= 1:
+        raise UseError(
+            f"--cutmix_minmax {low:g} {high:g}: expected 0 <= smallest < largest side <= 1"
+        )
+
+
 class TimmRecipe(Recipe):
     """The recipe of the transformer; `epochs` includes the cool-down.
 
@@ -142,7 +176,6 @@ class TimmRecipe(Recipe):
         UseError: timm refuses a value.
     """
 
-    @timms_errors()
     def __init__(
         self,
         training: TrainingOptions,
@@ -159,15 +192,17 @@ class TimmRecipe(Recipe):
         self.timm = timm
         self.tet = loss
         # made now, since timm checks values in the making
-        self.made = make_optimizer(net, training, timm)
+        with timms_errors():
+            self.made = make_optimizer(net, training, timm)
         if getattr(self.made, "is_second_order", False):
             raise UseError(
                 f"--opt {timm.opt} needs second derivatives, which a spiking neuron has not: "
                 "give another"
             )
-        self.scheduler, _ = create_scheduler_v2(
-            self.made, num_epochs=training.epochs, **asdict(schedule)
-        )
+        with timms_errors():
+            self.scheduler, _ = create_scheduler_v2(
+                self.made, num_epochs=training.epochs, **asdict(schedule)
+            )
         self.average = ModelEmaV3(net, decay=timm.model_ema_decay) if timm.model_ema else None
 
         self.smoothing = training.label_smoothing
@@ -175,6 +210,7 @@ class TimmRecipe(Recipe):
         self.last_mixed = last or self.epochs
         self.mixup = None
         if mixing.on:
+            _check_patches(mixing)
             self.mixup = Mixup(*arguments, label_smoothing=self.smoothing, num_classes=num_classes)
 
     def optimizer(self, net):

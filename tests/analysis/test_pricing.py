@@ -231,9 +231,9 @@ other models:
   device-unit 54.23 uJ (ANN: 54.23)
   device-spinnaker2 900.3 uJ (ANN: 900.5)
 additions per MAC of spikes: 0.7500
-uJ at step 0, by lane: all: 9.2000  1: 0.0002  2: 0.0000
-uJ at step 1, by lane: all: 0.0000  1: 0.0002  2: 0.0002
-firing rate per lane: 1: 0.5000  2: 0.2500"""
+uJ at step 0, by worth of a digit: all: 9.2000  1: 0.0002  2: 0.0000
+uJ at step 1, by worth of a digit: all: 0.0000  1: 0.0002  2: 0.0002
+firing rate per lane (lowest: 1): 1: 0.5000  2: 0.2500"""
 
 
 def test_the_table():

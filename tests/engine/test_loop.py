@@ -254,6 +254,22 @@ def test_the_best_network_is_kept_as_it_was(monkeypatch):
     assert not torch.equal(run.kept.weight, net.weight)
 
 
+def test_what_the_recipe_trained_is_evaluated_and_kept():
+    """An average of the weights, for instance."""
+    other = linear()
+
+    class Averaged(Noting):
+        def trained(self, net):
+            return other
+
+    run = trainer(linear(), Averaged(2), noise(6), noise(12))
+    summary = run.fit()
+    assert torch.equal(run.kept.weight, other.weight)
+    assert not torch.equal(run.net.weight, other.weight)
+    choose = run.choose_loader
+    assert summary["best_accuracy"] == evaluate(other, choose, World())["accuracy"]
+
+
 def test_held_back_images_choose_the_best_epoch(capsys):
     choose, test = noise(2), noise(4)
     run = trainer(linear(), Noting(epochs=1), noise(4), choose, test)

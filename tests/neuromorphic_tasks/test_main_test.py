@@ -51,11 +51,12 @@ def test_train_and_test_in_their_folder(prepared, scripts):
     assert stem.with_name(f"{stem.name}_test.png").is_file()
 
 
-def test_published_weights_are_measured(prepared, tmp_path):
+def test_published_weights_are_measured(prepared, tmp_path, capsys):
     path = tmp_path / "published.pth"
     torch.save(state("mc1_S3"), path)
     options = f"{SMALL}{LANES} --width_mult 0.125 --prepared {prepared}"
     measured = measure(f"{options} --checkpoint {path}")
+    assert "trained on what --resize published makes" in capsys.readouterr().out
     tested = train(f"{options} --test_only --pretrained_snn {path}")
     assert measured["test_loss"] == pytest.approx(tested["test_loss"])
     assert measured["test_images"] == 5

@@ -3,6 +3,7 @@
 import shlex
 
 import pytest
+import timm
 import yaml
 
 from cli import run
@@ -61,6 +62,8 @@ def test_a_configuration_tells_command_result_and_cost(path):
     assert path.name in head
     for word in ("command", "published", "cost"):
         assert word in head
+    script = "firing_num.py" if "evaluation" in head else "train.py"
+    assert f" {script} " in head
 
 
 @EVERY
@@ -156,6 +159,17 @@ def test_a_model_may_name_the_sizes(words, sizes):
     network = asked.network
     assert (network.layer, network.dim, network.pooling_stat) == sizes
     assert f"sdt_{sizes[0]}_{sizes[1]}_cifar10" in str(train.result(asked))
+
+
+@pytest.mark.parametrize("model", ["sdt_2_512_cifar", "sdt_8_512_imagenet"])
+def test_a_model_with_a_name_has_the_neuron_that_timm_gives_it(model):
+    """Unless an option names one."""
+    theirs = timm.create_model(model, dim=16, num_classes=10)
+    about = {"num_classes": 10, "image_size": 32}
+    assert build(parsed(f"--model {model}"), about).act == theirs.act
+    network = parsed(f"--model {model} --spike_mode lif").network
+    assert (network.mlif_channels, network.time_steps, network.scaled) == (1, 4, False)
+    assert parsed(f"--model {model} --time_steps 2").network.time_steps == 2
 
 
 def test_a_size_beside_another_is_refused():

@@ -81,6 +81,12 @@ def test_a_checkpoint_is_measured_on_the_backend_that_is_asked_for(trained, tmp_
     assert {site.backend for site in nets[0].sites()} == {"reference"}
 
 
+def test_an_option_that_does_nothing_for_the_checkpoint_is_told(trained):
+    words = ["--resume", trained["checkpoint"], *QUICK]
+    with pytest.raises(UseError, match="was trained with --dim"):
+        firing_num.main([*words, "--model", "sdt_2_512_cifar"])
+
+
 def test_weights_alone_are_measured_by_a_configuration(published, tmp_path):
     # the recipe of the training, which a configuration holds, does no harm
     path = configuration(tmp_path, mixup=0.5, lr=1)

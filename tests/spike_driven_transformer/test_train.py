@@ -54,6 +54,9 @@ SMALL = (
         ("--spike_modus lif", ("did you mean --spike_mode?",)),
         ("--aa foo-m9 --pooling_stat 0011", ("timm refuses one of the options",)),
         ("--opt adamv --pooling_stat 0011", ("timm refuses one of the options",)),
+        ("--cutmix_minmax 0.8 0.2 --pooling_stat 0011", ("--cutmix_minmax 0.8 0.2", "largest")),
+        ("--ratio 0 1", ("--ratio 0 1", "0 < smallest")),
+        ("--aa rand-m9 --train_interpolation box", ("--aa", "--train_interpolation box")),
         ("--mixup 0.5 -b 15 --pooling_stat 0011", ("an even number", "here 15", "--batch_size")),
         ("--cutmix 1 --mixup_mode elem -b 15 --pooling_stat 0011", ("even number", "here 15")),
         # a single batch, of all images
@@ -103,6 +106,15 @@ def test_command_line_mistakes(words, expected, tmp_path, fails):
             "up to 64 pixels",
         ),
         ("--pad_crop 4 --aa rand-m9", "pad_crop", "--aa"),
+        ("--pad_crop 4 --scale 1 1 --ratio 1 1 --color_jitter 0 --hflip 0.3", "pad_crop", "0.5"),
+        ("--opt sgd --opt_eps 1e-3", "opt_eps", "--opt sgd"),
+        ("--opt sgd --opt_betas 0.9 0.99", "opt_betas", "--opt sgd"),
+        ("--opt lookahead_adamw --momentum 0.5", "momentum", "adamw"),
+        ("--hflip 0.5", "hflip", "DIGITS"),
+        ("--drop_path 0.1 --layer 1", "drop_path", "first block"),
+        ("--mixup 1 --mixup_switch_prob 0.1", "mixup_switch_prob", "--cutmix"),
+        ("--cutmix 1 --cutmix_minmax 0.1 0.2", "cutmix", "--cutmix_minmax"),
+        ("--data_dir x", "data_root", "no folder"),
     ],
 )
 def test_options_that_do_nothing_are_refused(words, option, way, fails):
