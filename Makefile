@@ -10,6 +10,9 @@ READY := $(VENV)/ready
 EXTRAS := $(VENV)/extras
 endif
 BASE_PYTHON ?= python3
+# Debian's python3 has no ensurepip without python3-venv: its pip puts one in
+environment = $(BASE_PYTHON) -m venv $(1) || { $(BASE_PYTHON) -m venv --clear --without-pip $(1) && \
+	$(BASE_PYTHON) -m pip --python $(1)/bin/python install -q pip; }
 ROOMS := models engine inputs analysis cli experiments benchmarks spike_driven_transformer neuromorphic_tasks
 SCRIPTS := $(wildcard *.py)
 
@@ -34,12 +37,13 @@ help:
 
 $(VENV)/ready: requirements.txt
 	$(BASE_PYTHON) -c 'import sys; sys.exit("Python >= 3.11 is needed, this is " + sys.version.split()[0] + ": give another, make ... BASE_PYTHON=python3.12" if sys.version_info < (3, 11) else 0)'
-	$(BASE_PYTHON) -m venv $(VENV)
+	$(call environment,$(VENV))
 	$(VENV)/bin/python -m pip install -q -r requirements.txt
 	touch $@
 
-$(VENV)/extras: requirements-export.txt $(VENV)/ready
+$(VENV)/extras: requirements-export.txt requirements-neurobench.txt $(VENV)/ready
 	$(VENV)/bin/python -m pip install -q -r requirements.txt -r requirements-export.txt
+	$(VENV)/bin/python -m pip install -q --no-deps -r requirements-neurobench.txt
 	touch $@
 
 setup: $(EXTRAS)
@@ -67,9 +71,10 @@ OLDEST := $(VENV)-oldest
 DRAWN := --deselect 'tests/experiments/test_arithmetic.py::test_what_the_code_computes_is_what_it_was[transformer_training]' \
 	--deselect 'tests/models/test_registry.py::test_images_do_not_see_each_other_in_evaluation[sdt-lif]'
 test-oldest:
-	$(BASE_PYTHON) -m venv $(OLDEST)
+	$(call environment,$(OLDEST))
 	cat requirements.txt requirements-export.txt | grep -v '^torch' > $(OLDEST)/requirements.txt
 	$(OLDEST)/bin/python -m pip install -q torch==2.11.0 torchvision==0.26.0 -r $(OLDEST)/requirements.txt
+	$(OLDEST)/bin/python -m pip install -q --no-deps -r requirements-neurobench.txt
 	CUDA_VISIBLE_DEVICES= $(OLDEST)/bin/python -m pytest -n 2 --dist worksteal $(DRAWN)
 	CUDA_VISIBLE_DEVICES= $(OLDEST)/bin/python -m pytest -m long tests/engine/test_compiled_steps.py
 

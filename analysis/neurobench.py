@@ -33,7 +33,7 @@ class NeuroBenchOptions:
 
     neurobench: bool = option(
         False,
-        "count by NeuroBench's harness, too, lane by lane (pip install -r requirements-export.txt)",
+        "count by NeuroBench's harness, too, lane by lane (how to install that: docs/install.md)",
     )
 
 

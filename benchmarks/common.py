@@ -9,6 +9,7 @@ import torch
 
 from engine.files import write_text
 from engine.machine import device_name
+from models.neuron.backends import compiled
 
 
 def option_parser(name, title):
@@ -27,6 +28,14 @@ def option_parser(name, title):
         help="stem of the files that are written",
     )
     return parser
+
+
+def heed_compiler(args):
+    """Leave out what torch.compile has to compile, and say why, where it cannot."""
+    reason = compiled.why_not(torch.device(args.device), torch.float32)
+    if reason and not args.no_compile:
+        print(f"not measured compiled: {reason}")
+        args.no_compile = True
 
 
 def is_missing(device):

@@ -22,7 +22,16 @@ from models import NeuronConfig
 from models.neuron.backends import dispatch
 from models.neuron.reference import mlif_reference, surrogate
 
-from .common import alternate, is_missing, machine, milliseconds, option_parser, ratio, write
+from .common import (
+    alternate,
+    heed_compiler,
+    is_missing,
+    machine,
+    milliseconds,
+    option_parser,
+    ratio,
+    write,
+)
 
 THETA = 0.8  # no power of two, so that products round
 LEAK = 0.5
@@ -322,6 +331,7 @@ def main():
     device = torch.device(args.device)
     if is_missing(device):
         return
+    heed_compiler(args)
     keep_memory()  # as the training scripts do
     where = machine(device)
     print(

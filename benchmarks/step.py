@@ -26,7 +26,16 @@ import models
 from engine.dist import World
 from engine.machine import fast_amp, keep_memory
 
-from .common import alternate, is_missing, machine, milliseconds, option_parser, ratio, write
+from .common import (
+    alternate,
+    heed_compiler,
+    is_missing,
+    machine,
+    milliseconds,
+    option_parser,
+    ratio,
+    write,
+)
 
 WARMUP = 3  # rounds
 PEAK_STEPS = 5
@@ -283,6 +292,7 @@ def main():
     device = torch.device(args.device)
     if is_missing(device):
         return
+    heed_compiler(args)
 
     if not args.amp:
         args.amp = ["none"]

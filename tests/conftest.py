@@ -17,11 +17,27 @@ if not torch.cuda.is_available():
 from engine import zoo
 from engine.errors import guard
 from engine.loop import seed_all
+from models.neuron.backends import cpp
 from tests.helpers import ROOT, cifar_copy
 from tests.zoo import fill
 
 # the tensors are tiny: a second thread would spin, and wait for whatever else the machine does
 torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items):
+    """Skip what needs a C++ compiler where there is none, by its mark or a backend's name."""
+    if cpp.compiler():
+        return
+    skip = pytest.mark.skip(reason="no C++ compiler here: install g++ (Debian: apt install g++)")
+    for item in items:
+        # on a GPU Triton compiles
+        if item.get_closest_marker("gpu"):
+            continue
+        given = item.callspec.params.values() if hasattr(item, "callspec") else ()
+        named = {"cpp", "compiled"} & {str(value) for value in given}
+        if named or item.get_closest_marker("compiler"):
+            item.add_marker(skip)
 
 
 @pytest.fixture(autouse=True)

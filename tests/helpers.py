@@ -33,12 +33,13 @@ def listed(pattern="*"):
     command = ["git", "-c", "safe.directory=*", "ls-files", "-co", "--exclude-standard", pattern]
     try:
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        names = done.stdout.splitlines()
     except (OSError, subprocess.CalledProcessError):
-        # an unpacked archive, or no git
+        names = []
+    if not names:
+        # no git, or an unpacked archive, which may lie where another repository ignores it
         found = [path.relative_to(ROOT) for path in ROOT.rglob(pattern)]
         names = [path for path in found if not path.parts[0].startswith((".", "runs"))]
-    else:
-        names = done.stdout.splitlines()
     paths = [ROOT / name for name in names]
     return [path for path in paths if path.is_file()]
 

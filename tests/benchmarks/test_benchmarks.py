@@ -20,6 +20,7 @@ def run(module, words, monkeypatch):
     module.main()
 
 
+@pytest.mark.compiler
 def test_neuron_table(tmp_path, monkeypatch, capsys):
     pytest.importorskip("spikingjelly")
     run(neuron, f"--elements 4000 --repeats 2 --no_compile --out {tmp_path}/n", monkeypatch)

@@ -2,6 +2,7 @@
 
 import ast
 import importlib
+import inspect
 import re
 from dataclasses import fields, is_dataclass
 from functools import cache
@@ -54,7 +55,7 @@ def groups():
     """{name of a group: {option: how it is declared}} of the product, without inherited ones."""
     found = {}
     for name, kind in classes().items():
-        own = vars(kind).get("__annotations__", {})
+        own = inspect.get_annotations(kind)
         declared = {field.name: field.metadata for field in fields(kind) if field.name in own}
         found[name] = {key: how for key, how in declared.items() if "help" in how}
     return {name: declared for name, declared in found.items() if declared}

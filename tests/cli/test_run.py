@@ -437,6 +437,7 @@ def test_a_published_teacher_is_refused(tmp_path):
         run.teacher(str(tmp_path / "published.pth"), ABOUT, World())
 
 
+@pytest.mark.compiler
 @pytest.mark.long
 def test_neurons_of_different_numbers_compile_in_one_process():
     torch._dynamo.reset()

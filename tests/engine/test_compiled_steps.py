@@ -15,7 +15,7 @@ GPU = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU here"),
 ]
 PLACES = [
-    pytest.param("cpu", "default", marks=pytest.mark.long),
+    pytest.param("cpu", "default", marks=[pytest.mark.long, pytest.mark.compiler]),
     pytest.param("cuda", "default", marks=GPU),
     pytest.param("cuda", "reduce-overhead", marks=GPU),
 ]

@@ -1,6 +1,7 @@
 """What is not installed is named with the line that installs it."""
 
 import re
+import sys
 
 import pytest
 
@@ -21,7 +22,14 @@ def test_a_missing_one_is_one_line():
         need("onnxx")
 
 
-def test_the_extras_are_pinned():
-    lines = (ROOT / "requirements-export.txt").read_text().splitlines()
+def test_one_that_is_installed_otherwise_says_how(monkeypatch):
+    monkeypatch.setitem(sys.modules, "neurobench", None)
+    with pytest.raises(UseError, match=r"pip install --no-deps -r requirements-neurobench\.txt$"):
+        need("neurobench.models")
+
+
+@pytest.mark.parametrize("part", ["export", "neurobench"])
+def test_the_extras_are_pinned(part):
+    lines = (ROOT / f"requirements-{part}.txt").read_text().splitlines()
     wanted = [line for line in lines if not line.startswith("#")]
     assert wanted and all(re.match(r"[a-z]+==[\d.]+($|  #)", line) for line in wanted)

@@ -113,6 +113,7 @@ def test_a_network(copy):
     assert "right after the matched conversion" in said and "firing rate per lane" in said
 
 
+@pytest.mark.compiler
 def test_a_surrogate(copy):
     touched = carry_out(walk("A surrogate"), copy)
     assert len(touched) <= 4

@@ -171,6 +171,7 @@ def test_another_folder_of_recordings(prepared, three_classes, tmp_path, fails):
     fails(training.main, f"--resume {run} --prepared {three_classes}", said)
 
 
+@pytest.mark.compiler
 @pytest.mark.long
 def test_compiled_steps_learn_the_same(prepared, tmp_path, monkeypatch):
     """With --compile whole batches go through the traced step (here by its eager backend), the

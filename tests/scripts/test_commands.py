@@ -210,6 +210,7 @@ def test_imagenet_commands_as_printed(scripts):
     run_chain(chain("IMAGENET", "VGG16"), scripts)
 
 
+@pytest.mark.compiler
 @pytest.mark.long
 def test_compiled_training(scripts):
     """--compile on the ANN and the SNN, with a smaller last batch, bf16 and two timesteps."""

@@ -41,17 +41,20 @@ def test_eager_equals_definition(monkeypatch):
     both(backend("torch"), EVERYTHING, torch.float64, ALL_CASES)
 
 
+@pytest.mark.compiler
 def test_cuda_source_equals_definition():
     """float64, so that only the algebra of mlif.cu counts."""
     on_grid(cpp._launcher, FIFTH, torch.float64, [THREE_STEPS])
     on_grid(cpp._launcher, SAMPLE, torch.float64, [ONE_STEP])
 
 
+@pytest.mark.compiler
 @pytest.mark.long
 def test_cuda_source_equals_definition_everywhere():
     on_grid(cpp._launcher, EVERYTHING, torch.float64)
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("size", [(2, 3, 7), (4, 64)])  # no whole tile fits; all accesses are wide
 @pytest.mark.parametrize(
     ("dtype", "tolerance"),
@@ -76,10 +79,12 @@ def test_what_is_compiled_equals_definition():
     both(launched(plain), EVERYTHING, torch.float64, ALL_CASES)
 
 
+@pytest.mark.compiler
 def test_compiled_equals_definition():
     both(backend("compiled"), SAMPLE[1::2], torch.float64)
 
 
+@pytest.mark.compiler
 @pytest.mark.long
 def test_compiled_equals_definition_on_more():
     both(backend("compiled"), GRID[::7] + SAMPLE, torch.float64)
@@ -347,6 +352,7 @@ def test_saves_the_input_alone(name, saved):
     assert sorted(tensor.numel() for tensor in saved) == [1, 1, x.numel()]
 
 
+@pytest.mark.compiler
 def test_results_do_not_depend_on_the_number_of_threads():
     x = torch.randn(1, 300_001, generator=torch.Generator().manual_seed(0)) * 2
     ones = torch.ones_like(x)

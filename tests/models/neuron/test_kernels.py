@@ -55,6 +55,7 @@ class FakeModule:
         return launch
 
 
+@pytest.mark.compiler
 def test_cupy_launches_on_torchs_stream(monkeypatch):
     """Names, flags, grid, arguments and stream of a launch are those of CUDA."""
     streams = types.SimpleNamespace(ExternalStream=lambda pointer: ("stream", pointer))
@@ -140,10 +141,11 @@ for config in (NeuronConfig.vgg(3), fast):
 """
 
 
-def test_triton_compiles_to_ptx_without_a_gpu():
+def test_triton_compiles_to_ptx_without_a_gpu(tmp_path):
     """Wide accesses, 64-bit offsets, and no product fused with a sum."""
     pytest.importorskip("triton")
     env = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    env["TRITON_CACHE_DIR"] = str(tmp_path)
     done = subprocess.run(
         [sys.executable, "-c", PTX], cwd=ROOT, env=env, capture_output=True, text=True, check=False
     )
@@ -163,6 +165,7 @@ def small_network(act):
     return Network(act, stages, torch.nn.Linear(512, 10))
 
 
+@pytest.mark.compiler
 def test_network_compiles_as_one_graph():
     """The neuron is traced into the network: no graph break, the same spikes and gradients."""
     torch._dynamo.reset()
@@ -180,6 +183,7 @@ def test_network_compiles_as_one_graph():
         assert (a - b).abs().max() <= 1e-4 * b.abs().max()
 
 
+@pytest.mark.compiler
 def test_a_second_derivative_of_a_compiled_network_is_refused():
     """By torch itself."""
     torch._dynamo.reset()
@@ -222,6 +226,7 @@ def cache(monkeypatch, tmp_path, fresh):
     return cpp.cache_folder()
 
 
+@pytest.mark.compiler
 def test_a_compiler_may_be_several_words(cache, monkeypatch):
     words = cpp.compiler()
     monkeypatch.setenv("CXX", f"env {' '.join(words)}")
@@ -229,6 +234,7 @@ def test_a_compiler_may_be_several_words(cache, monkeypatch):
     assert cpp.compile_library([]).exists()
 
 
+@pytest.mark.compiler
 def test_a_compiler_without_float16_compiles_the_rest(cache, monkeypatch, tmp_path):
     """As g++ before version 12."""
     fake = tmp_path / "cc"
@@ -249,6 +255,7 @@ exec {shlex.join(cpp.compiler())} "$@"
         cpp._broken.cache_clear()
 
 
+@pytest.mark.compiler
 @pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:4000] + b"?" + b[4001:]])
 def test_a_damaged_library_is_built_again(cache, damage):
     path = cpp.compile_library([])
@@ -259,6 +266,7 @@ def test_a_damaged_library_is_built_again(cache, damage):
     ctypes.CDLL(str(path))
 
 
+@pytest.mark.compiler
 def test_what_a_killed_compiler_left_is_removed(cache):
     """But not the folder of one that may be at work."""
     left = cache / "tmpleft"
@@ -271,6 +279,7 @@ def test_what_a_killed_compiler_left_is_removed(cache):
     assert set(cache.iterdir()) == {path, busy}
 
 
+@pytest.mark.compiler
 def test_libraries_are_built_where_the_cache_cannot_be_written(monkeypatch, tmp_path, fresh):
     """In a folder that ends with the process."""
     at_exit = []
@@ -285,6 +294,7 @@ def test_libraries_are_built_where_the_cache_cannot_be_written(monkeypatch, tmp_
     assert not cpp.cache_folder().exists()
 
 
+@pytest.mark.compiler
 def test_doctor_says_what_runs(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["models.neuron"])
     doctor.main()
