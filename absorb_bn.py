@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 import models
-from cli import run
+from cli import checks, run
 from cli.options import NetworkOptions
 from cli.parser import Parser, refuse_idle
 from engine import checkpoint
@@ -114,7 +114,7 @@ def read(asked: FuseSettings):
 
 def rules(asked: FuseSettings):
     """Options that do nothing for what is asked."""
-    return [run.kernel_rule(asked.network)]
+    return [checks.kernel_rule(asked.network)]
 
 
 def result(asked: FuseSettings):

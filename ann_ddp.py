@@ -10,7 +10,7 @@ from itertools import islice
 from pathlib import Path
 
 import models
-from cli import run
+from cli import checks, provenance, run
 from cli.options import CNNSettings, NetworkOptions, QuantOptions
 from cli.parser import Parser
 from engine.dist import World
@@ -53,8 +53,8 @@ def rules(asked: AnnSettings):
     names = ["act_bits", "quant_id", "quant_scale_max", "quant_num_batches"]
     reason = "it belongs to the quantiser, give --quant_act"
     return [
-        *run.cnn_rules(asked),
-        run.head_rule(asked, asked.network.pretrained_ann),
+        *checks.cnn_rules(asked),
+        checks.head_rule(asked, asked.network.pretrained_ann),
         (names, asked.quant.quant_act, reason),
     ]
 
@@ -90,14 +90,14 @@ def build(task: run.Task):
         ranges = ("lo", "hi")
         weights = run.load_weights(net, path, task, new=ranges, dropped=ranges)
         if task.asked.run.test_only:
-            run.note_activation(weights, act, path, task.world)
+            provenance.note_activation(weights, act, path, task.world)
     return task.world.place(net)
 
 
 def make_recipe(task: run.Task):
     """The recipe of the ANN, or of the LQ-ANN."""
     training, world = task.asked.training, task.world
-    teacher = run.teacher(training.distill, task.about, world)
+    teacher = provenance.teacher(training.distill, task.about, world)
     if not task.asked.quant.quant_act:
         return CNNRecipe(training, teacher)
     return LQRecipe(training, partial(calibration_batches, task), world, teacher)

@@ -11,7 +11,7 @@ from functools import partial
 from analysis import neurobench
 from analysis.energy import of_ann
 from analysis.measure import Measure, draw_rates
-from cli import run
+from cli import provenance, run
 from cli.options import EnergyOptions, FileOptions, NetworkOptions
 from cli.parser import Parser, refuse_idle
 from engine import checkpoint
@@ -96,7 +96,7 @@ def settled(asked: EnergySettings, content):
         kind = content["kind"]
         raise UseError(f"{path} holds a {kind}: measure it with {ELSEWHERE[kind]}")
     checkpoint.check_own(content, path)
-    return run.trained_data(content, asked.data, asked.given, path)
+    return provenance.trained_data(content, asked.data, asked.given, path)
 
 
 def work(asked: EnergySettings, world: World):
@@ -106,8 +106,8 @@ def work(asked: EnergySettings, world: World):
     options = settled(asked, content)
     net = world.place(checkpoint.rebuild(content, how.checkpoint))
     data = load(options, world)
-    run.check_shape(content, data.about, how.checkpoint)
-    data = run.as_trained(data, content, how.checkpoint)
+    provenance.check_shape(content, data.about, how.checkpoint)
+    data = provenance.as_trained(data, content, how.checkpoint)
     test = make_loader(data.test, data, asked.batches, 0, world, training=False)
     # the state of a training has its SNN before scales are folded
     if content["kind"] == "snn" and "training" in content:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from cli import run
+from cli import provenance, run
 from cli.forms import ELSEWHERE, TARGETS, Source, image_shape
 from cli.options import EnergyOptions, FileOptions
 from cli.parser import Parser, refuse_idle
@@ -244,7 +244,7 @@ def read_source(asked: ExportSettings):
     source = partial(Source, path=path, net=net, about=about, opset=asked.export.opset)
     if content["kind"] in ELSEWHERE:
         return source(**on_numbers(path, content, net, asked))
-    options = run.trained_data(content, asked.data, asked.given, path)
+    options = provenance.trained_data(content, asked.data, asked.given, path)
     mean, std = normalisation(content, path)
     try:
         data = load(options, World())
@@ -254,11 +254,11 @@ def read_source(asked: ExportSettings):
             raise
         print(f"note: {error}; random images take their place")
         return source(**on_noise(content, mean, std, asked))
-    run.check_shape(content, data.about, path)
+    provenance.check_shape(content, data.about, path)
     # fine-tuning mirrors no image that the training did not
     if content["settings"].get("flip") == "none":
         data = replace(data, flip=False)
-    return source(**on_test_images(run.as_trained(data, content, path), asked))
+    return source(**on_test_images(provenance.as_trained(data, content, path), asked))
 
 
 def main(argv=None):

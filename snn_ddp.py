@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 
 import models
-from cli import run
+from cli import checks, provenance, run
 from cli.options import CNNSettings, ConversionOptions, NetworkOptions, NeuronOptions
 from cli.parser import Parser
 from engine.dist import World
@@ -87,9 +87,9 @@ def rules(asked: SnnSettings):
     inner = neuron.multi_channel and neuron.num_channels > 1 and neuron.hardware_opt != 2
     traced = "--compile traces the neuron into the step; leave it out, or say auto or compiled"
     return [
-        *run.cnn_rules(asked),
-        run.backend_rule(asked.compute, neuron, traced),
-        run.price_rule(asked.price, asked.run.keep),
+        *checks.cnn_rules(asked),
+        checks.backend_rule(asked.compute, neuron, traced),
+        checks.price_rule(asked.price, asked.run.keep),
         (
             ["num_channels", "hardware_opt"],
             neuron.multi_channel,
@@ -121,7 +121,7 @@ def rules(asked: SnnSettings):
             "--pretrained_snn holds thresholds and leaks",
         ),
         (["bn"], not network.pretrained_snn, "a stored spiking network has no batch norm"),
-        run.head_rule(asked, network.pretrained_ann or network.pretrained_snn),
+        checks.head_rule(asked, network.pretrained_ann or network.pretrained_snn),
         (["conversion"], from_ann, "there is no --pretrained_ann to convert"),
         (
             ["scaling_factor", "balance", "balance_steps"],
@@ -241,7 +241,7 @@ def start_weights(net, act, task: run.Task):
     path = network.pretrained_snn
     if path:
         weights = run.load_weights(net, path, task, new=("scale",))
-        run.note_activation(weights, act, path, task.world)
+        provenance.note_activation(weights, act, path, task.world)
     elif network.pretrained_ann:
         return {"converted": convert_ann(net, task)}
     return {}
@@ -280,7 +280,7 @@ def make_recipe(net, task: run.Task):
 
     asked = task.asked
     training, lanes = asked.training, asked.neuron.levels
-    teacher = run.teacher(training.distill, task.about, task.world)
+    teacher = provenance.teacher(training.distill, task.about, task.world)
     return SpikingRecipe(training, net, proof, teacher, asked.levels, lanes)
 
 

@@ -13,7 +13,7 @@ from inputs.events.options import CodingOptions
 from inputs.loader import BatchOptions, loaders
 from models.vggsnn import activation
 
-from . import run
+from . import provenance, run
 from .options import NetworkOptions, NeuronOptions, TrainingSettings
 
 # without these a file of weights means nothing
@@ -84,9 +84,9 @@ def settled(asked: EventSettings):
         known = [data["test"][name] for name in ("sha256", "images")]
     except MALFORMED as error:
         raise UseError(f"{path} does not say how it was trained ({reason(error)})") from None
-    run.check_stored(path, settings.options(type(asked)), stored)
+    provenance.check_stored(path, settings.options(type(asked)), stored)
     trained = settings.make(type(asked), settings.flat(asked) | stored, asked.given)
-    run.check_given(asked, trained, stored.keys(), path, "--pretrained_snn")
+    provenance.check_given(asked, trained, stored.keys(), path, "--pretrained_snn")
     return trained, known
 
 

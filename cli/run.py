@@ -1,7 +1,6 @@
-"""What the training commands share: settings with --resume, network, teacher, run folder."""
+"""What the training commands share: data and network at the start, run folder, training."""
 
 import copy
-import math
 import os
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -23,20 +22,19 @@ from engine.recipes.price import Price, PriceOptions
 from engine.settings import Settings
 from inputs.images import IN_MEMORY, Data
 from inputs.loader import loaders as make_loaders
-from inputs.pretrained import normalisation
-from inputs.table import TABLE, DataOptions, augmented, data_rules, load
+from inputs.table import DataOptions, augmented, load
 from models import convert
 from models.neuron.backends import compiled
 
-from .options import CNNSettings, NetworkOptions, NeuronOptions, TrainingSettings
-from .parser import Parser, refuse_idle
+from .checks import check_device, note_unused
+from .options import CNNSettings, NetworkOptions, TrainingSettings
+from .parser import Parser
+from .provenance import other_meaning
+from .resume import read_settings
 
 RANDOM = 64  # random images on which two networks are compared
 LARGE_RANDOM = 4  # the same, above IN_MEMORY pixels
 FEW = 32  # images that tell whether two networks are equal, or a layer is silent
-
-# options of a launch: which of the processes this one is, and where they meet
-LAUNCH = ("local_rank", "world_size", "rank", "dist_url")
 
 
 @dataclass(frozen=True)
@@ -79,80 +77,12 @@ def in_processes(job, asked: Settings):
     return launch(job, asked.device, asked.compute.amp, asked.common.debug)
 
 
-def check_device(asked: Settings):
-    """Refuse two options that name the device."""
-    if {"gpu", "device"} <= asked.given:
-        raise UseError("--gpu and --device both name the device: give one of them")
-
-
-def cnn_rules(asked: CNNSettings):
-    """Options that do nothing with this network, data set or optimizer."""
-    training = asked.training
-    return [
-        *data_rules(asked.data, asked.crop),
-        kernel_rule(asked.network),
-        (
-            ["lr_interval", "lr_reduce"],
-            training.lr_schedule == "step",
-            f"--lr_schedule {training.lr_schedule} has no drops",
-        ),
-        (["warm_up_epochs", "warm_up_lr"], training.warm_up, "give --warm_up"),
-        (
-            ["nesterov"],
-            training.optimizer == "SGD" and training.momentum > 0,
-            "it belongs to --optimizer SGD with a --momentum",
-        ),
-        (
-            ["norm_bias_lr", "fixed_norm_scale"],
-            asked.network.bn,
-            "there is no batch norm, give --bn",
-        ),
-        (
-            ["distill_weight", "distill_temperature"],
-            training.distill,
-            "there is no teacher, give --distill",
-        ),
-    ]
-
-
-def kernel_rule(network: NetworkOptions):
-    """--kernel_size does nothing with a network that has its own."""
-    name = network.architecture
-    free = "kernel_size" in models.options(name)
-    return (["kernel_size"], free, f"{name} has no free kernel size")
-
-
-def head_rule(asked: TrainingSettings, start):
-    """--new_head does nothing without weights to start a training from; start: their file."""
-    trains = not asked.run.test_only
-    return (["new_head"], start and trains, "it goes with the weights that a training starts from")
-
-
 def own_head(asked: TrainingSettings):
     """(`new_head` of `checkpoint.load_into`, how it is told of weights that were read)."""
     # a test keeps the head of the file
     if asked.run.test_only:
         return None, ""
     return asked.head.new_head, ", but for a new last layer" if asked.head.new_head else ""
-
-
-def backend_rule(compute: ComputeOptions, neuron: NeuronOptions, reason):
-    """--neuron_backend does nothing where torch.compile traces the neuron."""
-    traced = compute.compile != "none"
-    named = neuron.neuron_backend not in ("auto", "compiled")
-    return (["neuron_backend"], not (traced and named), reason)
-
-
-def note_unused(asked: CNNSettings, world: World):
-    """Tell of options that published commands give though they do nothing."""
-    if asked.training.optimizer == "Adam" and "momentum" in asked.given:
-        world.say("note: --momentum is not used by Adam")
-    data = asked.data
-    if TABLE[data.dataset].looks_in == "data_root" and "dataset_dir" in asked.given:
-        world.say(
-            f"note: --dataset_dir is not used by {data.dataset}, which is looked for under "
-            f"--data_root {data.data_root}"
-        )
 
 
 def load_weights(net, path, task: Task, new, dropped=()):
@@ -167,126 +97,10 @@ def load_weights(net, path, task: Task, new, dropped=()):
     world.say(f"{checkpoint.told(content, path)}{but}")
     # a published file does not say which images it saw; --test_only tells of it, too
     if content["format"] != checkpoint.PUBLISHED and not asked.run.test_only:
-        other = _other_meaning(content, task.about, path)
+        other = other_meaning(content, task.about, path)
         if other:
             world.say(f"note: {other}")
     return content
-
-
-def note_activation(content, act, path, world: World):
-    """Tell where the activation of a loaded checkpoint differs from that of the network."""
-    if content["format"] == checkpoint.PUBLISHED:
-        steps = content.get("steps")
-        if steps not in (None, act.steps):
-            world.say(f"note: {path} was trained with steps {steps}, here {act.steps}")
-        return
-    # read and described anew, since older files name some fields otherwise
-    stored = models.from_description(content["activation"])
-    here, there = _flat(models.describe(act)), _flat(models.describe(stored))
-    # an output scale folds away, so that it makes no difference
-    different = [
-        f"{name} {there[name]}, here {value}"
-        for name, value in here.items()
-        if name in there and there[name] != value and name != "scale"
-    ]
-    if different:
-        world.say(f"note: {path} was trained with {'; '.join(different)}")
-
-
-def _flat(activation):
-    """A described activation with the fields of its neuron beside its own."""
-    own = {name: value for name, value in activation.items() if name != "neuron"}
-    return own | activation.get("neuron", {})
-
-
-def read_settings(parser: Parser, argv, rules):
-    """Parse argv; with --resume, take the interrupted run's settings instead.
-
-    rules: function of the settings, see `parser.refuse_idle`.
-    Returns (settings, content of the run's last.pth or None).
-    Raises:
-        UseError: an option differs from the interrupted run's, or the run is of another script.
-    """
-    asked = parser.parse(argv)
-    check_device(asked)
-    if not (asked.run.resume or asked.run.dont_save):
-        asked = replace(asked, run=replace(asked.run, resume=_restarted(asked)))
-    if not asked.run.resume:
-        # a configuration file may hold what the command line overrides
-        refuse_idle(parser.named(argv), rules(asked))
-        return asked, None
-
-    # a run folder or a file in it
-    path = Path(asked.run.resume)
-    saved = checkpoint.load(path / "last.pth" if path.is_dir() else path)
-    if "training" not in saved:
-        raise UseError(f"{path} is not the last.pth of a run: --resume takes a run folder")
-    return _resumed(parser, asked, path, saved), saved
-
-
-def _restarted(asked: TrainingSettings):
-    """The run folder that torchrun's restart of all processes goes on with, "" if it is none."""
-    job = os.environ.get("TORCHELASTIC_RUN_ID")
-    # without --rdzv_id every job has the same name, and only a restart tells that it is this one
-    if job is None or (job == "none" and os.environ.get("TORCHELASTIC_RESTART_COUNT") == "0"):
-        return ""
-    own = settings.flat(asked)
-    for last in sorted(Path(asked.run.output_dir).glob("**/last.pth"), reverse=True):
-        config, summary = last.with_name("config.json"), last.with_name("summary.json")
-        if not config.exists() or summary.exists():
-            continue
-        stored = log.read_json(config)
-        # each process of a node has a number of its own, the file that of the first
-        same = {**own, "local_rank": stored["settings"].get("local_rank")}
-        if stored.get("job") == job and stored["settings"] == same:
-            return str(last.parent)
-    return ""
-
-
-def _resumed(parser: Parser, asked: TrainingSettings, path, saved):
-    """The settings of the interrupted run in `path`, with what may be given anew."""
-    names = settings.stored_name(parser.kind)
-    foreign = sorted(set(saved["settings"]) - set(names))
-    if foreign:
-        raise UseError(
-            f"{path} is a run of another script: it has --{foreign[0]}, "
-            f"which {parser.prog} does not know"
-        )
-
-    # the settings of the run hold; what does not change the result may be given anew
-    options, now = settings.options(parser.kind), settings.flat(asked)
-    values = {names[key]: value for key, value in saved["settings"].items()}
-    check_stored(path, options, values)
-    values = settings.flat(settings.make(parser.kind, values))  # in today's spelling
-    for name in asked.given:
-        # a part of the evaluation images is as many as the batches hold
-        part = name == "val_batch_size" and values["limit_eval_batches"]
-        result = options[name].governs == settings.RESULT or part
-        if result and now[name] != values[name]:
-            raise UseError(
-                f"--{name} {now[name]} differs from the interrupted run's {values[name]}: "
-                "leave it out, or start a new run"
-            )
-        values[name] = now[name]
-    # the processes are those of this launch, not of that one
-    for name in LAUNCH:
-        values[name] = now[name]
-    if "device" in asked.given:
-        values["gpu"] = now["gpu"]
-    values["resume"] = str(path if path.is_dir() else path.parent)
-    return settings.make(parser.kind, values)
-
-
-def check_stored(path, options, values):
-    """Refuse a file whose settings cannot be those of a command.
-
-    options: {name: `Option`} of the command. values: {name: value}, in the file `path`.
-    """
-    for name, value in values.items():
-        try:
-            options[name].check(value)
-        except ValueError as error:
-            raise UseError(f"{path} holds --{name} {value!r}, which cannot be: {error}") from None
 
 
 def suffix(network: NetworkOptions, data: DataOptions):
@@ -321,67 +135,6 @@ def build(network: NetworkOptions, about, act, **more):
         return models.build(network.architecture, act, **arguments)
     except ValueError as error:
         raise UseError(str(error)) from None
-
-
-def trained_data(content, data: DataOptions, given, path):
-    """The data options of the training of a checkpoint, unless the command line names others.
-
-    content: of the checkpoint `path`. given: names of the options that were given.
-    """
-    # the command line wins: the data may have moved
-    names = ("dataset", "data_root", "dataset_dir", "image_size")
-    stored = {
-        name: content["settings"][name]
-        for name in names
-        if name in content["settings"] and name not in given
-    }
-    # a published network that was fused has no settings, but says which images it takes
-    images = content["data"].get("name")
-    # a list, since a damaged file's name may be what no dictionary takes
-    if "dataset" not in {*given, *stored} and images in list(TABLE):
-        stored["dataset"] = images
-    check_stored(path, settings.options(CNNSettings), stored)
-    data = replace(data, **stored)
-    refuse_idle(given, data_rules(data))
-    return data
-
-
-def check_given(asked: Settings, trained: Settings, names, path, option):
-    """Refuse given options among `names` that contradict the settings of a checkpoint's training.
-
-    asked: the settings of this command. trained: the same as `path` has them. option: what names
-    the checkpoint.
-    """
-    here, there = settings.flat(asked), settings.flat(trained)
-    for name in sorted(asked.given & names):
-        if here[name] != there[name]:
-            raise UseError(
-                f"{path} was trained with --{name} {there[name]}, not {here[name]}: leave it out, "
-                f"or give another {option}"
-            )
-
-
-def check_shape(content, about, path):
-    """Refuse a data set that does not fit the network."""
-    trained = content["data"]
-    if any(trained[k] != about[k] for k in ("num_classes", "image_size")):
-        sizes = "{num_classes} classes and {image_size} pixels".format(**trained)
-        here = "{num_classes} classes and {image_size} pixels".format(**about)
-        raise UseError(f"{path} was trained for {sizes}, {about['source']} has {here}")
-    # names are known of own folders alone
-    names, here = trained.get("classes"), about.get("classes")
-    if names and here and names != here:
-        raise UseError(
-            f"{path} was trained on the classes {names}, {about['where']} has the classes {here}"
-        )
-
-
-def as_trained(data: Data, content, path):
-    """The `Data` with the normalisation that the network of a checkpoint was trained with."""
-    mean, std = normalisation(content, path)
-    if mean is None:
-        return data
-    return replace(data, mean=mean, std=std)
 
 
 def prepare_compile(compute: ComputeOptions, world: World):
@@ -439,44 +192,6 @@ def calibration_images(data: Data, asked: TrainingSettings, world: World, count)
     return images
 
 
-def _other_meaning(content, about, path):
-    """What a network's images had otherwise, their classes or their normalisation; "" if nothing.
-
-    Files of earlier versions do not say all of it.
-    """
-    mean, std = normalisation(content, path)
-    there = {"classes": content["data"].get("classes"), "mean": mean, "std": std}
-    for name, value in there.items():
-        here = about.get(name)
-        if not value or not here:
-            continue
-        same = value == here
-        if name != "classes":
-            # the same images give other last digits on another machine
-            same = all(map(math.isclose, value, here))
-        if not same:
-            return f"{path} was trained with other {name} of its images: {value}, not {here}"
-    return ""
-
-
-def teacher(distill, about, world: World):
-    """The trained network that --distill names, in eval mode; None if it names none."""
-    if not distill:
-        return None
-    content = checkpoint.load(distill)
-    checkpoint.check_own(content, f"--distill {distill}", "run absorb_bn.py on it first")
-    # the teacher sees the student's images, so they must mean the same to both
-    known = content["data"]
-    if any(known.get(k) != about[k] for k in ("name", "num_classes", "image_size")):
-        source = known["source"]
-        raise UseError(f"--distill {distill} was trained on {source}, not on {about['source']}")
-    other = _other_meaning(content, about, f"--distill {distill}")
-    if other:
-        raise UseError(other)
-    net = checkpoint.rebuild(content, distill).eval().requires_grad_(False)
-    return world.place(net)
-
-
 def _measure(task: Task, amp="none"):
     return Measure(task.test, task.world, task.about, amp, task.asked.run.energy)
 
@@ -505,7 +220,7 @@ def test_only(net, task: Task, weights, give):
     content = checkpoint.load(weights)
     # a published file does not say which images it saw
     if content["format"] != checkpoint.PUBLISHED:
-        other = _other_meaning(content, task.about, weights)
+        other = other_meaning(content, task.about, weights)
         if other:
             task.world.say(f"note: {other}")
     summary = _measure(task, task.asked.compute.amp)(net)
@@ -569,26 +284,6 @@ def _keep_former(stable, folder):
         if checkpoint.holds(best, weights):
             return best
     return stable.rename(folder.with_name(f"{folder.name}_before.pth"))
-
-
-def price_rule(price: PriceOptions, keep):
-    """--penalty_warm_up does nothing where spikes have no price; keep: of the run.
-
-    Raises:
-        UseError: there are two prices, or the network that is kept may be one from before a target
-            is due.
-    """
-    targets = (price.energy_target, price.rate_target)
-    given = [value for value in (price.rate_penalty, *targets) if value]
-    if len(given) > 1:
-        raise UseError("give one of --rate_penalty, --energy_target and --rate_target")
-    if any(targets) and keep != "last":
-        raise UseError(
-            "--energy_target and --rate_target need --keep last: the best epoch may be one before "
-            "the target is met"
-        )
-    reason = "give --rate_penalty, --energy_target or --rate_target"
-    return (["penalty_warm_up"], price.on, reason)
 
 
 def make_price(options: PriceOptions, net, epochs, task: Task):

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 
 from analysis.measure import Measure
-from cli import run
+from cli import provenance
 from cli.options import EnergyOptions, FileOptions
 from cli.parser import Parser, refuse_idle
 from engine import checkpoint, zoo
@@ -103,9 +103,9 @@ def rules(asked: ZooSettings):
 
 def trained_on(content, asked: ZooSettings, path):
     """The `Data` of a checkpoint."""
-    data = load(run.trained_data(content, asked.data, asked.given, path), World())
-    run.check_shape(content, data.about, path)
-    return run.as_trained(data, content, path)
+    data = load(provenance.trained_data(content, asked.data, asked.given, path), World())
+    provenance.check_shape(content, data.about, path)
+    return provenance.as_trained(data, content, path)
 
 
 def measured(net, data, asked: ZooSettings):

@@ -11,7 +11,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from cli import events, run
+from cli import checks, events, run
 from cli.events import result
 from cli.parser import Parser
 from engine.errors import guard
@@ -57,8 +57,8 @@ def rules(asked: VGGSNNSettings):
     inner = asked.neuron.levels > 1
     return [
         events.lanes_rule(asked),
-        run.price_rule(asked.price, asked.run.keep),
-        run.backend_rule(asked.compute, asked.neuron, "--compile traces the neuron into the step"),
+        checks.price_rule(asked.price, asked.run.keep),
+        checks.backend_rule(asked.compute, asked.neuron, "--compile traces the neuron"),
         (["surrogate_edge"], inner, "only neurons of several lanes have inner boundaries"),
         (["means", "lamb"], asked.loss.TET, "it belongs to the TET loss"),
         (["start_epoch"], False, "an interrupted run goes on with --resume <its run folder>"),

@@ -17,7 +17,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from analysis.measure import Measure, whole_report
-from cli import run
+from cli import provenance, run
 from cli.parser import refuse_idle
 from cli.transformer import (
     TransformerOptions,
@@ -69,7 +69,7 @@ def filled(asked: TransformerSettings, stored, path, wanted):
     values = settings.flat(asked)
     taken = {names[key]: value for key, value in stored.items() if key in names}
     taken = {name: value for name, value in taken.items() if name in wanted}
-    run.check_stored(path, settings.options(TransformerSettings), taken)
+    provenance.check_stored(path, settings.options(TransformerSettings), taken)
     return settings.make(TransformerSettings, values | taken)
 
 
@@ -98,7 +98,7 @@ def load(asked: TransformerSettings, path, world):
     else:
         # its network is as it was trained, whatever the options say
         trained = filled(asked, stored, path, NETWORK)
-        run.check_given(asked, trained, NETWORK, path, "--resume")
+        provenance.check_given(asked, trained, NETWORK, path, "--resume")
         net = checkpoint.rebuild(content, path)
     if set_backend(net, asked.neuron.neuron_backend):
         run.say_backend(asked.neuron.neuron_backend, world)
@@ -113,7 +113,7 @@ def load(asked: TransformerSettings, path, world):
         )
     # published weights do not say more
     if not published:
-        run.check_shape(content, about, path)
+        provenance.check_shape(content, about, path)
     return net, data, loaders[2]
 
 

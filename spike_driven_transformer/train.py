@@ -11,7 +11,7 @@ import torch
 # a script that is started in its own folder does not find the project's
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from cli import run
+from cli import checks, provenance, run
 from cli.transformer import TransformerParser, TransformerSettings, build, folder_of, load_data
 from engine import checkpoint
 from engine.errors import UseError, guard
@@ -93,9 +93,9 @@ def rules(asked: TransformerSettings):
         (["opt_eps"], takes(timm, "eps"), f"--opt {timm.opt} has none"),
         (["opt_betas"], takes(timm, "betas"), f"--opt {timm.opt} has none"),
         (["momentum"], takes(timm, "momentum"), f"--opt {timm.opt} has none"),
-        run.backend_rule(asked.compute, asked.neuron, "--compile traces the neuron"),
-        run.head_rule(asked, asked.experiment.initial_checkpoint),
-        run.price_rule(asked.price, asked.run.keep),
+        checks.backend_rule(asked.compute, asked.neuron, "--compile traces the neuron"),
+        checks.head_rule(asked, asked.experiment.initial_checkpoint),
+        checks.price_rule(asked.price, asked.run.keep),
         (["means", "lamb"], asked.loss.TET, "give --TET"),
         (["cooldown_epochs"], sched != "step", "--sched step has no cool-down"),
         (["min_lr"], sched != "step", "--sched step has no lowest rate"),
@@ -118,7 +118,7 @@ def start_network(task: run.Task):
         new_head, but = run.own_head(asked)
         world.say(f"{checkpoint.load_named(net, path, new_head)}{but}")
         if asked.run.test_only:
-            run.note_activation(checkpoint.load(path), net.act, path, world)
+            provenance.note_activation(checkpoint.load(path), net.act, path, world)
     net = world.place(net)
     net.recompute = asked.compute.recompute
     if asked.experiment.sync_bn:

@@ -8,7 +8,7 @@ import torch
 import absorb_bn
 import ann_ddp
 import models
-from cli import events, run
+from cli import events, provenance, resume
 from engine import checkpoint, settings, zoo
 from engine.dist import World
 from engine.errors import UseError
@@ -96,11 +96,11 @@ def use(read, path):
     event_words = ["--checkpoint", str(path)]
     for do in (
         lambda: absorb_bn.read(asked),
-        lambda: run.trained_data(read, DataOptions(), frozenset(), path),
-        lambda: run.check_shape(read, ABOUT, path),
+        lambda: provenance.trained_data(read, DataOptions(), frozenset(), path),
+        lambda: provenance.check_shape(read, ABOUT, path),
         lambda: pretrained.normalisation(read, path),
-        lambda: run.teacher(str(path), ABOUT, QUIET),
-        lambda: run.note_activation(read, models.ReLU(), path, QUIET),
+        lambda: provenance.teacher(str(path), ABOUT, QUIET),
+        lambda: provenance.note_activation(read, models.ReLU(), path, QUIET),
         lambda: classified(path),
         lambda: events.settled(main_test.get_parser().parse(event_words)),
     ):
@@ -190,7 +190,7 @@ def interrupted(folder, monkeypatch):
     def attempt(rng):
         parts = [str(part) for part in rng.permutation(["training", "settings", "data"])]
         torch.save(content | {parts[0]: damaged(rng, content[parts[0]])}, path)
-        _, saved = run.read_settings(parser, ["--resume", str(folder)], lambda asked: [])
+        _, saved = resume.read_settings(parser, ["--resume", str(folder)], lambda asked: [])
         again = fresh()
         again.record.folder = folder
         again.restore(saved)

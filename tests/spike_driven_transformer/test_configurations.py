@@ -6,7 +6,7 @@ import pytest
 import timm
 import yaml
 
-from cli import run
+from cli import resume
 from cli.transformer import TransformerSettings, build, folder_of
 from engine import settings
 from engine.errors import UseError
@@ -182,7 +182,7 @@ def test_the_command_line_overrides_a_file(words):
     """What the file says of the schedule then does nothing, and is no mistake of the user."""
     path = ROOT / "spike_driven_transformer/conf/cifar10/2_512_300E_t1_c3.yml"
     argv = ["-c", str(path), *words.split()]
-    asked, _ = run.read_settings(train.get_parser(), argv, train.rules)
+    asked, _ = resume.read_settings(train.get_parser(), argv, train.rules)
     assert asked.schedule.sched == "step" and asked.schedule.cooldown_epochs == 10
 
 
