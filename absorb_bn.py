@@ -16,7 +16,8 @@ from cli.options import NetworkOptions
 from cli.parser import Parser, refuse_idle
 from engine import checkpoint
 from engine.errors import RunError, UseError, guard
-from engine.loop import ComputeOptions, seed_all
+from engine.generators import seed_all
+from engine.loop import ComputeOptions
 from engine.settings import Settings, group
 from inputs.table import TABLE, DataOptions
 from models import convert

@@ -17,8 +17,8 @@ from cli.parser import Parser, refuse_idle
 from engine import checkpoint, onnx_file
 from engine.dist import World
 from engine.errors import UseError, guard
+from engine.evaluation import finite
 from engine.log import progress
-from engine.loop import finite
 from engine.qat import fine_tune
 from engine.recipes.cnn import TrainingOptions
 from engine.settings import Settings, group, natural, number, option, positive_int

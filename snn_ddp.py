@@ -15,8 +15,8 @@ from cli.options import CNNSettings, ConversionOptions, NetworkOptions, NeuronOp
 from cli.parser import Parser
 from engine.dist import World
 from engine.errors import UseError, guard
+from engine.evaluation import evaluate
 from engine.log import progress
-from engine.loop import evaluate
 from engine.recipes.cnn import TrainingOptions
 from engine.recipes.price import PriceOptions
 from engine.recipes.snn import LevelOptions, SpikingRecipe

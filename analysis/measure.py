@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from functools import cached_property
 
-from engine.loop import autocast, evaluate
+from engine.evaluation import autocast, evaluate
 from models import SpikingLayer
 
 from . import figures

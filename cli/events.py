@@ -6,7 +6,7 @@ from pathlib import Path
 from engine import checkpoint, settings
 from engine.dist import World
 from engine.errors import MALFORMED, UseError, reason
-from engine.loop import seed_all
+from engine.generators import seed_all
 from engine.settings import group
 from inputs.events import recordings
 from inputs.events.options import CodingOptions

@@ -15,8 +15,10 @@ from analysis.measure import Measure
 from engine import checkpoint, log, settings
 from engine.dist import World, launch
 from engine.errors import UseError
+from engine.evaluation import finite
 from engine.files import locked
-from engine.loop import ComputeOptions, Record, Trainer, finite, seed_all
+from engine.generators import seed_all
+from engine.loop import ComputeOptions, Record, Trainer
 from engine.recipes.base import Recipe
 from engine.recipes.price import Price, PriceOptions
 from engine.settings import Settings

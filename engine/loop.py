@@ -1,33 +1,29 @@
-"""The training engine: fit, evaluate, resume. The loop knows nothing of spikes; a `Recipe` says
+"""The training engine: fit and resume. The loop knows nothing of spikes; a `Recipe` says
 what a step is.
 """
 
 import copy
 import os
-import random
 import time
-from array import array
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.nn import functional as F
 
 from models import set_backend
-from models.layers import evaluating
 
 from . import checkpoint
 from .dist import World
 from .errors import MALFORMED, RunError, UseError, reason
+from .evaluation import AMP, autocast, evaluate, finite
+from .generators import rng_state, set_rng_state
 from .log import RunLog, progress, write_json
 from .machine import device_name
 from .recipes.base import Recipe, mean_readout
 from .recipes.price import Price
 from .settings import machine_option, natural, option, positive_int, run_option, seed
 
-AMP = {"bf16": torch.bfloat16, "fp16": torch.float16}
 COMPILE = ("none", "default", "reduce-overhead", "max-autotune")  # modes of torch.compile
 PROGRESS = ("epoch", "step", "best", "best_epoch", "seconds")  # attributes kept in last.pth
 FILES = ("run", "checkpoint")  # parts of a summary that name files of this machine
@@ -109,87 +105,6 @@ class Record:
     stable: Path
     folder: Path | None
     extra: dict = field(default_factory=dict)
-
-
-def rng_state(device):
-    """State of every random generator, as plain values and tensors."""
-    kind, keys, *rest = np.random.get_state()
-    # lists, since a checkpoint holds tensors and plain values alone
-    return {
-        "torch": torch.get_rng_state(),
-        "numpy": [kind, keys.tolist(), *rest],
-        "python": list(random.getstate()),
-        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
-    }
-
-
-def _words(values):
-    """An array of a list of 32-bit numbers, as generators have them."""
-    # in the place of the list or of a number, a small tensor may spread over any size
-    if not isinstance(values, (list, tuple)):
-        raise TypeError(f"a generator's state is a {type(values).__name__}, expected a list")
-    return array("I", values)
-
-
-def set_rng_state(state, device):
-    """The inverse of `rng_state`."""
-    torch.set_rng_state(state["torch"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(_words(keys)), *rest))
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(_words(internal)), gauss))
-    if state["cuda"] is not None and device.type == "cuda":
-        torch.cuda.set_rng_state(state["cuda"], device)
-
-
-def seed_all(seed):
-    """Seed every random generator."""
-    torch.manual_seed(seed)
-    np.random.seed(seed % 2**32)
-    random.seed(seed)
-
-
-def autocast(device, amp):
-    """Autocast context of --amp."""
-    if amp == "none":
-        return nullcontext()
-    return torch.autocast(device.type, AMP[amp])
-
-
-def finite(net):
-    """Whether every weight is a finite number."""
-    return all(p.isfinite().all() for p in net.parameters())
-
-
-@torch.no_grad()
-def evaluate(net, loader, world, amp="none", label="test", advice="give other weights"):
-    """Loss and accuracy (fraction) over the loader.
-
-    Every image is counted once whatever the number of processes.
-
-    Raises:
-        RunError: weights or outputs are not finite numbers; the advice is part of it.
-    """
-    # outputs need not show it: a neuron of SpikingJelly takes NaN for 0
-    if not finite(net):
-        raise RunError(f"the network has weights that are not finite numbers: {advice}")
-    # loss, correct, images: summed on the device in float64, read once at the end
-    sums = torch.zeros(3, dtype=torch.float64, device=world.device)
-    bar = progress(loader.epoch(0), world, total=len(loader), desc=label)
-    with evaluating(net), bar:
-        for images, labels, _ in bar:
-            with autocast(world.device, amp):
-                out = mean_readout(net(images).float())  # [B, classes]
-            loss = F.cross_entropy(out, labels, reduction="sum")
-            correct = (out.argmax(1) == labels).sum()
-            sums += torch.stack([loss, correct, out.new_full((), len(labels))]).double()
-    loss, correct, count = world.sum(sums).tolist()
-    if not np.isfinite(loss):
-        raise RunError(
-            f"the {label} loss is {loss}: the network's outputs are not finite numbers, so there "
-            f"is no accuracy; {advice}"
-        )
-    return {"loss": loss / count, "accuracy": correct / count, "images": int(count)}
 
 
 def _check_optimizer(own, stored):

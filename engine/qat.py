@@ -5,7 +5,8 @@ import copy
 from models.rounded import Rounded
 
 from .dist import World
-from .loop import ComputeOptions, Record, RunOptions, Trainer, seed_all
+from .generators import seed_all
+from .loop import ComputeOptions, Record, RunOptions, Trainer
 from .recipes.cnn import TrainingOptions
 from .recipes.snn import SpikingRecipe
 

@@ -15,7 +15,7 @@ from cli import checks, provenance, run
 from cli.transformer import TransformerParser, TransformerSettings, build, folder_of, load_data
 from engine import checkpoint
 from engine.errors import UseError, guard
-from engine.loop import seed_all
+from engine.generators import seed_all
 from engine.recipes.timm_parts import TimmRecipe, takes
 from inputs.images import IN_MEMORY
 from inputs.table import TABLE

@@ -16,7 +16,7 @@ if not torch.cuda.is_available():
 
 from engine import zoo
 from engine.errors import guard
-from engine.loop import seed_all
+from engine.generators import seed_all
 from models.neuron.backends import cpp
 from tests.helpers import ROOT, cifar_copy
 from tests.zoo import fill

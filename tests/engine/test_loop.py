@@ -1,30 +1,18 @@
 """The loop with a recipe of the test's own, on a network that fits on a line."""
 
-import random
 import time
 
-import numpy as np
 import pytest
 import torch
 from torch.nn import functional as F
 
-import models
-from engine import checkpoint
 from engine.dist import World
 from engine.errors import RunError, UseError
-from engine.loop import (
-    ComputeOptions,
-    Record,
-    RunOptions,
-    Trainer,
-    autocast,
-    evaluate,
-    finite,
-    rng_state,
-    seed_all,
-    set_rng_state,
-)
+from engine.evaluation import evaluate
+from engine.generators import rng_state
+from engine.loop import ComputeOptions, Record, RunOptions, Trainer
 from engine.recipes.base import Recipe
+from tests.engine.toys import linear, noise
 from tests.mutated import measured
 
 CPU = torch.device("cpu")
@@ -34,26 +22,6 @@ ABOUT = {
     "train": {"images": 7, "sha256": "a"},
     "test": {"images": 4, "sha256": "b"},
 }
-
-
-class Batches:
-    """A loader of batches that are given: [(images, labels)]."""
-
-    def __init__(self, *batches):
-        self.given = batches
-        self.batch_size = len(batches[0][1])
-        self.images = sum(len(labels) for _, labels in batches)
-
-    def __len__(self):
-        return len(self.given)
-
-    def epoch(self, epoch, start=0):
-        for images, labels in self.given[start:]:
-            yield images, labels, len(labels)
-
-
-def noise(*sizes):
-    return Batches(*((torch.randn(n, 5), torch.arange(n) % 3) for n in sizes))
 
 
 class Noting(Recipe):
@@ -96,69 +64,12 @@ class Noting(Recipe):
         return net
 
 
-def linear():
-    net = torch.nn.Linear(5, 3)
-    net.built = {"name": "linear"}
-    return net
-
-
 def trainer(net, recipe, train, choose=None, test=None, **options):
     """A trainer that writes no files."""
     test = test or noise(4)
     loaders = (train, choose or test, test)
     record = Record("toy", ABOUT, {}, stable=None, folder=None, extra={"colour": "red"})
     return Trainer(net, recipe, loaders, record, RunOptions(**options), ComputeOptions(), World())
-
-
-# ---- evaluation
-
-
-def test_evaluation_counts_every_image_once():
-    net, loader = linear(), noise(3, 3, 1)
-    images = torch.cat([images for images, _ in loader.given])
-    labels = torch.cat([labels for _, labels in loader.given])
-    result = evaluate(net, loader, World())
-    out = net(images)
-    assert result["images"] == 7
-    assert result["loss"] == pytest.approx(F.cross_entropy(out, labels).item(), rel=1e-6)
-    assert result["accuracy"] == pytest.approx((out.argmax(1) == labels).float().mean().item())
-
-
-def test_outputs_that_are_not_finite_have_no_accuracy():
-    loader = noise(3, 3)
-    loader.given[1][0][0, 0] = float("nan")
-    with pytest.raises(RunError, match=r"the test loss is nan: .* there is no accuracy"):
-        evaluate(linear(), loader, World())
-
-
-def test_weights_that_are_not_finite_have_no_accuracy():
-    """A later layer, as a quantiser or SpikingJelly's LIF, may hide them from the outputs."""
-    net = torch.nn.Sequential(linear(), torch.nn.Hardtanh(), linear())
-    net[0].weight.data[0, 0] = float("nan")
-    net[1].forward = torch.zeros_like
-    with pytest.raises(RunError, match="the network has weights that are not finite numbers"):
-        evaluate(net, noise(3), World())
-
-
-def test_evaluation_averages_the_readouts_of_the_steps():
-    steps = torch.randn(4, 3, 5)  # [T, B, classes]
-    net = torch.nn.Module()
-    net.forward = lambda images: steps
-    labels = torch.tensor([0, 1, 2])
-    result = evaluate(net, Batches((torch.zeros(3), labels)), World())
-    want = F.cross_entropy(steps.mean(0), labels).item()
-    assert result["loss"] == pytest.approx(want, rel=1e-6)
-
-
-@pytest.mark.parametrize("training", [True, False])
-def test_evaluation_leaves_the_mode_as_it_was(training):
-    net = torch.nn.Sequential(torch.nn.Dropout(0.9), linear()).train(training)
-    first, second = (evaluate(net, noise(4), World()) for _ in range(2))
-    assert net.training == training
-    assert first["images"] == second["images"] == 4
-
-
-# ---- training
 
 
 def test_the_recipe_is_called_in_the_order_of_its_methods():
@@ -432,51 +343,3 @@ def test_another_number_of_processes_is_told(capsys):
     run = trainer(linear(), Noting(1), noise(4))
     run.restore(stored(run, processes=2))
     assert "the run had 2 processes, now 1: dropout masks will differ" in capsys.readouterr().out
-
-
-# ---- parts
-
-
-def test_weights_that_are_not_finite_are_noticed():
-    net = linear()
-    assert finite(net)
-    net.bias.data[1] = float("nan")
-    assert not finite(net)
-
-
-@pytest.mark.parametrize("amp, dtype", [("none", torch.float32), ("bf16", torch.bfloat16)])
-def test_autocast(amp, dtype):
-    with autocast(CPU, amp):
-        assert linear()(torch.zeros(1, 5)).dtype == dtype
-
-
-def draws():
-    return (
-        torch.rand(3).tolist(),
-        np.random.rand(3).tolist(),
-        np.random.randn(1).tolist(),
-        [random.random(), random.gauss()],
-    )
-
-
-def test_every_generator_is_restored(tmp_path):
-    """Through a file, as last.pth holds them."""
-    net = models.build("resnet20", models.ReLU(), width_mult=1 / 32)
-    seed_all(3)
-    draws()  # numpy and python now hold the second half of a pair of normal numbers
-    content = checkpoint.content(net, "ann", {}, {}, rng=rng_state(CPU))
-    checkpoint.save(tmp_path / "rng.pth", content)
-    expected = draws()
-    seed_all(4)
-    assert all(a != b for a, b in zip(draws(), expected, strict=True))
-    set_rng_state(checkpoint.load(tmp_path / "rng.pth")["rng"], CPU)
-    assert draws() == expected
-
-
-def test_a_seed_sets_every_generator():
-    seed_all(7)
-    first = draws()
-    seed_all(7)
-    assert draws() == first
-    seed_all(8)
-    assert all(a != b for a, b in zip(draws(), first, strict=True))

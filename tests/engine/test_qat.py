@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from engine.dist import World
-from engine.loop import evaluate
+from engine.evaluation import evaluate
 from engine.qat import fine_tune
 from engine.recipes.cnn import TrainingOptions
 from inputs.images import Data, Memory, describe_part

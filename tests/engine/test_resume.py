@@ -15,7 +15,8 @@ import snn_ddp
 from engine import checkpoint
 from engine.errors import guard
 from engine.files import locked
-from engine.loop import Trainer, seed_all
+from engine.generators import seed_all
+from engine.loop import Trainer
 from tests.helpers import PATIENCE, image_folder, run_folder, start
 
 COMMON = "--batch_size 8 --epochs 3 --save_freq 1 --print_freq 1 --workers 0 --device cpu"

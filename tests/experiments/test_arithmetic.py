@@ -16,7 +16,9 @@ import torch
 import models
 from analysis.energy import measure
 from engine.dist import World
-from engine.loop import ComputeOptions, Record, RunOptions, Trainer, evaluate, seed_all
+from engine.evaluation import evaluate
+from engine.generators import seed_all
+from engine.loop import ComputeOptions, Record, RunOptions, Trainer
 from engine.recipes.cnn import CNNRecipe, TrainingOptions, learning_rate
 from engine.recipes.lq import LQRecipe
 from engine.recipes.price import Price, PriceOptions
