@@ -3,6 +3,7 @@
 import hashlib
 import os
 import re
+import signal
 import sys
 import threading
 from pathlib import Path
@@ -51,6 +52,14 @@ def hooks(monkeypatch):
     """What `guard` does with errors of threads and of cleaning ends with a test."""
     monkeypatch.setattr(threading, "excepthook", threading.excepthook)
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+
+
+@pytest.fixture
+def interruptible():
+    """A process in the background may ignore interrupts, and so its children do."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture

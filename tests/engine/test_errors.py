@@ -2,7 +2,6 @@
 
 import errno
 import os
-import signal
 import sys
 import threading
 import time
@@ -176,14 +175,6 @@ def test_an_object_that_was_not_made_says_nothing(capsys, monkeypatch):
         guard(main, [])
     (line,) = capsys.readouterr().err.splitlines()
     assert "Too many open files" in line
-
-
-@pytest.fixture
-def interruptible():
-    """A process in the background may ignore interrupts, and so its children do."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
 
 
 def test_an_interrupt_where_python_cannot_raise_is_not_lost(interruptible, capsys, monkeypatch):

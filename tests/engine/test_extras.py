@@ -23,7 +23,7 @@ def test_a_missing_one_is_one_line():
 
 
 def test_one_that_is_installed_otherwise_says_how(monkeypatch):
-    monkeypatch.setitem(sys.modules, "neurobench", None)
+    monkeypatch.setitem(sys.modules, "neurobench.models", None)
     with pytest.raises(UseError, match=r"pip install --no-deps -r requirements-neurobench\.txt$"):
         need("neurobench.models")
 

@@ -176,7 +176,7 @@ def test_an_unknown_digest_is_no_version():
 @pytest.mark.parametrize(
     "sent, error", [(signal.SIGTERM, RunError), (signal.SIGINT, KeyboardInterrupt)]
 )
-def test_who_ends_a_chain_ends_its_script(tmp_path, monkeypatch, sent, error):
+def test_who_ends_a_chain_ends_its_script(tmp_path, monkeypatch, interruptible, sent, error):
     """Else it would train on unseen."""
     script = tmp_path / "script.py"
     script.write_text(

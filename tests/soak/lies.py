@@ -192,7 +192,9 @@ def folded_checkpoint(folder):
     for _ in range(40):
         values = [values, values]
     path = folder / "x.pth"
-    torch.save(checkpoint.content(net, "ann", {}, {"mean": values}), path)
+    content = checkpoint.content(net, "ann", {}, {})
+    content["settings"] = {"mean": values}
+    torch.save(content, path)
     return lambda: checkpoint.load(path)
 
 
