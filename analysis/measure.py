@@ -3,7 +3,7 @@
 from contextlib import nullcontext
 from functools import cached_property
 
-from engine.evaluation import autocast, evaluate
+from engine.evaluation import evaluate
 from models import SpikingLayer
 
 from . import figures
@@ -64,8 +64,7 @@ class Measure:
                     f"{kind}/{name}": getattr(site, kind).item() for kind in ("theta", "leak")
                 }
         if any(isinstance(module, SpikingLayer) for module in net.modules()):
-            with autocast(self.world.device, self.amp):
-                found |= lane_curves(net, self.few)
+            found |= lane_curves(net, self.few)
         return found
 
     @cached_property

@@ -121,7 +121,8 @@ def start(asked: EventSettings, trained_on, saved, world: World):
     # the weights of a run that goes on come from its last.pth
     if path and not saved:
         world.say(checkpoint.load_named(net, path))
-        if not trained_on and not how.published:
+        published = checkpoint.load(path)["format"] == checkpoint.PUBLISHED
+        if published and not how.published:
             world.say("note: published weights were trained on what --resize published makes")
     return run.Task(asked, saved, world, data, made), world.place(net)
 

@@ -180,12 +180,11 @@ def filled_by_name(asked: TransformerSettings):
         if name in asked.given and wanted != value:
             raise UseError(f"--{name} {wanted} contradicts --model {model}: use --model sdt")
 
-    neuron = {}
-    if "spike_mode" not in asked.given:
-        neuron = {name: value for name, value in NEURONS[model].items() if name not in asked.given}
-    network = replace(network, **sizes, **neuron)
-    # a checkpoint of other sizes contradicts the name
-    return replace(asked, network=network, given=asked.given | sizes.keys())
+    neuron = {name: value for name, value in NEURONS[model].items() if name not in asked.given}
+    if "spike_mode" in asked.given and not network.multi_level:
+        # several lanes, and their scaling, are no part of the neuron that was named
+        neuron = {name: value for name, value in neuron.items() if name == "time_steps"}
+    return replace(asked, network=replace(network, **sizes, **neuron))
 
 
 def folder_of(data: DataOptions):

@@ -337,13 +337,13 @@ def content(
             f"{name} {list(shape)} is not what models.build made: build the network with the sizes "
             "that it shall have (num_classes and so on), and load the weights into it"
         )
-    told = {
+    plain = {
         "network": built,
         "activation": models.describe(net.act),
         "data": data,
         "settings": settings,
     }
-    for part, value in told.items():
+    for part, value in plain.items():
         try:
             check_plain(value)
         except ValueError as error:
@@ -352,7 +352,7 @@ def content(
         "format": FORMAT,
         "kind": kind,
         "fused": not built.get("bn", True),
-        **told,
+        **plain,
         # on the CPU, so that any machine can read it
         "model": {name: value.detach().cpu() for name, value in state.items()},
         "versions": versions(),

@@ -137,7 +137,10 @@ def to_rgb(image):
             "save it in 8 bits, or as a 16-bit grey PNG"
         )
     high = np.asarray(image) >> 8
-    return Image.fromarray(high.astype(np.uint8)).convert("RGB")
+    found = Image.fromarray(high.astype(np.uint8)).convert("RGB")
+    # how the camera was held
+    found.info = image.info
+    return found
 
 
 def turn(image):

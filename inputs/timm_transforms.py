@@ -124,7 +124,7 @@ def make_transform(options: AugmentOptions, common, training):
 
 
 def _check_values(options: AugmentOptions):
-    """Refuse what timm refuses in the middle of a run alone.
+    """Refuse what timm would refuse only in the middle of a run.
 
     Raises:
         UseError: bounds that no crop is between, or a filter that --aa does not turn pictures with.

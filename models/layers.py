@@ -68,7 +68,7 @@ class Synapse(nn.Module):
     """A weighted map and its batch norm, if any: what turns spikes into current.
 
     Raises:
-        ValueError: not one convolution (with `norm`) or one convolution or linear layer.
+        ValueError: not one convolution or linear layer, or a linear one with `norm`.
     """
 
     def __init__(self, weighted, norm=False):

@@ -71,7 +71,7 @@ def sources(net):
             if len(reached) != 1:
                 raise ValueError(
                     f"{names[module]} reads the spikes of {len(reached)} layers of neurons, "
-                    "expected 1: dropout and output scales go with no other under a price"
+                    "expected 1, since a price asks for its dropout or output scale"
                 )
             (found[module],) = reached
 

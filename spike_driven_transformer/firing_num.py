@@ -20,6 +20,7 @@ from analysis.measure import Measure, whole_report
 from cli import provenance, run
 from cli.parser import refuse_idle
 from cli.transformer import (
+    SIZES,
     TransformerOptions,
     TransformerParser,
     TransformerSettings,
@@ -73,6 +74,17 @@ def filled(asked: TransformerSettings, stored, path, wanted):
     return settings.make(TransformerSettings, values | taken)
 
 
+def check_name(model, trained: TransformerSettings, path):
+    """Refuse a --model whose sizes are not those of the checkpoint `path`."""
+    for name, value in SIZES[model].items():
+        held = getattr(trained.network, name)
+        if held != value:
+            raise UseError(
+                f"{path} was trained with --{name} {held}, --model {model} has {value}: "
+                "leave it out"
+            )
+
+
 def load(asked: TransformerSettings, path, world):
     """(network, `Data`, test loader) of a checkpoint of train.py, or of weights alone.
 
@@ -99,11 +111,12 @@ def load(asked: TransformerSettings, path, world):
         # its network is as it was trained, whatever the options say
         trained = filled(asked, stored, path, NETWORK)
         provenance.check_given(asked, trained, NETWORK, path, "--resume")
+        check_name(asked.experiment.model, trained, path)
         net = checkpoint.rebuild(content, path)
     if set_backend(net, asked.neuron.neuron_backend):
         run.say_backend(asked.neuron.neuron_backend, world)
     elif "neuron_backend" in asked.given:
-        raise UseError("--neuron_backend has no effect: the neurons are SpikingJelly's")
+        world.say("note: --neuron_backend does nothing here: the neurons are SpikingJelly's")
 
     classes, about = net.head.out_features, data.about
     if classes != about["num_classes"]:

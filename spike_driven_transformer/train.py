@@ -16,7 +16,7 @@ from cli.transformer import TransformerParser, TransformerSettings, build, folde
 from engine import checkpoint
 from engine.errors import UseError, guard
 from engine.generators import seed_all
-from engine.recipes.timm_parts import TimmRecipe, takes
+from engine.recipes.timm_parts import TimmRecipe, check_patches, takes
 from inputs.images import IN_MEMORY
 from inputs.table import TABLE
 
@@ -133,7 +133,7 @@ def make_recipe(task: run.Task, net):
     """The recipe of the options.
 
     Raises:
-        UseError: timm refuses an option, or a batch cannot be mixed.
+        UseError: timm refuses an option, or a batch cannot be mixed so.
     """
     asked, mixing = task.asked, task.asked.mixing
     # timm mixes images in pairs, and demands an even number in every mode
@@ -143,6 +143,7 @@ def make_recipe(task: run.Task, net):
             f"mixing needs an even number of images per step and process, here {odd[0]}: give an "
             "even --batch_size of no more than the training images"
         )
+    check_patches(mixing, task.about["image_size"])
     parts = (asked.training, asked.timm, asked.schedule, mixing, asked.loss)
     return TimmRecipe(*parts, task.about["num_classes"], net)
 

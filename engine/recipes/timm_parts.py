@@ -157,12 +157,16 @@ def make_optimizer(net, training: TrainingOptions, timm: TimmOptions):
     )
 
 
-def _check_patches(mixing: MixingOptions):
-    """timm would draw patches that cannot be, and fail in the middle of a run."""
+def check_patches(mixing: MixingOptions, side):
+    """Refuse bounds between which timm would find no patch, in the middle of a run.
+
+    side: of the images, in pixels.
+    """
     low, high = mixing.cutmix_minmax or (0, 1)
-    if not 0 <= low < high <= 1:
+    if not (0 <= low <= high <= 1 and int(side * low) < int(side * high)):
         raise UseError(
-            f"--cutmix_minmax {low:g} {high:g}: expected 0 <= smallest < largest side <= 1"
+            f"--cutmix_minmax {low:g} {high:g}: expected 0 <= smallest < largest side <= 1, a "
+            f"pixel or more apart in images of {side} pixels"
         )
 
 
@@ -210,7 +214,6 @@ class TimmRecipe(Recipe):
         self.last_mixed = last or self.epochs
         self.mixup = None
         if mixing.on:
-            _check_patches(mixing)
             self.mixup = Mixup(*arguments, label_smoothing=self.smoothing, num_classes=num_classes)
 
     def optimizer(self, net):

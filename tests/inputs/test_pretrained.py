@@ -138,6 +138,17 @@ def test_a_picture_is_turned_as_the_camera_says():
     assert np.array_equal(picture, before)
 
 
+def test_a_picture_of_16_bits_is_turned_too(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    grey = np.linspace(0, 65535, 40 * 60).reshape(40, 60).astype(np.uint16)
+    Image.fromarray(grey).save(tmp_path / "x.png", exif=exif)
+    transform = Transform(32, MEAN, STD)
+    expected = transform(decode(tmp_path / "x.png", upright=True))
+    assert not torch.allclose(expected, transform(decode(tmp_path / "x.png")))
+    assert torch.equal(transform(Image.open(tmp_path / "x.png")), expected)
+
+
 def test_a_transformer_s_picture_is_scaled_as_its_settings_say(tmp_path):
     act = transformer.activation("mlif", 3, 1)
     net = models.build("sdt", act, img_size=128, num_classes=10, dim=16, depth=1)

@@ -185,10 +185,12 @@ def test_what_no_file_can_hold_is_told_before_it_is_stored(registered):
 
 def test_integers_need_a_first_layer():
     """It has products, and the normalisation of pixels."""
-    for stages in ([1, 0, 2], [1, 2]):
+    for stages in ([1, 0, 2], [1, 2], [0, 1, 2]):
         net = Own(Spiking(NeuronConfig.vgg(3)), middle=[nn.AvgPool2d(2)])
         net.head = nn.Linear(64, 2, bias=False)
         net.stages = nn.Sequential(*(net.stages[i] for i in stages))
+        if stages == [0, 1, 2]:
+            net.stages[0].act = net.act.layer()
         for use in (integer.to_integer, Rounded):
             with pytest.raises(ValueError, match="do not begin with a layers"):
                 use(net, (0.5,) * 3, (0.2,) * 3)

@@ -92,6 +92,15 @@ def test_a_checkpoints_settings_hold_in_every_test(trained, prepared, tmp_path):
     assert measured["test_accuracy"] == pytest.approx(trained["test_accuracy"])
 
 
+def test_a_training_from_our_own_weights_is_told_nothing_of_published_ones(
+    trained, prepared, tmp_path, capsys
+):
+    words = f"{SMALL}{LANES} --prepared {prepared} --output_dir {tmp_path} --epochs 1"
+    train(f"{words} --limit_train_batches 1 --pretrained_snn {trained['checkpoint']}")
+    said = capsys.readouterr().out
+    assert "weights from" in said and "--resize published" not in said
+
+
 def test_a_run_folder_means_its_best_network(trained, prepared):
     measured = measure(f"--device cpu --prepared {prepared} --checkpoint {trained['run']}")
     named = json.loads((Path(trained["run"]) / "best_test.json").read_text())

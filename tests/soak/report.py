@@ -93,7 +93,7 @@ MENDED = (
     (
         "a refused setting did not name its file; classify.py believed what a file says of images",
         "it does; what is said of images must fit the network",
-        "tests/cli/test_run.py, tests/inputs/test_pretrained.py",
+        "tests/cli/test_provenance.py, tests/inputs/test_pretrained.py",
     ),
 )
 

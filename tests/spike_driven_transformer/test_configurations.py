@@ -167,8 +167,11 @@ def test_a_model_with_a_name_has_the_neuron_that_timm_gives_it(model):
     theirs = timm.create_model(model, dim=16, num_classes=10)
     about = {"num_classes": 10, "image_size": 32}
     assert build(parsed(f"--model {model}"), about).act == theirs.act
+    mode = parsed(f"--model {model}").network.spike_mode
+    assert build(parsed(f"--model {model} --spike_mode {mode}"), about).act == theirs.act
     network = parsed(f"--model {model} --spike_mode lif").network
-    assert (network.mlif_channels, network.time_steps, network.scaled) == (1, 4, False)
+    assert (network.mlif_channels, network.scaled) == (1, False)
+    assert network.time_steps == theirs.act.steps
     assert parsed(f"--model {model} --time_steps 2").network.time_steps == 2
 
 

@@ -83,7 +83,7 @@ def test_a_checkpoint_is_measured_on_the_backend_that_is_asked_for(trained, tmp_
 
 def test_an_option_that_does_nothing_for_the_checkpoint_is_told(trained):
     words = ["--resume", trained["checkpoint"], *QUICK]
-    with pytest.raises(UseError, match="was trained with --dim"):
+    with pytest.raises(UseError, match=r"--layer 1, --model sdt_2_512_cifar has 2"):
         firing_num.main([*words, "--model", "sdt_2_512_cifar"])
 
 

@@ -54,6 +54,7 @@ SMALL = (
         ("--spike_modus lif", ("did you mean --spike_mode?",)),
         ("--aa foo-m9 --pooling_stat 0011", ("timm refuses one of the options",)),
         ("--opt adamv --pooling_stat 0011", ("timm refuses one of the options",)),
+        ("--cutmix_minmax 0.5 0.51 --pooling_stat 0011", ("--cutmix_minmax", "32 pixels")),
         ("--cutmix_minmax 0.8 0.2 --pooling_stat 0011", ("--cutmix_minmax 0.8 0.2", "largest")),
         ("--ratio 0 1", ("--ratio 0 1", "0 < smallest")),
         ("--aa rand-m9 --train_interpolation box", ("--aa", "--train_interpolation box")),
