@@ -2,6 +2,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,13 +12,21 @@ import models
 from benchmarks import common, convolution, inference, neuron, step
 from engine import checkpoint
 from models import layers
-from models.neuron.backends import torch_fused
+from models.neuron.backends import compiled, torch_fused
 
 
 def run(module, words, monkeypatch):
     """Call a benchmark's main with a command line."""
     monkeypatch.setattr(sys, "argv", [module.__name__, *words.split()])
     module.main()
+
+
+def test_without_a_compiler_nothing_is_compiled(monkeypatch, capsys):
+    monkeypatch.setattr(compiled, "why_not", lambda device, dtype: "no compiler here")
+    args = SimpleNamespace(device="cpu", no_compile=False)
+    common.heed_compiler(args)
+    assert args.no_compile
+    assert capsys.readouterr().out == "not measured compiled: no compiler here\n"
 
 
 @pytest.mark.compiler
