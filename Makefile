@@ -11,8 +11,9 @@ EXTRAS := $(VENV)/extras
 endif
 BASE_PYTHON ?= python3
 # Debian's python3 has no ensurepip without python3-venv: its pip puts one in
-environment = $(1)/bin/python -m pip --version > /dev/null 2>&1 || $(BASE_PYTHON) -m venv $(1) || { $(BASE_PYTHON) -m venv --clear --without-pip $(1) && \
-	$(BASE_PYTHON) -m pip --python $(1)/bin/python install -q pip; }
+environment = $(1)/bin/python -m pip --version > /dev/null 2>&1 \
+	|| $(BASE_PYTHON) -m venv $(1) \
+	|| { $(BASE_PYTHON) -m venv --clear --without-pip $(1) && $(BASE_PYTHON) -m pip --python $(1)/bin/python install -q pip; }
 ROOMS := models engine inputs analysis cli experiments benchmarks spike_driven_transformer neuromorphic_tasks
 SCRIPTS := $(wildcard *.py)
 

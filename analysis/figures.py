@@ -86,8 +86,8 @@ def labelled_bars(axis, names, values, text, label):
 def stacked_lanes(axis, lanes, steps=1):
     """A bar for each layer of {layer: [rate of lane 0, 1, ...]}, the lanes one on the other.
 
-    The rates are sums over the `steps`; shown is the mean of a step. A lane's label is its worth,
-    the lowest one's being 1 (of scaled neurons the highest lane's is, in truth).
+    The rates are sums over the `steps`; shown is the mean of a step. A lane's label is its worth
+    as a multiple of the lowest lane's: scaled neurons, whose top lane is worth 1, have it, too.
     """
     rates = np.array(list(lanes.values())) / steps  # [layers, S]
     floor = 0.0

@@ -30,23 +30,23 @@ def option_parser(name, title):
     return parser
 
 
-def heed_compiler(args):
-    """Leave out what torch.compile has to compile, and say why, where it cannot."""
-    reason = compiled.why_not(torch.device(args.device), torch.float32)
+def begin(args):
+    """The device to measure on; None, and a line that says so, where there is no such device.
+
+    Where torch.compile cannot run there, `args.no_compile` is set, and the reason told.
+    """
+    device = torch.device(args.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("not measured: no CUDA GPU here")
+        return None
+    if device.type == "cuda" and device.index is not None:
+        # events and memory are those of the current one
+        torch.cuda.set_device(device)
+    reason = compiled.why_not(device, torch.float32)
     if reason and not args.no_compile:
         print(f"not measured compiled: {reason}")
         args.no_compile = True
-
-
-def is_missing(device):
-    """Say that nothing is measured where there is no such device."""
-    missing = device.type == "cuda" and not torch.cuda.is_available()
-    if missing:
-        print("not measured: no CUDA GPU here")
-    elif device.type == "cuda" and device.index is not None:
-        # events and memory are those of the current one
-        torch.cuda.set_device(device)
-    return missing
+    return device
 
 
 def machine(device):

@@ -22,16 +22,7 @@ from models import NeuronConfig
 from models.neuron.backends import dispatch
 from models.neuron.reference import mlif_reference, surrogate
 
-from .common import (
-    alternate,
-    heed_compiler,
-    is_missing,
-    machine,
-    milliseconds,
-    option_parser,
-    ratio,
-    write,
-)
+from .common import alternate, begin, machine, milliseconds, option_parser, ratio, write
 
 THETA = 0.8  # no power of two, so that products round
 LEAK = 0.5
@@ -328,10 +319,9 @@ def backends(args, dtype):
 
 def main():
     args = options()
-    device = torch.device(args.device)
-    if is_missing(device):
+    device = begin(args)
+    if device is None:
         return
-    heed_compiler(args)
     keep_memory()  # as the training scripts do
     where = machine(device)
     print(

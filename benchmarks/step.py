@@ -26,16 +26,7 @@ import models
 from engine.dist import World
 from engine.machine import fast_amp, keep_memory
 
-from .common import (
-    alternate,
-    heed_compiler,
-    is_missing,
-    machine,
-    milliseconds,
-    option_parser,
-    ratio,
-    write,
-)
+from .common import alternate, begin, machine, milliseconds, option_parser, ratio, write
 
 WARMUP = 3  # rounds
 PEAK_STEPS = 5
@@ -289,10 +280,9 @@ def main():
     if args.peak:
         say_peak(args.peak)
         return
-    device = torch.device(args.device)
-    if is_missing(device):
+    device = begin(args)
+    if device is None:
         return
-    heed_compiler(args)
 
     if not args.amp:
         args.amp = ["none"]

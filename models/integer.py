@@ -290,7 +290,9 @@ def check(net):
 
 
 def check_parts(net):
-    """Raise ValueError unless it has plain layers, of multi-level neurons and weights alone."""
+    """Raise ValueError for neurons, normalisation or geometry that no such network has, be it of
+    integers or a graph of NIR.
+    """
     if not isinstance(net.act, Spiking):
         raise ValueError("its activations are no multi-level neurons")
     if norms(net):
@@ -321,8 +323,11 @@ def _check_stages(net):
 
 def _check_leaks(net):
     steps = net.act.steps
+    # at T = 1 there is no potential to leak
+    if steps == 1:
+        return
     for name, site in net.named_modules():
-        if isinstance(site, net.act.module) and steps > 1 and site.leak != 1:
+        if isinstance(site, net.act.module) and site.leak != 1:
             raise ValueError(
                 f"{name.removesuffix('.act')} has the leak {site.leak.item():.7g}: with {steps} "
                 "steps an integer network has none: convert the ANN anew, with --leak 1 "

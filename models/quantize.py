@@ -50,8 +50,8 @@ def quantize(
     else:
         lowest = -(2**bits - 2) if scheme == "log" else -(bits - 1)
         k = torch.round(torch.log2(y.clamp(min=tiny))).clamp(max=0)
-        # log2 of the clamped zero may still reach `lowest` where bits is large: y > 0 decides;
-        # what is not a number stays none
+        # log2 of the clamped zero may still reach `lowest` where bits is large: y > 0 decides.
+        # NaN stays NaN, so that a training that diverges is noticed.
         q = torch.where((k < lowest) | (y <= 0), 0.0, torch.exp2(k))
 
     return q * span + lo

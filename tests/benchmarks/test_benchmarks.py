@@ -24,7 +24,7 @@ def run(module, words, monkeypatch):
 def test_without_a_compiler_nothing_is_compiled(monkeypatch, capsys):
     monkeypatch.setattr(compiled, "why_not", lambda device, dtype: "no compiler here")
     args = SimpleNamespace(device="cpu", no_compile=False)
-    common.heed_compiler(args)
+    assert common.begin(args) == torch.device("cpu")
     assert args.no_compile
     assert capsys.readouterr().out == "not measured compiled: no compiler here\n"
 

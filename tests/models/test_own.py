@@ -183,17 +183,23 @@ def test_what_no_file_can_hold_is_told_before_it_is_stored(registered):
         models.register("any", Any)
 
 
-def test_integers_need_a_first_layer():
+def pooled_first(net):
+    net.stages.insert(0, nn.AvgPool2d(2))
+
+
+def first_as_any_other(net):
+    net.stages[0].act = net.act.layer()
+
+
+@pytest.mark.parametrize("use", [integer.to_integer, Rounded])
+@pytest.mark.parametrize("spoil", [pooled_first, first_as_any_other])
+def test_integers_need_a_first_layer(spoil, use):
     """It has products, and the normalisation of pixels."""
-    for stages in ([1, 0, 2], [1, 2], [0, 1, 2]):
-        net = Own(Spiking(NeuronConfig.vgg(3)), middle=[nn.AvgPool2d(2)])
-        net.head = nn.Linear(64, 2, bias=False)
-        net.stages = nn.Sequential(*(net.stages[i] for i in stages))
-        if stages == [0, 1, 2]:
-            net.stages[0].act = net.act.layer()
-        for use in (integer.to_integer, Rounded):
-            with pytest.raises(ValueError, match="do not begin with a layers"):
-                use(net, (0.5,) * 3, (0.2,) * 3)
+    net = Own(Spiking(NeuronConfig.vgg(3)))
+    net.head = nn.Linear(4 * 64, 2, bias=False)
+    spoil(net)
+    with pytest.raises(ValueError, match="do not begin with a layers"):
+        use(net, (0.5,) * 3, (0.2,) * 3)
 
 
 def test_integers_are_not_refused_for_a_batch_norm_that_is_not_there():
