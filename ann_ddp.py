@@ -5,7 +5,6 @@ python ann_ddp.py --dataset CIFAR10 --architecture RESNET20 --bn --bias --epochs
 """
 
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -66,14 +65,23 @@ def activation(quant: QuantOptions):
     return models.LogQuant(quant.act_bits, quant.quant_id, quant.quant_scale_max)
 
 
-def calibration_batches(task: run.Task, epoch):
-    """Yield the images [B, 3, H, W] of whole training batches that set the quantisers' ranges."""
-    # whole batches, as one process would draw them
-    asked, alone = task.asked, World(device=task.world.device)
-    loader, *_ = make_loaders(task.data, asked.batches, asked.compute.seed, alone)
+def calibration_batches(task: run.Task):
+    """Function of an epoch that yields the images [B, 3, H, W] which set the quantisers' ranges.
+
+    They are those of whole training batches, as one process draws them, however many there are.
+    """
+    asked, world = task.asked, task.world
+    loader = task.loaders[0]
+    if world.size > 1 and world.main:
+        alone = World(device=world.device)
+        loader, *_ = make_loaders(task.data, asked.batches, asked.compute.seed, alone)
     count = min(asked.quant.quant_num_batches, len(loader))
-    for images, *_ in islice(loader.epoch(epoch), count):
-        yield images
+
+    def batches(epoch):
+        for images, *_ in islice(loader.epoch(epoch), count):
+            yield images
+
+    return batches
 
 
 def build(task: run.Task):
@@ -100,7 +108,7 @@ def make_recipe(task: run.Task):
     teacher = provenance.teacher(training.distill, task.about, world)
     if not task.asked.quant.quant_act:
         return CNNRecipe(training, teacher)
-    return LQRecipe(training, partial(calibration_batches, task), world, teacher)
+    return LQRecipe(training, calibration_batches(task), world, teacher)
 
 
 def work(asked: AnnSettings, saved, world: World):

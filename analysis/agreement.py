@@ -1,9 +1,10 @@
 """How a network of another kind agrees with the spiking network that it was made of."""
 
-from contextlib import ExitStack
 from dataclasses import dataclass
 
 import torch
+
+from models.layers import hooked
 
 
 @dataclass(frozen=True)
@@ -12,8 +13,8 @@ class Agreement:
 
     predictions: on which both networks name the same class. spikes: {layer: of the outputs of its
     neurons, at every step, that are equal, silence included}. accuracy, other_accuracy: of the
-    spiking network and of the other one; None where there are no labels. difference: the largest of
-    their readouts.
+    spiking network and of the other one; None where there are no labels. difference: the largest
+    between their readouts.
     """
 
     images: int
@@ -50,9 +51,7 @@ def outputs(net, x):
     def see(module, args, out):
         seen.append(out)
 
-    with ExitStack() as hooks:
-        for site in net.sites():
-            hooks.callback(site.register_forward_hook(see).remove)
+    with hooked(net.sites(), see):
         return net(x), seen
 
 

@@ -30,6 +30,17 @@ def _has_matrix(module):
     return any(parameter.dim() > 1 for parameter in module.parameters(recurse=False))
 
 
+def _check_padding(name, module):
+    """Refuse what `fan_out` does not know: other values than zeros, sizes that are words."""
+    mode = getattr(module, "padding_mode", "zeros")
+    padding = getattr(module, "padding", 0)
+    if mode != "zeros" or isinstance(padding, str):
+        raise ValueError(
+            f"{name} pads by {padding!r} with {mode}: what is counted are zeros, and their number "
+            "on each side"
+        )
+
+
 def fan_out(module, x, out):
     """Weights that one input meets: a number for a linear layer, [H*W, 1] for a convolution.
 
@@ -125,6 +136,7 @@ class Counter:
         self.hooks = {}
         for name, module in net.named_modules():
             if isinstance(module, WEIGHTED):
+                _check_padding(name, module)
                 self.hooks[module] = partial(self._count_inputs, name)
             elif isinstance(module, (SpikingLayer, LIFLayer)):
                 self.hooks[module] = partial(self._count_spikes, name)

@@ -249,10 +249,10 @@ class Energy:
             return None
         return sum(row.rate * row.macs for row in spiking) / sum(row.macs for row in spiking)
 
-    def of_spikes(self):
+    def fixed_and_full_uj(self):
         """(uJ of the first layer, uJ of all others if each of their MACs were an addition).
 
-        As published: between the two sums of these lies what spikes can cost.
+        As published: an SNN of this shape takes between the first and the sum of both.
         """
         first, *others = self.layers
         return first.energy_uj, sum(row.macs for row in others) * E_AC * MICRO

@@ -71,8 +71,8 @@ def price_rule(price: PriceOptions, keep):
     """--penalty_warm_up does nothing where spikes have no price; keep: of the run.
 
     Raises:
-        UseError: there are two prices, or the network that is kept may be one from before a target
-            is due.
+        UseError: there are two prices, or the network that is kept may be one from before the
+            price or its target is due.
     """
     targets = (price.energy_target, price.rate_target)
     given = [value for value in (price.rate_penalty, *targets) if value]
@@ -82,6 +82,11 @@ def price_rule(price: PriceOptions, keep):
         raise UseError(
             "--energy_target and --rate_target need --keep last: the best epoch may be one before "
             "the target is met"
+        )
+    if price.rate_penalty and price.penalty_warm_up and keep != "last":
+        raise UseError(
+            "--penalty_warm_up needs --keep last: the best epoch may be one before the price has "
+            "its weight"
         )
     reason = "give --rate_penalty, --energy_target or --rate_target"
     return (["penalty_warm_up"], price.on, reason)

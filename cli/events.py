@@ -118,13 +118,15 @@ def start(asked: EventSettings, trained_on, saved, world: World):
     lanes = neuron.levels if neuron.multi_channel else 0
     act = activation(lanes, how.steps, neuron.surrogate_edge, neuron.neuron_backend)
     net = run.build(replace(asked.network, architecture="vggsnn"), about, act)
+    task = run.Task(asked, saved, world, data, made)
     # the weights of a run that goes on come from its last.pth
     if path and not saved:
-        world.say(checkpoint.load_named(net, path))
-        published = checkpoint.load(path)["format"] == checkpoint.PUBLISHED
-        if published and not how.published:
+        content = checkpoint.load(path)
+        checkpoint.load_named(net, content, path)
+        run.say_weights(content, path, task)
+        if content["format"] == checkpoint.PUBLISHED and not how.published:
             world.say("note: published weights were trained on what --resize published makes")
-    return run.Task(asked, saved, world, data, made), world.place(net)
+    return task, world.place(net)
 
 
 def result(asked: EventSettings):

@@ -135,6 +135,16 @@ def other_meaning(content, about, path):
     return ""
 
 
+def note_images(content, path, about, world: World):
+    """Tell where the images of a loaded checkpoint were others than those of the data set."""
+    # a published file does not say which images it saw
+    if content["format"] == checkpoint.PUBLISHED:
+        return
+    other = other_meaning(content, about, path)
+    if other:
+        world.say(f"note: {other}")
+
+
 def teacher(distill, about, world: World):
     """The trained network that --distill names, in eval mode; None if it names none."""
     if not distill:

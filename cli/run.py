@@ -20,7 +20,7 @@ from engine.files import locked
 from engine.generators import seed_all
 from engine.loop import ComputeOptions, Record, Trainer
 from engine.recipes.base import Recipe
-from engine.recipes.price import Price, PriceOptions
+from engine.recipes.price import MOST, Price, PriceOptions
 from engine.settings import Settings
 from inputs.images import IN_MEMORY, Data
 from inputs.loader import loaders as make_loaders
@@ -31,11 +31,12 @@ from models.neuron.backends import compiled
 from .checks import check_device, note_unused
 from .options import CNNSettings, NetworkOptions, TrainingSettings
 from .parser import Parser
-from .provenance import other_meaning
+from .provenance import note_images
 from .resume import read_settings
 
 RANDOM = 64  # random images on which two networks are compared
 LARGE_RANDOM = 4  # the same, above IN_MEMORY pixels
+WORTH_TELLING = 0.02  # of an energy target, by which it was missed
 FEW = 32  # images that tell whether two networks are equal, or a layer is silent
 
 
@@ -88,21 +89,26 @@ def own_head(asked: TrainingSettings):
 
 
 def load_weights(net, path, task: Task, new, dropped=()):
-    """Start `net` with the weights of the file `path`, and say so; returns the file's content.
+    """Start the CNN `net` with the weights of the file `path`, and say so.
 
     new, dropped: see `checkpoint.load_into`.
+    Returns:
+        The file's content.
     """
-    asked, world = task.asked, task.world
     content = checkpoint.load(path)
-    new_head, but = own_head(asked)
+    new_head, but = own_head(task.asked)
     checkpoint.load_into(net, content, path, new, dropped, new_head)
-    world.say(f"{checkpoint.told(content, path)}{but}")
-    # a published file does not say which images it saw; --test_only tells of it, too
-    if content["format"] != checkpoint.PUBLISHED and not asked.run.test_only:
-        other = other_meaning(content, task.about, path)
-        if other:
-            world.say(f"note: {other}")
+    say_weights(content, path, task, but)
     return content
+
+
+def say_weights(content, path, task: Task, but=""):
+    """Tell of the weights that were read, and whether their images were others.
+
+    content: what `checkpoint.load(path)` returned. but: what was not taken.
+    """
+    task.world.say(f"{checkpoint.told(content, path)}{but}")
+    note_images(content, path, task.about, task.world)
 
 
 def suffix(network: NetworkOptions, data: DataOptions):
@@ -219,12 +225,6 @@ def test_only(net, task: Task, weights, give):
     """
     if not weights:
         raise UseError(f"--test_only evaluates trained weights: give {give}")
-    content = checkpoint.load(weights)
-    # a published file does not say which images it saw
-    if content["format"] != checkpoint.PUBLISHED:
-        other = other_meaning(content, task.about, weights)
-        if other:
-            task.world.say(f"note: {other}")
     summary = _measure(task, task.asked.compute.amp)(net)
     task.world.say(f"{task.about['source']}: test accuracy {summary['test_accuracy']:.2%}")
     return summary
@@ -292,14 +292,23 @@ def make_price(options: PriceOptions, net, epochs, task: Task):
     """The `Price` on the network's spikes, or None.
 
     Raises:
-        UseError: no spikes are few enough for the energy that is asked for.
+        UseError: no spikes are few enough for the energy that is asked for, or the training ends
+            before the price has its full weight.
     """
     if not options.on:
         return None
 
+    warm_up = options.penalty_warm_up or 0
+    # a run that goes on keeps to its settings
+    if warm_up > epochs and not task.saved:
+        raise UseError(
+            f"--penalty_warm_up {warm_up:g}: the training ends after {epochs:g} epochs, before the "
+            "price is due; give fewer"
+        )
+
     def bill():
         images, *_ = next(task.test.epoch(0))
-        return energy.measure(net, [images]).of_spikes()
+        return energy.measure(net, [images]).fixed_and_full_uj()
 
     fixed, full = task.world.read(bill)
     target = options.energy_target
@@ -357,4 +366,20 @@ def train(
         )
         if task.saved:
             trainer.restore(task.saved)
-        return trainer.fit(resumed=task.saved is not None)
+        summary = trainer.fit(resumed=task.saved is not None)
+    if billed:
+        note_missed(billed, summary, world)
+    return summary
+
+
+def note_missed(price: Price, summary, world: World):
+    """Tell where a training ends over the energy that it aimed at."""
+    measured = summary.get("energy_uj")
+    over = price.missed(measured)
+    if over < WORTH_TELLING:
+        return
+    where = "batches of the training" if measured is None else "test images"
+    world.say(
+        f"note: on {where} the energy is {over:.1%} over the target of {price.target:.4g} uJ; the "
+        f"price on spikes ended at {price.weight.item():.3g}, the most that it becomes is {MOST:g}"
+    )

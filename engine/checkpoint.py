@@ -447,23 +447,18 @@ def _of_head(name):
     return name.startswith("head.")
 
 
-def load_named(net, path, new_head=None):
-    """Copy the weights of the file `path` into a transformer or a VGGSNN, strictly.
+def load_named(net, checkpoint, path, new_head=None):
+    """Copy the weights of a checkpoint into a transformer or a VGGSNN, strictly.
 
     Their neurons' theta and leak are settings and not weights: the file may have them or not, as
     M-LIF stores them and SpikingJelly's LIF does not.
 
-    new_head: see `load_into`.
-    Returns:
-        What is said of them, see `told`.
-    Raises:
-        UseError: no such file, or its weights do not fit.
+    Arguments and errors are those of `load_into`.
     """
     settings = ("theta", "leak")
-    checkpoint = load(path)
     if checkpoint["format"] != PUBLISHED:
         load_into(net, checkpoint, path, settings, settings, new_head)
-        return told(checkpoint, path)
+        return
     state = _renamed(net, checkpoint, path)
     if new_head:
         state = _with_own_head(net, state)
@@ -471,7 +466,6 @@ def load_named(net, path, new_head=None):
         published.fit(net, state, new=settings)
     except published.Misfit as misfit:
         raise UseError(f"{path}: {misfit}{_head_hint(misfit, new_head is False)}") from None
-    return told(checkpoint, path)
 
 
 def _renamed(net, checkpoint, path):

@@ -338,7 +338,7 @@ class Trainer:
 
     # ---- training ----
 
-    def _check(self, sums):
+    def _checked_means(self, sums):
         """Mean loss and accuracy of the epoch so far, read from the device.
 
         sums: those of this process, or of all.
@@ -366,14 +366,14 @@ class Trainer:
                 self._train_step(images, labels, whole_batch)
                 # reading the sums makes the host wait for the device, so not at every step
                 if self.step % self.run.print_freq == 0:
-                    loss, accuracy = self._check(self.sums)
+                    loss, accuracy = self._checked_means(self.sums)
                     shown = {"loss": f"{loss:.3f}", "accuracy": f"{accuracy:.2%}"}
                     # the bar knows when it is due
                     bar.set_postfix(shown, refresh=False)
                 every = self.run.save_freq
                 # after the last step, too: what evaluates may fail or be killed
                 if every and (self.step % every == 0 or self.step == total):
-                    self._check(self.sums)
+                    self._checked_means(self.sums)
                     # weights that are not finite are not stored: the next loss ends the run
                     if finite(self.net):
                         self._count_time()
@@ -394,14 +394,14 @@ class Trainer:
             images, targets = recipe.targets(images, labels, self.epoch)
             out = model(images)
         out = out.float()
-        loss = recipe.loss(out, targets)
+        loss = priced = recipe.loss(out, targets)
         if self.price:
-            loss = loss + len(images) * self.price(now, len(images) / whole_batch)
+            priced = loss + len(images) * self.price(now, len(images) / whole_batch)
 
         self.optimizer.zero_grad()
         # DDP averages over the processes: scaled, it is the sum over the whole batch, divided by
         # its size
-        self.scaler.scale(loss * (self.world.size / whole_batch)).backward()
+        self.scaler.scale(priced * (self.world.size / whole_batch)).backward()
         recipe.before_step(self.net, self.optimizer, self.scaler)
         self.scaler.step(self.optimizer)
         self.scaler.update()
@@ -482,7 +482,7 @@ class Trainer:
         # the steps before a resumption were not of this process
         images = max(0, self.train_loader.images - first * self.train_loader.batch_size)
         speed = images / (time.perf_counter() - start)
-        trained = self._check(self.world.sum(self.sums.clone()))
+        trained = self._checked_means(self.world.sum(self.sums.clone()))
 
         chosen = self._evaluate()
         self._count_time()

@@ -8,6 +8,7 @@ scales that `fold_scales` absorbs when the network is trained.
 import copy
 from dataclasses import replace
 from functools import partial
+from operator import itemgetter
 
 import torch
 from torch import nn
@@ -145,12 +146,14 @@ def affordable(net, images, bytes_per_neuron):
 
     bytes_per_neuron: for an image, see `balanced_bytes` and `matched_bytes`.
     """
-    largest = 0  # neurons of a layer
+    largest = 0  # neurons whose values are held at a time
     x = net.act.encode(images[:1])
     with evaluating(net):
         for stage in net.stages:
             x = stage(x)
-            largest = max(largest, x[0].numel())
+            # a block holds what it reads beside what its layers fire
+            layers = len(stage.firings()) if hasattr(stage, "firings") else 1
+            largest = max(largest, layers * x[0].numel())
 
     count = int(MEMORY / (largest * bytes_per_neuron))
     return max(1, min(len(images), count))
@@ -159,9 +162,9 @@ def affordable(net, images, bytes_per_neuron):
 def balanced_bytes(steps):
     """What a neuron takes for an image in `balance_thresholds`.
 
-    A spike takes half a byte, and two layers are stored at a time.
+    A spike takes half a byte. A layer's input is freed as it is read.
     """
-    return steps
+    return steps / 2
 
 
 def matched_bytes(steps):
@@ -182,7 +185,7 @@ def silent_layers(net, images):
         if not out.any():
             found.append(names[site])
 
-    with hooked(net, net.sites(), look):
+    with evaluating(net), hooked(net.sites(), look):
         net(images)
     return found
 
@@ -223,11 +226,12 @@ def balance_thresholds(
                 once.check(act)
 
     count = net.stem if which == "stem" else len(net.sites())
-    # A layer fires when the next one is asked for: the last one has no need to.
-    found = _thetas(net, images, steps)
+    # A layer fires when the next one is asked for, and the last one has no need to: so the count
+    # stands first, which ends the walk.
     with evaluating(net):
-        thetas = [next(found, None) for _ in progress(range(count))]
-    if None in thetas:
+        layers = zip(progress(range(count)), _thetas(net, images, steps))
+        thetas = [theta for _, theta in layers]
+    if len(thetas) < count:
         raise ValueError(f"{name} has activations without `firings`: it cannot be balanced")
     return thetas
 
@@ -384,7 +388,8 @@ def best_fit(x, act):
         q = _sum(target * o) / power.clamp(min=1e-12)
         return whole - q * q * power, theta, q
 
-    error, theta, q = min(map(tried, FRACTIONS))
+    # of equal errors the one of the smallest theta
+    error, theta, q = min(map(tried, FRACTIONS), key=itemgetter(0))
     return theta, q, error / whole.clamp(min=1e-12)
 
 
@@ -425,7 +430,7 @@ def match_activations(net, images, progress=iter):
         next(layers)
 
     # Each layer is set before it runs, so that the next one gets the spikes that it will get.
-    with hooked(net, sites, match, before=True):
+    with evaluating(net), hooked(sites, match, before=True):
         net(images)
     next(layers, None)  # lets a progress bar finish
     return chosen

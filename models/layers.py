@@ -250,8 +250,8 @@ def evaluating(net):
 
 
 @contextmanager
-def hooked(net, modules, hook, before=False):
-    """The network in eval mode with `hook` after every call of `modules`, or before it."""
+def hooked(modules, hook, before=False):
+    """`hook` after every call of `modules`, or before it."""
     handles = []
     try:
         for module in modules:
@@ -259,8 +259,7 @@ def hooked(net, modules, hook, before=False):
             if before:
                 register = module.register_forward_pre_hook
             handles.append(register(hook))
-        with evaluating(net):
-            yield
+        yield
     finally:
         for handle in handles:
             handle.remove()
@@ -328,7 +327,8 @@ class Network(nn.Module):
 
     # {"name": ..., **arguments} with which `models.build` made it, and can make it again.
     built = None
-    # Number of leading stages that `balance_thresholds(which="stem")` measures; 0: there is none.
+    # Number of leading layers of neurons that `balance_thresholds(which="stem")` measures; 0: there
+    # is no stem.
     stem = 0
     # Whether the energy bills the first layer at every step, or once (its current does not change).
     each_step = False
@@ -367,8 +367,8 @@ class Network(nn.Module):
         found = [m for m in in_signal_order(self.stages) if isinstance(m, self.act.module)]
         return list(dict.fromkeys(found))
 
-    def currents(self, x):
-        """The readout at each step, [T*B, classes].
+    def readouts(self, x):
+        """The readout of every step, [T*B, classes]; `forward` takes their mean.
 
         Raises:
             ValueError: the stages do not return T*B of them, since the first layer is not that of
@@ -391,7 +391,7 @@ class Network(nn.Module):
         return y
 
     def forward(self, x):
-        y = self.currents(x)
+        y = self.readouts(x)
         if self.per_step:
             return y.unflatten(0, (self.act.steps, -1))
         return self.act.readout(y)

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from . import image_side
-from .layers import WEIGHTED, Layer, hooked
+from .layers import WEIGHTED, Layer, evaluating, hooked
 
 
 def weighted(net):
@@ -38,7 +38,7 @@ def neuron_counts(net):
     def count(site, args, out):
         found[site] = out[0].numel()
 
-    with hooked(net, net.sites(), count):
+    with evaluating(net), hooked(net.sites(), count):
         run_once(net)
     return found
 
@@ -65,7 +65,10 @@ def sources(net):
         if x.requires_grad:
             gradients = ()
             if outputs:
-                gradients = torch.autograd.grad(x.sum(), list(outputs), allow_unused=True)
+                # what leads to x may lead to the next layer, too
+                gradients = torch.autograd.grad(
+                    x.sum(), list(outputs), allow_unused=True, retain_graph=True
+                )
             # each layer of neurons begins a graph of its own
             reached = [s for s, g in zip(outputs.values(), gradients) if g is not None]
             if len(reached) != 1:
@@ -75,7 +78,8 @@ def sources(net):
                 )
             (found[module],) = reached
 
-    with hooked(net, net.sites(), begin), hooked(net, weighted(net), end, before=True):
+    begins, ends = hooked(net.sites(), begin), hooked(weighted(net), end, before=True)
+    with evaluating(net), begins, ends:
         run_once(net)
     return found
 

@@ -106,7 +106,8 @@ def load(asked: TransformerSettings, path, world):
     data, loaders = load_data(filled(asked, stored, path, IMAGES - asked.given), world)
     if published:
         net = build(asked, data.about)
-        world.say(checkpoint.load_named(net, path))
+        checkpoint.load_named(net, content, path)
+        world.say(checkpoint.told(content, path))
     else:
         # its network is as it was trained, whatever the options say
         trained = filled(asked, stored, path, NETWORK)

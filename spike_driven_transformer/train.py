@@ -115,10 +115,12 @@ def start_network(task: run.Task):
     path = asked.experiment.initial_checkpoint
     # a resumed run has its weights in last.pth
     if path and not task.saved:
+        content = checkpoint.load(path)
         new_head, but = run.own_head(asked)
-        world.say(f"{checkpoint.load_named(net, path, new_head)}{but}")
+        checkpoint.load_named(net, content, path, new_head)
+        run.say_weights(content, path, task, but)
         if asked.run.test_only:
-            provenance.note_activation(checkpoint.load(path), net.act, path, world)
+            provenance.note_activation(content, net.act, path, world)
     net = world.place(net)
     net.recompute = asked.compute.recompute
     if asked.experiment.sync_bn:

@@ -25,8 +25,8 @@ class PriceOptions:
     )
     penalty_warm_up: float | None = option(
         None,
-        "training before the price has the full weight, default 0; with a target before the target "
-        "is due, default half of the epochs",
+        "epochs until the price has the full weight, default 0; with a target until the "
+        "target is due, default half of the training",
         nonnegative_float,
         unit="epochs",
     )
@@ -62,8 +62,9 @@ class Price:
 
     The weight rises linearly from 0 over `penalty_warm_up` epochs. With a target it is 0 while the
     energy E of the batch is under what is aimed at, then grows to `MOST` at once (a penalty that is
-    exact, so that E ends at the target, and no higher price is paid than that takes). The aim goes
-    in a line from the first batch's energy down to the target over those epochs.
+    exact: E ends at the target where `MOST` outweighs what accuracy asks for, and no higher price
+    is paid than that takes). The aim goes in a line from the first batch's energy down to the
+    target over those epochs. E is of training images, augmented: that of a test set differs.
 
     Args:
         net: the network, watched from now on. epochs: of the training.
@@ -104,6 +105,16 @@ class Price:
         excess = self.energy / aim - 1
         self.weight = MOST * (excess / BAND).clamp(0, 1)
         return self.weight * share
+
+    def missed(self, energy_uj=None):
+        """By what share the energy ends over the target, 0 where it does not or there is none.
+
+        energy_uj: as it was measured, uJ; None: that of the last batch.
+        """
+        if not self.target:
+            return 0
+        reached = self.energy.item() if energy_uj is None else energy_uj
+        return max(0, reached / self.target - 1)
 
     def figures(self):
         """{name: number} for the log."""

@@ -54,6 +54,14 @@ def test_an_snn_is_compared_with_the_ann_of_its_shape():
         assert snn.ann(name) == pytest.approx(shape.uj(name))
 
 
+@pytest.mark.parametrize("how", [{"padding": "same"}, {"padding_mode": "circular"}])
+def test_a_padding_that_is_not_counted_is_refused(how):
+    net = silent_chain()
+    net.stages.insert(1, nn.Conv2d(1, 1, 3, **how))
+    with pytest.raises(ValueError, match=r"stages\.1 pads by .*: what is counted are zeros"):
+        measure(net, [IMAGE])
+
+
 def test_counts_by_hand():
     """A 3x3 convolution on 2x2 pixels: each input meets 4 of 9 weights, the rest is padding."""
     energy = measure(silent_chain(), [IMAGE])

@@ -14,6 +14,7 @@ from engine import checkpoint
 from engine.dist import World
 from engine.errors import UseError
 from engine.loop import ComputeOptions
+from inputs.loader import loaders as make_loaders
 from inputs.loader import padded
 from inputs.table import DataOptions
 from models.neuron.backends import compiled
@@ -152,16 +153,29 @@ def test_calibration_images_are_those_of_the_limited_training():
     assert len(run.calibration_images(marked(40), asked, World(), 20)) == 16
 
 
-def test_a_test_on_images_that_mean_something_else_says_so(tmp_path, capsys, monkeypatch):
+def test_ranges_are_set_by_the_same_images_whatever_the_processes():
+    line = "--quant_act --quant_num_batches 2 --batch_size 8"
+    asked, data = ann_ddp.get_parser().parse(line.split()), marked(40)
+
+    def drawn(world):
+        loaders = make_loaders(data, asked.batches, asked.compute.seed, world)
+        batches = ann_ddp.calibration_batches(run.Task(asked, None, world, data, loaders))
+        return torch.cat(list(batches(5)))
+
+    alone = drawn(World())
+    assert len(alone) == 16
+    assert torch.equal(drawn(World(0, 4)), alone)
+
+
+def test_weights_of_images_that_mean_something_else_say_so(tmp_path, capsys):
     path = tmp_path / "net.pth"
     known = {"mean": [0.1, 0.2, 0.3], "std": [0.1, 0.2, 0.3]}
     checkpoint.save(path, checkpoint.content(toy(), "ann", ABOUT | known, {}))
-    monkeypatch.setattr(run, "_measure", lambda *_: lambda net: {"test_accuracy": 0.5})
-    for mean, said in (([0.1, 0.2, 0.3], ""), ([0.1, 0.2, 0.4], "note: ")):
+    content = checkpoint.load(path)
+    for mean, notes in (([0.1, 0.2, 0.3], 0), ([0.1, 0.2, 0.4], 1)):
         data = SimpleNamespace(about=ABOUT | known | {"mean": mean})
-        asked = SimpleNamespace(compute=SimpleNamespace(amp="none"))
-        run.test_only(toy(), run.Task(asked, None, World(), data, ()), str(path), "--weights")
-        assert capsys.readouterr().out.startswith(said or "noise: test accuracy 50.00%")
+        run.say_weights(content, path, run.Task(None, None, World(), data, ()))
+        assert capsys.readouterr().out.count("note: ") == notes
 
 
 @pytest.mark.compiler

@@ -270,10 +270,8 @@ def test_weights_of_another_network_are_named(net, state, words, tmp_path):
     path = tmp_path / "x.pth"
     torch.save(states[state], path)
     with pytest.raises(UseError, match=words):
-        if net in ("sdt", "vggsnn"):
-            checkpoint.load_named(networks[net], path)
-        else:
-            checkpoint.load_into(networks[net], checkpoint.load(path), path)
+        load = checkpoint.load_into if net in models.CNNS else checkpoint.load_named
+        load(networks[net], checkpoint.load(path), path)
 
 
 # ---- all together
@@ -283,10 +281,9 @@ def fill(net, path):
     """The network's tensors, but for counters, once the file's weights have replaced zeros."""
     for parameter in net.parameters():
         parameter.data.zero_()
-    if net.built["name"] in models.CNNS:
-        checkpoint.load_into(net, checkpoint.load(path), path)
-    else:
-        checkpoint.load_named(net, path)
+    cnn = net.built["name"] in models.CNNS
+    load = checkpoint.load_into if cnn else checkpoint.load_named
+    load(net, checkpoint.load(path), path)
     return {k: v for k, v in net.state_dict().items() if "num_batches" not in k}
 
 

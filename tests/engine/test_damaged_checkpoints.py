@@ -150,10 +150,9 @@ def published(folder, monkeypatch):
     odd = [*TENSORS, torch.ones(8, dtype=torch.int64), torch.ones(8, dtype=torch.float64)]
 
     def fill(net):
-        if net.built["name"] in models.CNNS:
-            checkpoint.load_into(net, checkpoint.load(path), path)
-        else:
-            checkpoint.load_named(net, path)
+        cnn = net.built["name"] in models.CNNS
+        load = checkpoint.load_into if cnn else checkpoint.load_named
+        load(net, checkpoint.load(path), path)
         return net.state_dict()
 
     def attempt(rng):

@@ -110,7 +110,7 @@ def snn(name, tag, hardware=1):
 def test_logits_of_the_snn(name, tag):
     net = snn(name, tag)
     close(net(tensor(name, "x")), tensor(name, f"snn_{tag}_logits"), 1e-5)
-    every_step = net.currents(tensor(name, "x")).unflatten(0, (net.act.steps, -1))
+    every_step = net.readouts(tensor(name, "x")).unflatten(0, (net.act.steps, -1))
     close(every_step.transpose(0, 1), tensor(name, f"snn_{tag}_out"), 1e-5)
 
 

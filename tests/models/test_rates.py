@@ -38,7 +38,7 @@ def test_the_value_is_the_measured_share(steps, scale):
     found = share().item()
     assert found == pytest.approx(measured(energy), rel=1e-5)
     # what energy targets aim at
-    fixed, full = energy.of_spikes()
+    fixed, full = energy.fixed_and_full_uj()
     assert fixed + found * full == pytest.approx(energy.total_uj, rel=1e-5)
     assert sum(energy.lane_rates_per_layer["stages.0.act"]) > 0.05
 
@@ -95,7 +95,7 @@ def test_every_layer_of_every_network_counts(name):
     price = additions()
     energy = counter.energy()
     assert price.item() == pytest.approx(measured(energy), rel=1e-5)
-    fixed, full = energy.of_spikes()
+    fixed, full = energy.fixed_and_full_uj()
     assert fixed + price.item() * full == pytest.approx(energy.total_uj, rel=1e-5)
     assert price > 0.02
 
@@ -133,6 +133,26 @@ def test_a_layer_that_reads_several_layers_of_neurons_is_told():
     net.stages.append(torch.nn.Flatten())
     with pytest.raises(ValueError, match=r"stages\.2 reads the spikes of 2 layers"):
         sources(net)
+
+
+def test_two_layers_may_read_one_pooling():
+    """As a block and its shortcut do, right behind a pooling."""
+    net = toy()
+    pooled = torch.nn.AvgPool2d(2)
+
+    class Both(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.other = torch.nn.Conv2d(3, 3, 1), torch.nn.Conv2d(3, 3, 1)
+
+        def forward(self, x):
+            x = pooled(x)
+            return self.one(x) + self.other(x)
+
+    net.stages.insert(1, Both())
+    net.head = torch.nn.Linear(12, 5, bias=False)
+    found = sources(net)
+    assert found[net.stages[1].one] is found[net.stages[1].other]
 
 
 def test_a_layer_counts_by_its_macs():

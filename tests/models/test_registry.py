@@ -207,7 +207,7 @@ def test_shape_of_the_readout(name, kind):
     net, x = lively(name, kind)
     steps = [net.act.steps] if net.per_step else []
     assert net(x).shape == (*steps, BATCH, CLASSES)
-    assert net.currents(x).shape == (net.act.steps * BATCH, CLASSES)
+    assert net.readouts(x).shape == (net.act.steps * BATCH, CLASSES)
 
 
 @EVERY
@@ -226,8 +226,8 @@ def test_images_do_not_see_each_other_in_evaluation(name, kind):
     net.eval()
     x = x.double()  # rounding must not flip a spike
     with torch.no_grad():
-        whole = net.double().currents(x).unflatten(0, (-1, BATCH))  # [T, B, classes]
-        alone = net.currents(x[1:2]).unflatten(0, (-1, 1))
+        whole = net.double().readouts(x).unflatten(0, (-1, BATCH))  # [T, B, classes]
+        alone = net.readouts(x[1:2]).unflatten(0, (-1, 1))
     assert torch.allclose(whole[:, 1:2], alone)
     assert not torch.allclose(whole[:, :1], whole[:, 1:2])
 

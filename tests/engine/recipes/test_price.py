@@ -1,11 +1,15 @@
 """The price on energy: its weight over the epochs, and the energy that is asked for."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 import snn_ddp
+from cli import checks, run
 from engine.dist import World
 from engine.errors import UseError
+from engine.log import read_lines
 from engine.recipes.price import BAND, MOST, Price, PriceOptions
 from neuromorphic_tasks import main_training_parallel
 from spike_driven_transformer import train
@@ -149,9 +153,51 @@ def test_an_energy_that_the_first_layer_alone_exceeds_is_refused(here):
         snn_ddp.main(f"{LINE} --epochs 1 --keep last --energy_target 0.001".split())
 
 
+def test_a_price_that_is_due_after_the_training_is_refused(here):
+    argv = f"{LINE} --epochs 1 --keep last --rate_target 0.2 --penalty_warm_up 2".split()
+    with pytest.raises(UseError, match="ends after 1 epochs, before the price is due"):
+        snn_ddp.main(argv)
+
+
+def test_a_price_that_rises_keeps_the_last_network():
+    asked = PriceOptions(rate_penalty=0.1, penalty_warm_up=2.0)
+    with pytest.raises(UseError, match="before the price has"):
+        checks.price_rule(asked, "best")
+    assert checks.price_rule(asked, "last")[1]
+
+
+@pytest.mark.parametrize("measured", [None, 5.0])
+def test_a_target_that_is_missed_is_told(measured, capsys):
+    made = price(0.25, energy_target=2.0)  # 3.5 uJ
+    made(1)
+    summary = {} if measured is None else {"energy_uj": measured}
+    run.note_missed(made, summary, World())
+    over = "150.0%" if measured else "75.0%"
+    assert f"{over} over the target of 2 uJ" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("options", [{"rate_penalty": 0.1}, {"energy_target": 3.45}])
+def test_nothing_is_told_of_a_target_that_is_met(options, capsys):
+    made = price(0.25, **options)
+    made(1)
+    run.note_missed(made, {}, World())
+    assert not capsys.readouterr().out
+
+
+def test_the_loss_of_the_log_is_without_the_price(here):
+    """The share of additions is under 1, which 100 of it would show in the loss."""
+    argv = f"{LINE} --epochs 1 --limit_train_batches 2 --limit_eval_batches 1"
+    losses = []
+    for weight in (0, 100):
+        summary = snn_ddp.main([*argv.split(), "--rate_penalty", str(weight)])
+        losses.append(read_lines(Path(summary["run"]) / "log.jsonl")[0]["train_loss"])
+    assert losses[1] == pytest.approx(losses[0], abs=1)
+
+
 @pytest.mark.parametrize("script", [snn_ddp, train, main_training_parallel])
 def test_every_spiking_network_may_have_a_price(script):
-    asked = script.get_parser().parse(["--rate_penalty", "0.1", "--penalty_warm_up", "2"])
+    argv = ["--rate_penalty", "0.1", "--penalty_warm_up", "2", "--keep", "last"]
+    asked = script.get_parser().parse(argv)
     assert asked.price.on
     idle = [names for names, used, _ in script.rules(asked) if not used]
     assert ["penalty_warm_up"] not in idle
