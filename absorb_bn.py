@@ -19,7 +19,7 @@ from engine.errors import RunError, UseError, guard
 from engine.generators import seed_all
 from engine.loop import ComputeOptions
 from engine.settings import Settings, group
-from inputs.table import TABLE, DataOptions
+from inputs.table import PUBLISHED, TABLE, DataOptions
 from models import convert
 
 
@@ -49,11 +49,10 @@ def read_published(content, asked: FuseSettings):
     """(checkpoint, network) of a file of the published code, which says nothing of its network."""
     path, network = asked.network.pretrained_ann, asked.network
     entry = TABLE[asked.data.dataset]
-    known = [known.name for known in TABLE.values() if known.classes and known.looks_in]
-    if entry.name not in known:
+    if entry.name not in PUBLISHED:
         raise UseError(
             f"{path} is a file of the published code: --dataset must be "
-            f"{', '.join(known[:-1])} or {known[-1]}"
+            f"{', '.join(PUBLISHED[:-1])} or {PUBLISHED[-1]}"
         )
     # what a checkpoint of this project would say of its data
     about = {

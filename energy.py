@@ -21,10 +21,10 @@ from engine.log import write_json
 from engine.loop import ComputeOptions
 from engine.settings import Settings, group
 from inputs.loader import BatchOptions, make_loader
-from inputs.table import TABLE, DataOptions, load
+from inputs.table import PUBLISHED, TABLE, DataOptions, load
 
 # these kinds of checkpoint need the data of their own scripts
-ELSEWHERE = {
+MEASURED_BY = {
     "sdt": "spike_driven_transformer/firing_num.py",
     "vggsnn": "neuromorphic_tasks/main_test.py",
 }
@@ -63,12 +63,10 @@ def get_parser():
 def shape_only(asked: EnergySettings):
     """Energy of --architecture as an ANN."""
     name, how = asked.network.architecture, asked.measure
-    # data sets whose shape is known without reading them
-    known = [entry.name for entry in TABLE.values() if entry.classes and entry.looks_in]
     entry = TABLE[asked.data.dataset]
-    if entry.name not in known:
+    if entry.name not in PUBLISHED:
         raise UseError(
-            f"--architecture without a checkpoint needs --dataset {', '.join(known)}, "
+            f"--architecture without a checkpoint needs --dataset {', '.join(PUBLISHED)}, "
             f"got {entry.name}"
         )
     energy = of_ann(
@@ -92,9 +90,9 @@ def shape_only(asked: EnergySettings):
 def settled(asked: EnergySettings, content):
     """The data options: those of the training, unless the command line names others."""
     path = asked.measure.checkpoint
-    if content["kind"] in ELSEWHERE:
+    if content["kind"] in MEASURED_BY:
         kind = content["kind"]
-        raise UseError(f"{path} holds a {kind}: measure it with {ELSEWHERE[kind]}")
+        raise UseError(f"{path} holds a {kind}: measure it with {MEASURED_BY[kind]}")
     checkpoint.check_own(content, path)
     return provenance.trained_data(content, asked.data, asked.given, path)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from cli import provenance, run
-from cli.forms import ELSEWHERE, TARGETS, Source, image_shape
+from cli.forms import OTHER_DATA, TARGETS, Source, image_shape
 from cli.options import EnergyOptions, FileOptions
 from cli.parser import Parser, refuse_idle
 from engine import checkpoint, onnx_file
@@ -242,7 +242,7 @@ def read_source(asked: ExportSettings):
     if content["kind"] != "vggsnn":
         about |= resizing(content, path)
     source = partial(Source, path=path, net=net, about=about, opset=asked.export.opset)
-    if content["kind"] in ELSEWHERE:
+    if content["kind"] in OTHER_DATA:
         return source(**on_numbers(path, content, net, asked))
     options = provenance.trained_data(content, asked.data, asked.given, path)
     mean, std = normalisation(content, path)

@@ -231,7 +231,7 @@ class Target:
     images: int | None = None
 
 
-ELSEWHERE = ("sdt", "vggsnn")  # kinds whose data other scripts read
+OTHER_DATA = ("sdt", "vggsnn")  # kinds whose data other scripts read
 NO_NIR = {
     "ann": "NIR's neurons are spiking",
     "lq": "NIR's neurons are spiking",
@@ -241,6 +241,6 @@ NO_NIR = {
 TARGETS = {
     "integer": Target(write_integer, "_integer.npz", ("snn",)),
     "integer-onnx": Target(write_integer_onnx, "_integer.onnx", ("snn",)),
-    "onnx": Target(write_onnx, ".onnx", ("ann", "lq", "snn", *ELSEWHERE)),
+    "onnx": Target(write_onnx, ".onnx", ("ann", "lq", "snn", *OTHER_DATA)),
     "nir": Target(write_nir, ".nir", ("snn",), NO_NIR, images=1000),
 }

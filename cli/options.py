@@ -75,7 +75,9 @@ class NeuronOptions:
     )
     reset_to_zero: int = option(0, "1: hard reset, 0: subtract", **SWITCH)
     input_encoding: int = option(1, "1: analog image, 0: Bernoulli rate", **SWITCH)
-    activation: str = option("Linear", "published: the triangle", choices=("Linear",))
+    activation: str = option(
+        "Linear", "accepted as published, changes nothing: see --surrogate", choices=("Linear",)
+    )
     surrogate: str = option(
         "triangle",
         "surrogate gradient: the published triangle around each threshold, or clipped: constant up "
@@ -142,7 +144,12 @@ class QuantOptions:
         number(int, low=1, high=models.quantize.MAX_BITS),
         unit="bits",
     )
-    quant_id: str = option("log", "levels", choices=models.quantize.SCHEMES)
+    quant_id: str = option(
+        "log",
+        "levels beside zero: log, 2^bits - 1 powers of two; lvl, as many powers of two as bits, "
+        "those of a neuron with S = bits; uniform, equal steps",
+        choices=models.quantize.SCHEMES,
+    )
     quant_scale_max: float = option(
         99.7,
         "upper end of the range: percentile of the activations of a layer",

@@ -10,6 +10,22 @@ from pathlib import Path
 from .errors import RunError, UseError
 
 
+def write_proved(path, write, same):
+    """`write_atomic` of what is read back before it gets its name.
+
+    same: function of the temporary path that tells whether it holds what was to be written.
+    Raises:
+        RunError: it does not, or see `write_atomic`.
+    """
+
+    def proved(temporary):
+        write(temporary)
+        if not same(temporary):
+            raise OSError("it was read back otherwise than it was written")
+
+    write_atomic(path, proved)
+
+
 def write_atomic(path, write):
     """Call write(temporary path), then rename it to path; a failure leaves no temporary file.
 

@@ -18,7 +18,7 @@ import models
 from models import integer
 
 from .errors import MALFORMED, UseError, reason
-from .files import write_atomic
+from .files import write_proved
 from .log import versions
 from .plain import check_archive
 
@@ -50,12 +50,13 @@ def save(path, whole, net, mean, std, **more):
         # an open file, since NumPy would add a suffix to a name
         with open(temporary, "wb") as file:
             np.savez(file, header=json.dumps(header), **arrays)
+
+    def same(temporary):
         again = load(temporary)[0].state_dict()
         written = whole.state_dict()
-        if not all(torch.equal(again[name], value) for name, value in written.items()):
-            raise OSError("it was read back otherwise than it was written")
+        return all(torch.equal(again[name], value) for name, value in written.items())
 
-    write_atomic(path, write)
+    write_proved(path, write, same)
 
 
 def load(path):

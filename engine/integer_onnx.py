@@ -292,6 +292,7 @@ def lifted(graph, stage, inner, wire):
         return None
     start, theta = found
     if len(neurons.shifts) == 1:
+        # one lane may have any theta: that of the factor makes n and m 1
         start, theta = start + theta - factor, factor
     unit = np.gcd(theta, factor)
     n = int(theta[0] // unit[0])

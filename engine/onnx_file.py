@@ -12,7 +12,7 @@ from torch import nn
 
 from .errors import RunError
 from .extras import need
-from .files import write_atomic
+from .files import write_proved
 
 OPSET = 18  # the exporter's own, which the most tools read
 OPSETS = range(OPSET, 26)  # those that it brings its graphs to
@@ -120,8 +120,8 @@ def save(path, content):
 
     def write(temporary):
         temporary.write_bytes(content)
-        if temporary.read_bytes() != content:
-            raise OSError("it was read back otherwise than it was written")
-        session(temporary)
 
-    write_atomic(path, write)
+    def same(temporary):
+        return temporary.read_bytes() == content and session(temporary) is not None
+
+    write_proved(path, write, same)

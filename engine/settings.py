@@ -2,7 +2,8 @@
 
 A *group* is a frozen dataclass whose fields are made by `option`; a command's `Settings` is a
 frozen dataclass whose fields are groups, made by `group`. `cli.parser` builds the command line from
-them. A function takes the group that it needs, so its signature tells what it depends on.
+them; the first line of a group's docstring is its title in --help. A function takes the group that
+it needs, so its signature tells what it depends on.
 """
 
 import math

@@ -18,7 +18,7 @@ from models import CNNS
 
 from . import declared
 from .options import RowSettings
-from .stage import Stage, options
+from .stage import Stage, from_words
 
 FOLDER = Path(__file__).parent
 # Training images of an epoch; of the recordings the first 900 of each of the ten classes.
@@ -140,7 +140,7 @@ def printed_commands():
     """[(file of the script, its options)] of the published commands, the scripts' own spelling."""
     lines = (FOLDER / "published_commands.txt").read_text().splitlines()
     commands = [shlex.split(line) for line in lines]
-    return [(file, options(words)) for _, file, *words in commands]
+    return [(file, from_words(words)) for _, file, *words in commands]
 
 
 def published(script, row: Row):

@@ -28,7 +28,7 @@ IDENTITY = {
 SHORT = 64  # characters of a value that an error can show
 
 
-def words(options):
+def to_words(options):
     """Command-line words of {name: value}.
 
     True is a flag, a list several words; None leaves the option out.
@@ -45,7 +45,7 @@ def words(options):
     return found
 
 
-def options(tokens):
+def from_words(tokens):
     """{name: value} of command-line words; several words are one value, True is a flag."""
     found = {}
     name = None
@@ -136,7 +136,7 @@ class Stage:
     @property
     def recipe(self):
         """{option: value} as text, but for what belongs to a machine."""
-        return portable(self.script, options(words(self.given)))
+        return portable(self.script, from_words(to_words(self.given)))
 
     @property
     def inputs(self):
@@ -152,7 +152,7 @@ class Stage:
     def words(self):
         """The stage's command line, with file names in the place of `{stage}`."""
         files = self.inputs
-        found = [str(files.get(word, word)) for word in words(self.given)]
+        found = [str(files.get(word, word)) for word in to_words(self.given)]
         # what does not train writes beside its input
         if self.trains:
             found += ["--output_dir", str(self.folder)]
@@ -299,7 +299,7 @@ class Stage:
         # the folder of the stages may have been moved meanwhile
         if self.given.get("distill") in self.inputs:
             given["distill"] = str(self.inputs[self.given["distill"]])
-        return words(given)
+        return to_words(given)
 
     def _start(self, words, lock):
         """Run the script to its end."""

@@ -12,6 +12,7 @@ import importlib
 import re
 import shlex
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -22,13 +23,13 @@ from cli.parser import Parser, refuse_idle
 from engine import checkpoint, zoo
 from engine.dist import World
 from engine.errors import RunError, UseError, guard
-from engine.files import write_atomic, write_text
+from engine.files import write_proved, write_text
 from engine.settings import RESULT, Settings, group, option, options, stored_name
 from inputs.loader import BatchOptions, make_loader
 from inputs.table import DataOptions, load
 
 from .chain import same_data
-from .stage import words
+from .stage import to_words
 
 SCRIPT = "snn_ddp"  # makes what is stored
 FILES = ("output_dir", "pretrained_ann", "pretrained_snn", "distill")  # options
@@ -139,15 +140,12 @@ def packed(content, data):
 def store(path, content):
     """Write a packed checkpoint, once it was read back."""
 
-    def write(temporary):
-        torch.save(content, temporary)
+    def same(temporary):
         again = checkpoint.load(temporary)["model"]
         wanted = zoo.unpacked(content)["model"]
-        same = [torch.equal(again[name], value) for name, value in wanted.items()]
-        if not all(same):
-            raise OSError("it was read back otherwise than it was written")
+        return all(torch.equal(again[name], value) for name, value in wanted.items())
 
-    write_atomic(path, write)
+    write_proved(path, partial(torch.save, content), same)
 
 
 def card(entry, content, summary):
@@ -166,7 +164,7 @@ def card(entry, content, summary):
         train=about["train"]["images"],
         mean=shown(about["mean"]),
         std=shown(about["std"]),
-        recipe=shlex.join([f"{SCRIPT}.py", *words(changed)]),
+        recipe=shlex.join([f"{SCRIPT}.py", *to_words(changed)]),
     )
 
 

@@ -62,8 +62,8 @@ def seeded(*key):
 
 
 class Loader:
-    """Iterates (images, labels, n): this process's share of each batch, and the size n of the
-    batch.
+    """Its `epoch` yields (images, labels, n): this process's share of each batch, and the size n
+    of the batch.
 
     Images are float32 [b, 3, H, W], channels_last, on the device. Training batches are shuffled; a
     last batch with fewer images than processes is left out of training. Evaluation visits every

@@ -62,6 +62,19 @@ def binary(x, highest):
         yield digit, x >> digit & 1
 
 
+def geometry(module, highest):
+    """Line of a module of sums for `print(net)`; bits: of the largest sum and its sign.
+
+    highest: the largest integer of its input.
+    """
+    outputs, inputs, *size = module.weight.shape
+    bits = int(_reach(module.weight, highest).max()).bit_length() + 1
+    return (
+        f"{inputs} -> {outputs}, {'x'.join(map(str, size))}, stride={module.stride}, "
+        f"padding={module.padding}, inputs 0 to {highest}, sums of {bits} bits"
+    )
+
+
 class Sum(nn.Module):
     """Weighted sums of integers from 0 to `highest`: [N, I, H, W] -> int32 [N, O, H, W].
 
@@ -82,6 +95,9 @@ class Sum(nn.Module):
         for digit, ones in binary(x, self.highest):
             total = total + (self.add(ones, self.weight, self.stride, self.padding) << digit)
         return total
+
+    def extra_repr(self):
+        return geometry(self, self.highest)
 
 
 class Factor(nn.Module):
@@ -118,6 +134,9 @@ class Products(nn.Module):
         framed[..., above : above + height, left : left + width] = x
         # exact in float64
         return F.conv2d(framed.double(), self.weight.double(), stride=self.stride).int()
+
+    def extra_repr(self):
+        return geometry(self, WHITE)
 
 
 class PoolSum(nn.Module):
@@ -359,9 +378,19 @@ def scale_of_readout(weight):
     return (weight.abs().max() / TOP).expand(len(weight))
 
 
+def whole_weight(weight, scale):
+    """Weights [O, I, k, k] as whole numbers, float64, of units of `scale` [O]."""
+    return (weight / scale[:, None, None, None]).round()
+
+
+def whole_theta(act, scale):
+    """The threshold of a channel as a whole number, float64 [O], of units of `scale` [O]."""
+    return (act.theta.double() / scale).round().clamp(min=1)
+
+
 def _quantised(weight, scale):
     """int8 weights [O, I, k, k] in units of `scale` [O]."""
-    return (weight / scale[:, None, None, None]).round().to(torch.int8)
+    return whole_weight(weight, scale).to(torch.int8)
 
 
 def _reach(weight, highest):
@@ -420,7 +449,7 @@ def _neurons(act, name, scale, bias, reach):
     """The neurons of sums in units of `scale` [C] whose current also has the real `bias` [C]."""
     config = act.config
     bias = (bias / scale).round()
-    theta = (act.theta.double() / scale).round().clamp(min=1)
+    theta = whole_theta(act, scale)
     top = 2**config.levels * theta
     if act.steps == 1:
         # beyond what the sums reach, one bias is as good as another
@@ -493,6 +522,18 @@ def _head(layer, signal, steps):
     return Sum(weight, layer, signal.highest), worth
 
 
+def seen(net, image):
+    """Yield (name, stage, the `Signal` that it gets), the head last; image: that of the pixels."""
+    signal = image
+    for name, stage in net.stages.named_children():
+        yield f"stages.{name}", stage, signal
+        if isinstance(stage, (Layer, Residual)):
+            signal = Signal.spikes(net.act.neuron)
+        elif isinstance(stage, nn.AvgPool2d):
+            signal = signal.pooled(stage.kernel_size)
+    yield "head", net.head, signal
+
+
 def _check_geometry(net):
     """Refuse layers whose geometry the sums do not have."""
     for name, module in net.named_modules():
@@ -531,25 +572,19 @@ def to_integer(net, mean, std):
     check(net)
     exact = {"dtype": torch.float64, "device": net.head.weight.device}
     mean, std = (torch.tensor(values, **exact) for values in (mean, std))
-    spikes = Signal.spikes(net.act.neuron)
-    signal = Signal(WHITE)
+    *parts, (_, head, readout) = seen(net, Signal(WHITE))
     stages = []
-    for index, stage in enumerate(net.stages):
-        name = f"stages.{index}"
-        if index == 0:
+    for name, stage, signal in parts:
+        if not stages:
             stages.append(_first(stage, mean, std, name))
-            signal = spikes
         elif isinstance(stage, Layer):
             stages.append(_layer(stage, signal, name))
-            signal = spikes
         elif isinstance(stage, Residual):
             stages.append(_residual(stage, signal, name))
-            signal = spikes
         elif isinstance(stage, nn.AvgPool2d):
             stages.append(PoolSum(stage.kernel_size))
-            signal = signal.pooled(stage.kernel_size)
         else:
             stages.append(Flatten())
     steps = net.act.steps
-    head, scale = _head(net.head, signal, steps)
+    head, scale = _head(head, readout, steps)
     return IntegerNetwork(stages, head, steps, scale)

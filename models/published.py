@@ -135,19 +135,20 @@ def rename(net, state):
     """Weights of the published code, {key: tensor}, under the names of `net`.
 
     Those of VGGSNN are turned, see `upright`. Keys that have no name in `net` are kept as they are,
-    for `fit` to report. Dimensions of size 1
-    follow the network: a published threshold is [1], and a 1x1 convolution may have one dimension.
+    for `fit` to report. Dimensions of size 1 follow the network: a published threshold is [1], and
+    a 1x1 convolution may have one dimension.
 
     Raises:
         ValueError: `state` has no weights by the names of the published code, or another network's.
     """
-    name = net.built["name"]
+    network = net.built["name"]
+    expected = network if network in FAMILIES else "cnn"
     held = family(state)
-    if held not in (None, name if name in FAMILIES else "cnn"):
+    if held not in (None, expected):
         raise ValueError(f"it holds a {held}")
-    if name == "sdt":
+    if network == "sdt":
         modules = _transformer(net.built["depth"])
-    elif name == "vggsnn":
+    elif network == "vggsnn":
         modules = _vggsnn()
     else:
         modules = _by_position(net, state)

@@ -74,20 +74,17 @@ class Rounded(nn.Module):
     def values(self):
         """{weight, bias or gain: its rounded value}, float64."""
         found = {}
-        spikes = integer.Signal.spikes(self.act.neuron)
-        signal = integer.Signal(integer.WHITE, 1 / (integer.WHITE * self.std))
+        # only pixels stand above the numbers that they mean
         offset = integer.WHITE * self.mean
-        for stage in self.net.stages:
+        image = integer.Signal(integer.WHITE, 1 / (integer.WHITE * self.std))
+        *parts, (_, head, _) = integer.seen(self.net, image)
+        for _, stage, signal in parts:
             if isinstance(stage, Layer):
                 found |= layer_values(stage, signal.unit, offset)
-                signal, offset = spikes, 0.0
+                offset = 0.0
             elif isinstance(stage, Residual):
                 found |= layer_values(stage.inner, signal.unit)
                 found |= residual_values(stage, signal)
-                signal = spikes
-            elif isinstance(stage, nn.AvgPool2d):
-                signal = signal.pooled(stage.kernel_size)
-        head = self.net.head
         scale = integer.scale_of_readout(integer.weight_of(head))
         found[head.weight] = on_grid(head, 1.0, scale, scale)
         return found
@@ -115,19 +112,15 @@ def on_grid(layer, unit, scale, worth):
 
     unit: what an integer of the input is worth.
     """
-    scale, worth = (channels[:, None, None, None] for channels in (scale, worth))
-    weight = integer.weight_of(layer) * unit
-    whole = (weight / scale).round()
-    value = whole * worth / unit
+    whole = integer.whole_weight(integer.weight_of(layer) * unit, scale)
+    value = whole * worth[:, None, None, None] / unit
     return value.view_as(layer.weight)
 
 
 def worth_of(act, scale):
     """What an integer of a sum in units of `scale` [O] is worth, so that theta is whole [O]."""
     side = 1 if act.config.inclusive else -1
-    theta = act.theta.double()
-    whole = (theta / scale).round().clamp(min=1)
-    return theta / whole * (1 + side * NUDGE)
+    return act.theta.double() / integer.whole_theta(act, scale) * (1 + side * NUDGE)
 
 
 def bias_value(layer, scale, worth, above=0.0, others=0.0):
@@ -152,8 +145,7 @@ def layer_values(stage, unit, offset=0.0):
     scale = integer.scale_of(act, weight)
     worth = worth_of(act, scale)
     # the mean of the image is in the integer bias
-    whole = (weight / scale[:, None, None, None]).round()
-    above = (whole * offset).sum((1, 2, 3))
+    above = (integer.whole_weight(weight, scale) * offset).sum((1, 2, 3))
     weights = {layer.weight: on_grid(layer, unit, scale, worth)}
     return weights | bias_value(layer, scale, worth, above)
 

@@ -67,15 +67,17 @@ class SpikingRecipe(CNNRecipe):
         self.images = images
         self.lanes = (*levels.first_lanes, lanes or net.act.neuron.levels)
         sites = net.sites()
-        self.scaled = net.act.scale
+        self.has_scales = net.act.scale
         self.leaks = [site.leak for site in sites]
         self.positive = [site.theta for site in sites]
-        if self.scaled:
+        if self.has_scales:
             self.positive += [site.scale for site in sites]
         self.counts = None  # of neurons, in the order of `positive`
         if levels.lsq_gradient:
-            counts = list(neuron_counts(net).values())
-            self.counts = counts * (len(self.positive) // len(counts))
+            by_site = neuron_counts(net)
+            counts = [by_site[site] for site in sites]
+            # of thetas, then of output scales
+            self.counts = counts * 2 if self.has_scales else counts
 
     def before_epoch(self, net, epoch):
         # each of the first S has an equal part of the first half of the epochs
@@ -100,7 +102,7 @@ class SpikingRecipe(CNNRecipe):
 
     def export(self, net):
         """The network with batch norm and scales in its weights, proved equal; see `Recipe`."""
-        if not (norms(net) or self.scaled):
+        if not (norms(net) or self.has_scales):
             return net
         try:
             return convert.stored_form(net, self.images())

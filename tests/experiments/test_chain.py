@@ -20,10 +20,10 @@ from experiments.stage import (
     Stage,
     digest_weights,
     first_difference,
+    from_words,
     machine_spellings,
-    options,
     portable,
-    words,
+    to_words,
 )
 from tests.experiments.asked import chain_of
 from tests.helpers import ROOT
@@ -36,21 +36,23 @@ RECORDED = sorted((ROOT / "results").glob("rows/*.json"))
 
 def test_words_and_options_are_inverse():
     given = {"bn": True, "epochs": 3, "lr_interval": "0.4 0.6", "weight_decay": 1e-4}
-    assert words(given | {"seed": None}) == [
+    assert to_words(given | {"seed": None}) == [
         *("--bn", "--epochs", "3", "--lr_interval", "0.4 0.6"),
         *("--weight_decay", "0.0001"),
     ]
-    assert options(words(given)) == {name: v if v is True else str(v) for name, v in given.items()}
+    assert from_words(to_words(given)) == {
+        name: v if v is True else str(v) for name, v in given.items()
+    }
 
 
 def test_words_as_they_are_printed():
-    found = options(["-thr_lr", "0.01", "--dataset_dir=./x", "--warm_up", "-leak", "-1"])
+    found = from_words(["-thr_lr", "0.01", "--dataset_dir=./x", "--warm_up", "-leak", "-1"])
     assert found == {"thr_lr": "0.01", "dataset_dir": "./x", "warm_up": True, "leak": "-1"}
 
 
 def test_a_value_may_be_several_words():
-    assert words({"scale": [1, 1]}) == ["--scale", "1", "1"]
-    assert options(["--scale", "0.5", "1", "--bn"]) == {"scale": "0.5 1", "bn": True}
+    assert to_words({"scale": [1, 1]}) == ["--scale", "1", "1"]
+    assert from_words(["--scale", "0.5", "1", "--bn"]) == {"scale": "0.5 1", "bn": True}
 
 
 # ---- what belongs to a machine ----
@@ -59,7 +61,7 @@ def test_a_value_may_be_several_words():
 @pytest.mark.parametrize("more, mode", [("", "none"), ("--compile default", "default")])
 def test_a_resumed_stage_is_compiled_as_is_asked_now(more, mode):
     ann = chain_of("cifar10-resnet20-mlif", more).stages["ann"]
-    assert options(ann.new_words)["compile"] == mode
+    assert from_words(ann.new_words)["compile"] == mode
 
 
 def test_a_stage_that_trains_is_shown_with_its_launcher():

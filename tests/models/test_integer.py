@@ -238,6 +238,14 @@ def test_additions_and_convolutions_agree_bit_for_bit(name, steps):
     assert sum(ours.count_nonzero() for ours in spikes[-2:]) > 0
 
 
+def test_sums_tell_their_geometry():
+    weight = torch.full((4, 2, 1, 1), -3, dtype=torch.int8)
+    layer = integer.Sum(weight, nn.Conv2d(2, 4, 1, stride=2), highest=7)
+    # the largest is -42: six bits and a sign
+    expected = "2 -> 4, 1x1, stride=(2, 2), padding=(0, 0), inputs 0 to 7, sums of 7 bits"
+    assert expected in repr(layer)
+
+
 def test_the_frame_is_the_mean_pixel():
     net = integer.to_integer(random("vgg16"), (0.4914, 0.4822, 0.4465), STD)
     assert net.stages[0].sums.mean.tolist() == [125, 123, 114]
