@@ -6,6 +6,7 @@ scales that `fold_scales` absorbs when the network is trained.
 """
 
 import copy
+import math
 from dataclasses import replace
 from functools import partial
 from operator import itemgetter
@@ -162,9 +163,10 @@ def affordable(net, images, bytes_per_neuron):
 def balanced_bytes(steps):
     """What a neuron takes for an image in `balance_thresholds`.
 
-    A spike takes half a byte. A layer's input is freed as it is read.
+    A spike takes half a byte, and takes the place of the layer's input; what a step computes took
+    30 more where it was measured.
     """
-    return steps / 2
+    return 30 + steps / 2
 
 
 def matched_bytes(steps):
@@ -271,9 +273,10 @@ def _thetas(net, images, steps):
             kept = _balance(act, current, steps)
             yield act.theta.item()
 
-            # the stage's last layer is the last one to read these trains
-            used = trains if number == len(firings) else ()
-            trains.append(_fire(act, current, kept, steps, used))
+            # the stage's last layer is the last one to read its input, and takes its place
+            last = number == len(firings)
+            room = getattr(inputs, "room", None) if last else None
+            trains.append(_fire(act, current, kept, steps, room))
 
         inputs = trains[-1]
         pool = nn.Sequential()
@@ -291,19 +294,18 @@ def _balance(act, current, steps):
     The first is kept, and the others if all take no more than CURRENTS bytes.
     """
     kept = {}
-    top = None
-    largest = []
+    top, largest = None, -math.inf
     # under direct encoding, the first layer's current does not change
     for t in range(1 if act.constant else steps):
         u = current(t)
         if t == 0 or u.numel() * u.element_size() * steps <= CURRENTS:
             kept[t] = u
         top = percentile(u, PERCENT, top)
-        largest.append(u.amax())
+        largest = max(largest, u.amax().item())
 
     # The percentile comes to lie on the highest boundary, or the largest current where few are
     # positive. Where none is, the layer is silent anyway, and a threshold must be positive.
-    reach = top if top > 0 else max(largest)
+    reach = top if top > 0 else largest
     if reach > 0:
         highest = 2 ** (act.config.levels - 1) * act.config.gain
         act.theta.copy_(reach / highest)
@@ -315,49 +317,61 @@ def _fire(
     current,
     kept,
     steps,
-    used,
+    room,
 ):
     """The spike train of a layer with its threshold and without leak.
 
-    Of the trains `used`, which nobody else reads, each step is freed once it is read.
+    room: memory for it, or None, see `SpikeTrain`.
     """
     leak = torch.ones_like(act.leak)
-    fired = SpikeTrain(act.config)
+    fired = SpikeTrain(act.config, steps, room)
     v = None
     for t in range(steps):
         u = kept.pop(t) if t in kept else current(t)
         o, v = mlif(u[None], act.theta, leak, act.config, v=v, want_state=True, backend=act.backend)
-        fired.append(o[0] / act.config.gain)
-        for train in used:
-            train[t] = None
+        fired[t] = o[0].div_(act.config.gain)
     return fired
 
 
-class SpikeTrain(list):
+class SpikeTrain:
     """The merged spikes of a layer before the gain, a tensor each step, four bits a spike.
 
-    What is read is the output, with the gain.
+    What is read is the output, with the gain. All steps lie in one piece of memory, the `room`
+    [steps, bytes]: a piece for each, between what a step computes and forgets, would leave holes.
+
+    Args:
+        room: of another train, each step of which is read before that of this one is written; where
+            there is none, or it is too narrow, the train makes one.
     """
 
-    def __init__(self, config):
-        super().__init__()
+    def __init__(self, config, steps, room=None):
         self.config = config
+        self.steps = steps
+        self.room = room
+        self.shape = self.dtype = None  # of a step
 
-    def append(self, o):
+    def __setitem__(self, t, o):
         # A spike's code is the number of boundaries that it has passed: 1, 2, 3 of the one-hot
         # outputs 1, 2, 4 and of the multi-hot outputs 1, 3, 7.
-        passed = [(o >= boundary).to(torch.uint8) for boundary in self.config.boundaries]
-        codes = sum(passed).flatten()
+        codes = torch.zeros_like(o, dtype=torch.uint8)
+        for boundary in self.config.boundaries:
+            codes += o >= boundary
+        codes = codes.flatten()
         codes = nn.functional.pad(codes, (0, len(codes) % 2))
         packed = codes[::2] | codes[1::2] << 4
-        super().append((packed, o.shape, o.dtype))
+        if self.room is None or self.room.shape[1] < len(packed):
+            self.room = packed.new_empty(self.steps, len(packed))
+        self.room[t, : len(packed)] = packed
+        self.shape, self.dtype = o.shape, o.dtype
 
     def __getitem__(self, t):
-        packed, shape, dtype = super().__getitem__(t)
+        count = self.shape.numel()
+        packed = self.room[t, : (count + 1) // 2]
         codes = torch.stack((packed & 15, packed >> 4), 1)  # [pairs, 2]
-        power = 1 << codes.flatten()[: shape.numel()].int()
+        # short numbers, since a step is large: up to 2^8
+        power = 1 << codes.flatten()[:count].short()
         o = power >> 1 if self.config.one_hot else power - 1
-        return o.to(dtype).mul_(self.config.gain).view(shape)
+        return o.to(self.dtype).mul_(self.config.gain).view(self.shape)
 
 
 # Matched conversion: theta and an output scale q so that q * o follows the ANN's relu(x).

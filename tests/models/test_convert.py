@@ -270,8 +270,8 @@ def test_balancing_stays_within_its_memory():
     net = models.build("resnet20", Spiking(NeuronConfig.vgg(3)), bn=False)
     images, size = torch.zeros(4000, 3, 32, 32), convert.balanced_bytes(100)
     assert convert.affordable(net, images[:512], size) == 512
-    # the stem's spikes take half a byte each
-    assert convert.affordable(net, images, size) == int(3e9 / (64 * 32 * 32 * 50))
+    # the stem's spikes take half a byte each, beside what a step computes
+    assert convert.affordable(net, images, size) == int(3e9 / (64 * 32 * 32 * (30 + 50)))
 
 
 @pytest.mark.parametrize("steps, count", [(1, 512), (20, 132)])
@@ -307,11 +307,25 @@ def test_spike_trains_are_packed_losslessly(levels, one_hot, count):
     outputs = [2.0**i if one_hot else 2.0 ** (i + 1) - 1 for i in range(levels)]
     values = torch.tensor([0.0, *outputs])
     o = values[torch.randint(len(values), (1, count))]
-    train = SpikeTrain(config)
-    train.append(o)
+    train = SpikeTrain(config, steps=1)
+    train[0] = o
     assert torch.equal(train[0], o)
-    packed, *_ = next(iter(train))
-    assert packed.numel() == -(-count // 2)  # bytes
+    assert train.room.numel() == -(-count // 2)  # bytes
+
+
+def test_a_spike_train_takes_the_room_of_another_where_it_fits():
+    steps, config = 2, NeuronConfig(levels=3)
+    read = SpikeTrain(config, steps)
+    for t in range(steps):
+        read[t] = torch.full((4,), 1.0)
+    narrow, wide = (SpikeTrain(config, steps, read.room) for _ in range(2))
+    for t in range(steps):
+        assert torch.equal(read[t], torch.full((4,), 1.0))
+        narrow[t] = torch.tensor([2.0, 0.0, 4.0])
+        wide[t] = torch.full((6,), 4.0)
+    assert narrow.room is read.room and wide.room is not read.room
+    assert torch.equal(narrow[0], torch.tensor([2.0, 0.0, 4.0]))
+    assert torch.equal(wide[1], torch.full((6,), 4.0))
 
 
 # ---- matched conversion
