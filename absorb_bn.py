@@ -19,7 +19,7 @@ from engine.errors import RunError, UseError, guard
 from engine.generators import seed_all
 from engine.loop import ComputeOptions
 from engine.settings import Settings, group
-from inputs.table import PUBLISHED, TABLE, DataOptions
+from inputs.table import PUBLISHED_DATA, TABLE, DataOptions
 from models import convert
 
 
@@ -49,10 +49,10 @@ def read_published(content, asked: FuseSettings):
     """(checkpoint, network) of a file of the published code, which says nothing of its network."""
     path, network = asked.network.pretrained_ann, asked.network
     entry = TABLE[asked.data.dataset]
-    if entry.name not in PUBLISHED:
+    if entry.name not in PUBLISHED_DATA:
         raise UseError(
             f"{path} is a file of the published code: --dataset must be "
-            f"{', '.join(PUBLISHED[:-1])} or {PUBLISHED[-1]}"
+            f"{', '.join(PUBLISHED_DATA[:-1])} or {PUBLISHED_DATA[-1]}"
         )
     # what a checkpoint of this project would say of its data
     about = {

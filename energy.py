@@ -21,7 +21,7 @@ from engine.log import write_json
 from engine.loop import ComputeOptions
 from engine.settings import Settings, group
 from inputs.loader import BatchOptions, make_loader
-from inputs.table import PUBLISHED, TABLE, DataOptions, load
+from inputs.table import PUBLISHED_DATA, TABLE, DataOptions, load
 
 # these kinds of checkpoint need the data of their own scripts
 MEASURED_BY = {
@@ -64,9 +64,9 @@ def shape_only(asked: EnergySettings):
     """Energy of --architecture as an ANN."""
     name, how = asked.network.architecture, asked.measure
     entry = TABLE[asked.data.dataset]
-    if entry.name not in PUBLISHED:
+    if entry.name not in PUBLISHED_DATA:
         raise UseError(
-            f"--architecture without a checkpoint needs --dataset {', '.join(PUBLISHED)}, "
+            f"--architecture without a checkpoint needs --dataset {', '.join(PUBLISHED_DATA)}, "
             f"got {entry.name}"
         )
     energy = of_ann(

@@ -89,7 +89,7 @@ def rules(asked: SnnSettings):
     return [
         *checks.cnn_rules(asked),
         checks.backend_rule(asked.compute, neuron, traced),
-        checks.price_rule(asked.price, asked.run.keep),
+        checks.price_rule(asked.price, asked.run.keep, asked.training.epochs),
         (
             ["num_channels", "hardware_opt"],
             neuron.multi_channel,
@@ -182,9 +182,9 @@ def set_thresholds(net, images, task: run.Task):
     """Set every threshold by the conversion that is asked for; returns what was done."""
     how, world = task.asked.conversion, task.world
     published = how.conversion == "published"
-    size = convert.matched_bytes(net.act.steps)
+    size = partial(convert.matched_bytes, net.act.steps)
     if published:
-        size = convert.balanced_bytes(how.balance_steps)
+        size = partial(convert.balanced_bytes, how.balance_steps)
     count = convert.affordable(net, images, size)
     if count < len(images):
         world.say(

@@ -67,12 +67,12 @@ def backend_rule(compute: ComputeOptions, neuron: NeuronOptions, reason):
     return (["neuron_backend"], not (traced and named), reason)
 
 
-def price_rule(price: PriceOptions, keep):
-    """--penalty_warm_up does nothing where spikes have no price; keep: of the run.
+def price_rule(price: PriceOptions, keep, epochs):
+    """--penalty_warm_up does nothing where spikes have no price; keep, epochs: of the run.
 
     Raises:
-        UseError: there are two prices, or the network that is kept may be one from before the
-            price or its target is due.
+        UseError: there are two prices, or the price or its target is due after the network that is
+            kept.
     """
     targets = (price.energy_target, price.rate_target)
     given = [value for value in (price.rate_penalty, *targets) if value]
@@ -87,6 +87,12 @@ def price_rule(price: PriceOptions, keep):
         raise UseError(
             "--penalty_warm_up needs --keep last: the best epoch may be one before the price has "
             "its weight"
+        )
+    warm_up = price.penalty_warm_up or 0
+    if warm_up > epochs:
+        raise UseError(
+            f"--penalty_warm_up {warm_up:g}: the training ends after {epochs:g} epochs, before the "
+            "price is due; give fewer"
         )
     reason = "give --rate_penalty, --energy_target or --rate_target"
     return (["penalty_warm_up"], price.on, reason)

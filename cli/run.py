@@ -36,7 +36,6 @@ from .resume import read_settings
 
 RANDOM = 64  # random images on which two networks are compared
 LARGE_RANDOM = 4  # the same, above IN_MEMORY pixels
-WORTH_TELLING = 0.02  # of an energy target, by which it was missed
 FEW = 32  # images that tell whether two networks are equal, or a layer is silent
 
 
@@ -292,19 +291,10 @@ def make_price(options: PriceOptions, net, epochs, task: Task):
     """The `Price` on the network's spikes, or None.
 
     Raises:
-        UseError: no spikes are few enough for the energy that is asked for, or the training ends
-            before the price has its full weight.
+        UseError: no spikes are few enough for the energy that is asked for.
     """
     if not options.on:
         return None
-
-    warm_up = options.penalty_warm_up or 0
-    # a run that goes on keeps to its settings
-    if warm_up > epochs and not task.saved:
-        raise UseError(
-            f"--penalty_warm_up {warm_up:g}: the training ends after {epochs:g} epochs, before the "
-            "price is due; give fewer"
-        )
 
     def bill():
         images, *_ = next(task.test.epoch(0))
@@ -367,19 +357,11 @@ def train(
         if task.saved:
             trainer.restore(task.saved)
         summary = trainer.fit(resumed=task.saved is not None)
-    if billed:
-        note_missed(billed, summary, world)
+    over = billed.missed() if billed else 0
+    if over:
+        world.say(
+            f"note: the energy of the last epoch's batches is {over:.1%} over the target of "
+            f"{billed.target:.4g} uJ; the price on spikes ended at {billed.weight.item():.3g}, and "
+            f"is {MOST:g} at most"
+        )
     return summary
-
-
-def note_missed(price: Price, summary, world: World):
-    """Tell where a training ends over the energy that it aimed at."""
-    measured = summary.get("energy_uj")
-    over = price.missed(measured)
-    if over < WORTH_TELLING:
-        return
-    where = "batches of the training" if measured is None else "test images"
-    world.say(
-        f"note: on {where} the energy is {over:.1%} over the target of {price.target:.4g} uJ; the "
-        f"price on spikes ended at {price.weight.item():.3g}, the most that it becomes is {MOST:g}"
-    )

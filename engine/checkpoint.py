@@ -453,7 +453,9 @@ def load_named(net, checkpoint, path, new_head=None):
     Their neurons' theta and leak are settings and not weights: the file may have them or not, as
     M-LIF stores them and SpikingJelly's LIF does not.
 
-    Arguments and errors are those of `load_into`.
+    checkpoint: what `load(path)` returned. new_head: see `load_into`.
+    Raises:
+        UseError: its weights do not fit.
     """
     settings = ("theta", "leak")
     if checkpoint["format"] != PUBLISHED:

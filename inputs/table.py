@@ -96,7 +96,7 @@ DIGITS = DataSet(
 )
 FOLDER = DataSet("FOLDER", "FOLDER", read_image_folder, looks_in="dataset_dir")
 # those of the published tables, whose shape is known without reading them
-PUBLISHED = (CIFAR10.name, CIFAR100.name, IMAGENET.name)
+PUBLISHED_DATA = (CIFAR10.name, CIFAR100.name, IMAGENET.name)
 
 # a new data set is an entry here, and a reader if its files are of a new kind
 TABLE = {entry.name: entry for entry in (CIFAR10, CIFAR100, IMAGENET, DIGITS, FOLDER)}

@@ -145,31 +145,31 @@ def to_spiking(net, act, keep_norm=False):
 def affordable(net, images, bytes_per_neuron):
     """How many of `images` can be converted within MEMORY bytes.
 
-    bytes_per_neuron: for an image, see `balanced_bytes` and `matched_bytes`.
+    bytes_per_neuron: function of a stage's number of layers, see `balanced_bytes` and
+        `matched_bytes`.
     """
-    largest = 0  # neurons whose values are held at a time
+    most = 0  # bytes of a stage for an image
     x = net.act.encode(images[:1])
     with evaluating(net):
         for stage in net.stages:
             x = stage(x)
-            # a block holds what it reads beside what its layers fire
             layers = len(stage.firings()) if hasattr(stage, "firings") else 1
-            largest = max(largest, layers * x[0].numel())
+            most = max(most, x[0].numel() * bytes_per_neuron(layers))
 
-    count = int(MEMORY / (largest * bytes_per_neuron))
+    count = int(MEMORY / most)
     return max(1, min(len(images), count))
 
 
-def balanced_bytes(steps):
+def balanced_bytes(steps, layers):
     """What a neuron takes for an image in `balance_thresholds`.
 
-    A spike takes half a byte, and takes the place of the layer's input; what a step computes took
-    30 more where it was measured.
+    Every layer of a block has its spikes, half a byte each; the last ones take the place of the
+    block's input. The tensors of a step take 30 more (measured: ResNet20's stem, 512 images).
     """
-    return 30 + steps / 2
+    return 30 + layers * steps / 2
 
 
-def matched_bytes(steps):
+def matched_bytes(steps, layers):
     """What a neuron takes for an image in `match_activations`, which runs T steps at once.
 
     Currents, outputs and the search of a percentile: measured 60 at T = 1, 100 at T = 4.

@@ -63,9 +63,9 @@ def binary(x, highest):
 
 
 def geometry(module, highest):
-    """Line of a module of sums for `print(net)`; bits: of the largest sum and its sign.
+    """Line of a module of sums for `print(net)`; bits: of its largest sum, and the sign.
 
-    highest: the largest integer of its input.
+    A bias, a shortcut and a potential are not in it. highest: the largest integer of its input.
     """
     outputs, inputs, *size = module.weight.shape
     bits = int(_reach(module.weight, highest).max()).bit_length() + 1
@@ -149,6 +149,9 @@ class PoolSum(nn.Module):
     def forward(self, x):
         squares = x.unfold(2, self.size, self.size).unfold(3, self.size, self.size)
         return squares.sum((-2, -1), dtype=torch.int32)
+
+    def extra_repr(self):
+        return f"{self.size}x{self.size}"
 
 
 class Flatten(nn.Module):
@@ -525,8 +528,9 @@ def _head(layer, signal, steps):
 def seen(net, image):
     """Yield (name, stage, the `Signal` that it gets), the head last; image: that of the pixels."""
     signal = image
-    for name, stage in net.stages.named_children():
-        yield f"stages.{name}", stage, signal
+    # a pooling may stand at several places
+    for index, stage in enumerate(net.stages):
+        yield f"stages.{index}", stage, signal
         if isinstance(stage, (Layer, Residual)):
             signal = Signal.spikes(net.act.neuron)
         elif isinstance(stage, nn.AvgPool2d):

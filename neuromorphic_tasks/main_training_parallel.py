@@ -57,7 +57,7 @@ def rules(asked: VGGSNNSettings):
     inner = asked.neuron.levels > 1
     return [
         events.lanes_rule(asked),
-        checks.price_rule(asked.price, asked.run.keep),
+        checks.price_rule(asked.price, asked.run.keep, asked.training.epochs),
         checks.backend_rule(asked.compute, asked.neuron, "--compile traces the neuron"),
         (["surrogate_edge"], inner, "only neurons of several lanes have inner boundaries"),
         (["means", "lamb"], asked.loss.TET, "it belongs to the TET loss"),

@@ -95,7 +95,9 @@ def rules(asked: TransformerSettings):
         (["momentum"], takes(timm, "momentum"), f"--opt {timm.opt} has none"),
         checks.backend_rule(asked.compute, asked.neuron, "--compile traces the neuron"),
         checks.head_rule(asked, asked.experiment.initial_checkpoint),
-        checks.price_rule(asked.price, asked.run.keep),
+        checks.price_rule(
+            asked.price, asked.run.keep, asked.training.epochs + asked.schedule.cooldown
+        ),
         (["means", "lamb"], asked.loss.TET, "give --TET"),
         (["cooldown_epochs"], sched != "step", "--sched step has no cool-down"),
         (["min_lr"], sched != "step", "--sched step has no lowest rate"),

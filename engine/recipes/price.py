@@ -84,6 +84,8 @@ class Price:
         self.weight = self.full_weight  # of the last batch
         self.energy = torch.zeros((), device=world.device)  # of the last batch
         self.first = None  # energy of the first batch
+        self.epoch = None  # the one that is trained
+        self.sums = torch.zeros(2, device=world.device)  # of its energies, and how many they are
 
     def __call__(self, epoch, part=1.0):
         """0-dim, differentiable, of the forward that has just run.
@@ -93,6 +95,10 @@ class Price:
         share = self.additions()
         mean = self.world.sum(share.detach() * part)
         self.energy = self.fixed + self.full * mean
+        if self.epoch != int(epoch):
+            self.epoch = int(epoch)
+            self.sums = torch.zeros_like(self.sums)
+        self.sums += torch.stack([self.energy, torch.ones_like(self.energy)])
         risen = min(1, (epoch - 1) / self.warm) if self.warm else 1
         if not self.target:
             self.weight = self.full_weight * risen
@@ -106,15 +112,15 @@ class Price:
         self.weight = MOST * (excess / BAND).clamp(0, 1)
         return self.weight * share
 
-    def missed(self, energy_uj=None):
-        """By what share the energy ends over the target, 0 where it does not or there is none.
-
-        energy_uj: as it was measured, uJ; None: that of the last batch.
+    def missed(self):
+        """By what share the last epoch's mean energy is over the target by more than `BAND`, else
+        0.
         """
-        if not self.target:
+        total, count = self.sums.tolist()
+        if not self.target or not count:
             return 0
-        reached = self.energy.item() if energy_uj is None else energy_uj
-        return max(0, reached / self.target - 1)
+        over = total / count / self.target - 1
+        return over if over > BAND else 0
 
     def figures(self):
         """{name: number} for the log."""
@@ -129,6 +135,8 @@ class Price:
             # of the last batch, for the log
             "weight": self.weight.item(),
             "energy": self.energy.item(),
+            "epoch": self.epoch,
+            "sums": self.sums.tolist(),
         }
 
     def load_state_dict(self, state):
@@ -139,6 +147,8 @@ class Price:
         if "fixed" in state:
             self.fixed, self.full = float(state["fixed"]), float(state["full"])
             self.target = self.options.target(self.fixed, self.full)
-        for name in ("weight", "energy"):
+        self.epoch = state.get("epoch")
+        for name in ("weight", "energy", "sums"):
             if name in state:
-                setattr(self, name, torch.tensor(float(state[name]), device=self.world.device))
+                value = torch.tensor(state[name], dtype=torch.float32)
+                setattr(self, name, self.world.send(value))

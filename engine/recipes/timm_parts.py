@@ -72,6 +72,12 @@ class ScheduleOptions:
         spellings=("--dr",),
     )
 
+    @property
+    def cooldown(self):
+        """Epochs that come after those of --epochs."""
+        # --sched step goes on dropping, the others end at the lowest rate
+        return 0 if self.sched == "step" else self.cooldown_epochs
+
 
 @dataclass(frozen=True)
 class MixingOptions:
@@ -190,9 +196,7 @@ class TimmRecipe(Recipe):
         num_classes,
         net,
     ):
-        # --sched step goes on dropping, the others end at the lowest rate
-        cooldown = 0 if schedule.sched == "step" else schedule.cooldown_epochs
-        super().__init__(training.epochs + cooldown)
+        super().__init__(training.epochs + schedule.cooldown)
         self.timm = timm
         self.tet = loss
         # made now, since timm checks values in the making

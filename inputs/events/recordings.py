@@ -62,7 +62,8 @@ class EventData:
 
 
 class EventLoader(Loader):
-    """Iterates (frames float32 [b, Q_F, 2, 48, 48] on the device, labels, n); see `Loader`.
+    """Its `epoch` yields (frames float32 [b, Q_F, 2, 48, 48] on the device, labels, n), see
+    `Loader`.
 
     A recording is coded when it is first asked for; after that its codes come from memory (the
     host's). Augmentation: flip and roll, the same for all frames of a recording.

@@ -28,7 +28,7 @@ from experiments.stage import (
 from tests.experiments.asked import chain_of
 from tests.helpers import ROOT
 
-RECORDED = sorted((ROOT / "results").glob("rows/*.json"))
+RECORDED = sorted((ROOT / "results").glob("rows*/*.json"))
 
 
 # ---- words ----

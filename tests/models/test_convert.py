@@ -1,5 +1,7 @@
 """From an ANN to an SNN: fused batch norm, balanced thresholds, matched conversion and its fold."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -268,17 +270,23 @@ def test_balancing_refuses(name, arguments, which, words):
 
 def test_balancing_stays_within_its_memory():
     net = models.build("resnet20", Spiking(NeuronConfig.vgg(3)), bn=False)
-    images, size = torch.zeros(4000, 3, 32, 32), convert.balanced_bytes(100)
+    images, size = torch.zeros(4000, 3, 32, 32), partial(convert.balanced_bytes, 100)
     assert convert.affordable(net, images[:512], size) == 512
     # the stem's spikes take half a byte each, beside what a step computes
     assert convert.affordable(net, images, size) == int(3e9 / (64 * 32 * 32 * (30 + 50)))
+    # a block holds those of two layers
+    net.stages = net.stages[4:]
+    images = torch.zeros(1).expand(4000, 64, 16, 16)
+    assert convert.affordable(net, images, size) == int(3e9 / (64 * 16 * 16 * (30 + 100)))
 
 
 @pytest.mark.parametrize("steps, count", [(1, 512), (20, 132)])
 def test_the_matched_conversion_takes_as_many_images_as_its_memory_allows(steps, count):
     """It holds all steps of a layer in float32."""
     net = models.build("resnet20", Spiking(NeuronConfig.vgg(3)), bn=False)
-    found = convert.affordable(net, torch.zeros(512, 3, 32, 32), convert.matched_bytes(steps))
+    found = convert.affordable(
+        net, torch.zeros(512, 3, 32, 32), partial(convert.matched_bytes, steps)
+    )
     assert found == count
 
 

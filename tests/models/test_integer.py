@@ -9,6 +9,7 @@ import models
 from analysis.agreement import outputs
 from models import NeuronConfig, Spiking, integer
 from models.layers import Layer, Network, Synapse
+from models.rounded import Rounded
 from tests.models import golden
 
 NAMES = tuple(golden.CNNS)
@@ -238,7 +239,28 @@ def test_additions_and_convolutions_agree_bit_for_bit(name, steps):
     assert sum(ours.count_nonzero() for ours in spikes[-2:]) > 0
 
 
+def test_a_pooling_may_stand_at_two_places():
+    """A module that is shared is met at each of them."""
+    pool = nn.AvgPool2d(2)
+
+    def built(*pools):
+        torch.manual_seed(0)
+        act = Spiking(NeuronConfig.vgg(3))
+        first = Layer(Synapse(nn.Conv2d(3, 4, 3, padding=1)), act.layer(first=True))
+        second = Layer(Synapse(nn.Conv2d(4, 4, 3, padding=1)), act.layer())
+        stages = [first, pools[0], second, pools[1], nn.Flatten()]
+        return Network(act, stages, nn.Linear(16, 5, bias=False)).eval()
+
+    images = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
+    shared, apart = built(pool, pool), built(nn.AvgPool2d(2), nn.AvgPool2d(2))
+    found, wanted = (integer.to_integer(net, MEAN, STD)(images) for net in (shared, apart))
+    assert torch.equal(found, wanted)
+    found, wanted = (Rounded(net, MEAN, STD).values().values() for net in (shared, apart))
+    assert all(map(torch.equal, found, wanted))
+
+
 def test_sums_tell_their_geometry():
+    assert repr(integer.PoolSum(2)) == "PoolSum(2x2)"
     weight = torch.full((4, 2, 1, 1), -3, dtype=torch.int8)
     layer = integer.Sum(weight, nn.Conv2d(2, 4, 1, stride=2), highest=7)
     # the largest is -42: six bits and a sign

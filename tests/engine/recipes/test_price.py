@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import snn_ddp
-from cli import checks, run
+from cli import checks
 from engine.dist import World
 from engine.errors import UseError
 from engine.log import read_lines
@@ -153,35 +153,49 @@ def test_an_energy_that_the_first_layer_alone_exceeds_is_refused(here):
         snn_ddp.main(f"{LINE} --epochs 1 --keep last --energy_target 0.001".split())
 
 
-def test_a_price_that_is_due_after_the_training_is_refused(here):
-    argv = f"{LINE} --epochs 1 --keep last --rate_target 0.2 --penalty_warm_up 2".split()
+def test_a_price_that_is_due_after_the_training_is_refused():
+    asked = PriceOptions(rate_target=0.2, penalty_warm_up=2.0)
     with pytest.raises(UseError, match="ends after 1 epochs, before the price is due"):
-        snn_ddp.main(argv)
+        checks.price_rule(asked, "last", 1)
+    assert checks.price_rule(asked, "last", 2)[1]
 
 
 def test_a_price_that_rises_keeps_the_last_network():
     asked = PriceOptions(rate_penalty=0.1, penalty_warm_up=2.0)
     with pytest.raises(UseError, match="before the price has"):
-        checks.price_rule(asked, "best")
-    assert checks.price_rule(asked, "last")[1]
+        checks.price_rule(asked, "best", 2)
+    assert checks.price_rule(asked, "last", 2)[1]
 
 
-@pytest.mark.parametrize("measured", [None, 5.0])
-def test_a_target_that_is_missed_is_told(measured, capsys):
+def test_a_target_is_missed_by_the_mean_of_the_last_epoch():
     made = price(0.25, energy_target=2.0)  # 3.5 uJ
-    made(1)
-    summary = {} if measured is None else {"energy_uj": measured}
-    run.note_missed(made, summary, World())
-    over = "150.0%" if measured else "75.0%"
-    assert f"{over} over the target of 2 uJ" in capsys.readouterr().out
+    assert made.missed() == 0
+    made(4.0)
+    made.additions = lambda: torch.tensor(0.15)  # 2.5 uJ
+    made(4.5)
+    assert made.missed() == pytest.approx(0.5)
+    resumed = price(0.15, energy_target=2.0)
+    resumed.load_state_dict(made.state_dict())
+    assert resumed.missed() == pytest.approx(0.5)
+    # another epoch
+    resumed(5.0)
+    assert resumed.missed() == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("options", [{"rate_penalty": 0.1}, {"energy_target": 3.45}])
-def test_nothing_is_told_of_a_target_that_is_met(options, capsys):
+def test_a_target_is_met_within_the_band(options):
     made = price(0.25, **options)
     made(1)
-    run.note_missed(made, {}, World())
-    assert not capsys.readouterr().out
+    assert made.missed() == 0
+
+
+def test_a_training_that_misses_its_target_says_so(here, capsys):
+    argv = f"{LINE} --epochs 1 --limit_train_batches 2 --limit_eval_batches 1 --keep last"
+    summary = snn_ddp.main([*argv.split(), "--rate_target", "0.001", "--penalty_warm_up", "0"])
+    words = "note: the energy of the last epoch's batches is "
+    assert words in capsys.readouterr().out
+    snn_ddp.main(["--resume", summary["run"], "--device", "cpu"])
+    assert words in capsys.readouterr().out
 
 
 def test_the_loss_of_the_log_is_without_the_price(here):
