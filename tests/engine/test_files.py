@@ -11,7 +11,7 @@ import torch
 
 from engine import checkpoint, log
 from engine.errors import RunError, UseError
-from engine.files import locked, write_atomic, write_text
+from engine.files import locked, write_atomic, write_proved, write_text
 
 
 @pytest.fixture
@@ -64,6 +64,19 @@ def test_a_failed_write_leaves_the_old_file(old, error, raised):
         write_atomic(old, half(error))
     assert old.read_bytes() == b"what was there"
     assert list(old.parent.iterdir()) == [old]
+
+
+def test_what_is_read_back_otherwise_is_not_kept(old):
+    before = old.read_bytes()
+
+    def write(temporary):
+        temporary.write_bytes(b"new")
+
+    with pytest.raises(RunError, match="read back otherwise"):
+        write_proved(old, write, lambda temporary: temporary.read_bytes() == b"other")
+    assert old.read_bytes() == before
+    write_proved(old, write, lambda temporary: temporary.read_bytes() == b"new")
+    assert old.read_bytes() == b"new"
 
 
 def test_a_failed_write_says_what_to_do(old):
