@@ -72,6 +72,7 @@ def calibration_batches(task: run.Task):
     """
     asked, world = task.asked, task.world
     loader = task.loaders[0]
+    # rank 0 alone asks for them, and its own loader has a share of each batch
     if world.size > 1 and world.main:
         alone = World(device=world.device)
         loader, *_ = make_loaders(task.data, asked.batches, asked.compute.seed, alone)

@@ -182,10 +182,10 @@ def set_thresholds(net, images, task: run.Task):
     """Set every threshold by the conversion that is asked for; returns what was done."""
     how, world = task.asked.conversion, task.world
     published = how.conversion == "published"
-    size = partial(convert.matched_bytes, net.act.steps)
+    size = convert.matched_bytes(net.act.steps)
     if published:
-        size = partial(convert.balanced_bytes, how.balance_steps)
-    count = convert.affordable(net, images, size)
+        size = convert.balanced_bytes(how.balance_steps)
+    count = convert.affordable(net, images, *size)
     if count < len(images):
         world.say(
             f"conversion uses {count} of {len(images)} images, "

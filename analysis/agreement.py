@@ -14,7 +14,7 @@ class Agreement:
     predictions: on which both networks name the same class. spikes: {layer: of the outputs of its
     neurons, at every step, that are equal, silence included}. accuracy, other_accuracy: of the
     spiking network and of the other one; None where there are no labels. difference: the largest
-    between their readouts.
+    distance between their readouts.
     """
 
     images: int

@@ -142,11 +142,11 @@ def to_spiking(net, act, keep_norm=False):
 
 
 @torch.no_grad()
-def affordable(net, images, bytes_per_neuron):
+def affordable(net, images, once, each):
     """How many of `images` can be converted within MEMORY bytes.
 
-    bytes_per_neuron: function of a stage's number of layers, see `balanced_bytes` and
-        `matched_bytes`.
+    once, each: bytes of a neuron for an image, whatever its stage is, and more for each layer of
+        the stage: see `balanced_bytes` and `matched_bytes`.
     """
     most = 0  # bytes of a stage for an image
     x = net.act.encode(images[:1])
@@ -154,27 +154,27 @@ def affordable(net, images, bytes_per_neuron):
         for stage in net.stages:
             x = stage(x)
             layers = len(stage.firings()) if hasattr(stage, "firings") else 1
-            most = max(most, x[0].numel() * bytes_per_neuron(layers))
+            most = max(most, x[0].numel() * (once + layers * each))
 
     count = int(MEMORY / most)
     return max(1, min(len(images), count))
 
 
-def balanced_bytes(steps, layers):
-    """What a neuron takes for an image in `balance_thresholds`.
+def balanced_bytes(steps):
+    """(once, each) of `affordable` for `balance_thresholds`.
 
     Every layer of a block has its spikes, half a byte each; the last ones take the place of the
-    block's input. The tensors of a step take 30 more (measured: ResNet20's stem, 512 images).
+    block's input. The tensors of a step take 30 (measured: ResNet20's stem, 512 images).
     """
-    return 30 + layers * steps / 2
+    return 30, steps / 2
 
 
-def matched_bytes(steps, layers):
-    """What a neuron takes for an image in `match_activations`, which runs T steps at once.
+def matched_bytes(steps):
+    """(once, each) of `affordable` for `match_activations`, which runs T steps of a layer at once.
 
     Currents, outputs and the search of a percentile: measured 60 at T = 1, 100 at T = 4.
     """
-    return 45 + 15 * steps
+    return 45 + 15 * steps, 0
 
 
 @torch.no_grad()

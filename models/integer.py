@@ -576,7 +576,7 @@ def to_integer(net, mean, std):
     check(net)
     exact = {"dtype": torch.float64, "device": net.head.weight.device}
     mean, std = (torch.tensor(values, **exact) for values in (mean, std))
-    *parts, (_, head, readout) = seen(net, Signal(WHITE))
+    *parts, (_, head, into_head) = seen(net, Signal(WHITE))
     stages = []
     for name, stage, signal in parts:
         if not stages:
@@ -590,5 +590,5 @@ def to_integer(net, mean, std):
         else:
             stages.append(Flatten())
     steps = net.act.steps
-    head, scale = _head(head, readout, steps)
+    head, scale = _head(head, into_head, steps)
     return IntegerNetwork(stages, head, steps, scale)

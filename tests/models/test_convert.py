@@ -1,6 +1,7 @@
 """From an ANN to an SNN: fused batch norm, balanced thresholds, matched conversion and its fold."""
 
-from functools import partial
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from models.convert import SpikeTrain
 from models.layers import norms
 from models.neuron.backends.dispatch import mlif
 from models.statistics import percentile
+from tests.helpers import ROOT
 from tests.models import golden
 from tests.models.golden import close, tensor
 
@@ -270,24 +272,44 @@ def test_balancing_refuses(name, arguments, which, words):
 
 def test_balancing_stays_within_its_memory():
     net = models.build("resnet20", Spiking(NeuronConfig.vgg(3)), bn=False)
-    images, size = torch.zeros(4000, 3, 32, 32), partial(convert.balanced_bytes, 100)
-    assert convert.affordable(net, images[:512], size) == 512
+    images, size = torch.zeros(4000, 3, 32, 32), convert.balanced_bytes(100)
+    assert convert.affordable(net, images[:512], *size) == 512
     # the stem's spikes take half a byte each, beside what a step computes
-    assert convert.affordable(net, images, size) == int(3e9 / (64 * 32 * 32 * (30 + 50)))
+    assert convert.affordable(net, images, *size) == int(3e9 / (64 * 32 * 32 * (30 + 50)))
     # a block holds those of two layers
     net.stages = net.stages[4:]
     images = torch.zeros(1).expand(4000, 64, 16, 16)
-    assert convert.affordable(net, images, size) == int(3e9 / (64 * 16 * 16 * (30 + 100)))
+    assert convert.affordable(net, images, *size) == int(3e9 / (64 * 16 * 16 * (30 + 100)))
+
+
+# Run by a Python of its own, whose memory is that of the conversion; prints GB.
+STEM = """
+import resource, torch, models
+from engine.machine import keep_memory
+from models import NeuronConfig, Spiking, convert
+
+keep_memory()  # as the training scripts do
+net = models.build("resnet20", Spiking(NeuronConfig.vgg(3)), bn=False)
+images = torch.randn(512, 3, 32, 32)
+assert convert.affordable(net, images, *convert.balanced_bytes(100)) == 512
+convert.balance_thresholds(net.eval(), images, steps=100, which="stem")
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6)
+"""
+
+
+@pytest.mark.long
+def test_balancing_at_full_width_takes_less_than_4_gb():
+    command = [sys.executable, "-c", STEM]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert float(done.stdout) < 4
 
 
 @pytest.mark.parametrize("steps, count", [(1, 512), (20, 132)])
 def test_the_matched_conversion_takes_as_many_images_as_its_memory_allows(steps, count):
     """It holds all steps of a layer in float32."""
     net = models.build("resnet20", Spiking(NeuronConfig.vgg(3)), bn=False)
-    found = convert.affordable(
-        net, torch.zeros(512, 3, 32, 32), partial(convert.matched_bytes, steps)
-    )
-    assert found == count
+    size = convert.matched_bytes(steps)
+    assert convert.affordable(net, torch.zeros(512, 3, 32, 32), *size) == count
 
 
 @pytest.mark.parametrize("conversion", ["balance_thresholds", "match_activations"])
